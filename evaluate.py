@@ -1,0 +1,117 @@
+"""Scores a classifier on the test split of a data set."""
+
+import os
+
+# TensorFlow's notes on how it was built would be the first lines that a user sees.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import contextlib
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+import models
+from stkd_keras import FrozenTeacher, command, data, experiment
+from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.run_directory import read_json
+
+DESCRIPTION = """
+python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
+
+Prints accuracy, negative log-likelihood and expected calibration error (15 equal-width bins) on
+the test split and, beside a teacher, how often the two agree and the KL divergence between them.
+"""
+
+MODEL = flags.DEFINE_string(
+    "model", None, "a run's directory, a .keras file, or a model of the zoo with --weights"
+)
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "weights of a model of the zoo: .weights.h5, .safetensors, .pth, .pt, .th"
+)
+NORMALIZATION = flags.DEFINE_string(
+    "normalization",
+    None,
+    "how the pixels of --weights were normalised: dataset (the default), imagenet, cifar10, "
+    "cifar100, none, or six numbers (means, then standard deviations, in units of [0, 1])",
+)
+TEACHER = flags.DEFINE_string(
+    "teacher", None, "a .keras file, or a model of the zoo with --teacher_weights, to compare with"
+)
+TEACHER_WEIGHTS = flags.DEFINE_string("teacher_weights", None, "as --weights, of the teacher")
+TEACHER_NORMALIZATION = flags.DEFINE_string(
+    "teacher_normalization", None, "as --normalization, of the teacher"
+)
+DATASET = flags.DEFINE_string(
+    "dataset", None, f"data set: {', '.join(data.NAMES)} (default: the run's, or digits)"
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "where TFDS keeps its data (default: TFDS's own folder)"
+)
+JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
+
+
+def main() -> None:
+    """Runs the command."""
+    if MODEL.value is None:
+        raise InputError("--model is missing: a run's directory, a .keras file or a zoo's name")
+    source, recorded = MODEL.value, {}
+    if pathlib.Path(source).is_dir():
+        source, recorded = student_of_run(pathlib.Path(source))
+    models.check_source(source, weights=WEIGHTS.value)
+    needs_weights("--model", source, WEIGHTS.value)
+    name = DATASET.value or recorded.get("dataset", "digits")
+    if name not in data.NAMES:
+        raise unknown_name("data set", name, data.NAMES)
+    dataset = data.load(name, DATA_DIR.value)
+    student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
+    teacher = load_teacher(recorded.get("teacher", {}), dataset)
+    # Keras's progress bar goes to standard output, where --json promises JSON and nothing else.
+    with contextlib.redirect_stdout(sys.stderr):
+        metrics = experiment.evaluate(student, teacher, dataset, {})
+    print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
+
+
+def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
+    """The student's file of a run's directory, and what the run says of data set and teacher."""
+    student, config = folder / "student.keras", folder / "config.json"
+    if not student.is_file() or not config.is_file():
+        raise InputError(
+            f"--model={folder} isn't the directory of a complete run: it has no "
+            f"{student.name if config.is_file() else config.name}"
+        )
+    content = read_json(config)
+    return str(student), {
+        "dataset": content["settings"]["dataset"],
+        "teacher": content.get("teacher") or {},
+    }
+
+
+def load_teacher(recorded: dict, dataset: data.Dataset) -> FrozenTeacher | None:
+    """The teacher of the flags, or else of the run; None where there is none."""
+    if TEACHER.value is not None:
+        needs_weights("--teacher", TEACHER.value, TEACHER_WEIGHTS.value)
+        recorded = {
+            "source": TEACHER.value,
+            "weights": TEACHER_WEIGHTS.value,
+            "normalization": TEACHER_NORMALIZATION.value,
+        }
+    if not recorded:
+        return None
+    file = pathlib.Path(recorded["weights"] or recorded["source"])
+    if TEACHER.value is None and not file.is_file():
+        print(f"the run's teacher {file} isn't there any more; going on without", file=sys.stderr)
+        return None
+    return FrozenTeacher(models.load_for(dataset, **recorded))
+
+
+def needs_weights(flag: str, source: str, weights: str | None) -> None:
+    """Refuses a model of the zoo without weights: its answers would be noise."""
+    if weights is None and not source.endswith(".keras"):
+        option = "--weights" if flag == "--model" else f"{flag}_weights"
+        raise InputError(f"{flag}={source} has no weights yet; add {option}=FILE")
+
+
+if __name__ == "__main__":
+    command.run(main, DESCRIPTION)

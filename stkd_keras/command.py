@@ -1,0 +1,67 @@
+"""What train.py and evaluate.py share: flags, help, and errors in one line."""
+
+import functools
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+
+from absl import app, flags
+
+from stkd_keras.errors import InputError
+
+
+def run(main: Callable[[], None], description: str) -> None:
+    """Parses the flags and runs a command, then ends the process.
+
+    A wrong flag, an InputError and an error of the operating system end with one line and exit
+    status 2. `--help` shows the command's own flags and nothing of absl's.
+
+    Args:
+        main: the command.
+        description: what `--help` says before the flags.
+    """
+    app.run(
+        lambda _: _guarded(main),
+        flags_parser=functools.partial(_parse, description=description),
+    )
+
+
+def _parse(argv: list[str], description: str) -> list[str]:
+    if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv[1:]):
+        print(_help(description))
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
+    except (flags.Error, InputError) as error:
+        _fail(error)
+    return rest
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except (InputError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: Exception) -> None:
+    line = " ".join(str(error).split())
+    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _help(description: str) -> str:
+    parts = [textwrap.dedent(description).strip(), "\nFlags:"]
+    for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
+        shown = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        text = textwrap.fill(
+            f"{flag.help}{shown}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+        parts.append(f"  --{flag.name}\n{text}")
+    return "\n".join(parts)

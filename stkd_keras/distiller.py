@@ -1,0 +1,502 @@
+"""The model that is trained: a student that learns from a teacher on virtual samples."""
+
+import contextlib
+import math
+
+import keras
+import tensorflow as tf
+
+from stkd_keras.callbacks import SaveTheStudent
+from stkd_keras.distribution import (
+    average_batch_statistics,
+    check_first_batch,
+    refuse_what_keras_cannot_do,
+)
+from stkd_keras.errors import InputError
+from stkd_keras.losses import SoftTargetLoss
+from stkd_keras.metrics import on_rows
+from stkd_keras.mixing import Mixup
+from stkd_keras.outputs import (
+    input_shape,
+    logits_of_probabilities,
+    num_classes,
+    resolve_outputs,
+)
+from stkd_keras.randomness import MIXING, step_seed
+from stkd_keras.teacher import FrozenTeacher
+
+DEFAULT_MIXING = Mixup(alpha=1.0)
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class SimilarityTransferDistiller(keras.Model):
+    """Trains a student to reproduce a teacher's answers on mixtures of images.
+
+    Similarity Transfer for Knowledge Distillation (arXiv 2103.10047). In each step the batch is
+    mixed into virtual samples xm with mixed labels ym, the frozen teacher answers them, and the
+    student is trained on
+
+        label_weight * CE(ym, softmax(s(xm)))
+        + soft_weight * T^2 * KL(softmax(t(xm) / T) || softmax(s(xm) / T))
+        + the student's own regularisation losses
+
+    with s and t the logits of student and teacher. `mixing=None` makes it Hinton's knowledge
+    distillation (arXiv 1503.02531), `soft_weight=0` mixup training (arXiv 1710.09412), both
+    together plain cross-entropy.
+
+    `fit` logs `loss`, `soft_loss`, `label_loss` (both without their weights),
+    `teacher_agreement` (the share of virtual samples on which student and teacher name the same
+    class) and the compiled metrics; `val_*` are the student's alone, on clean images, and never
+    run the teacher: `val_loss` is the cross-entropy plus regularisation.
+
+    Args:
+        student: a keras.Model that takes one tensor (B, ...) and gives (B, C).
+        teacher: a keras.Model, a `FrozenTeacher`, or a list of them; None where `soft_weight`
+            is 0.
+        mixing: a `Mixup`, or a callable with its signature; None for no mixing.
+        mixing_steps: integer, steps after which mixing stops; None for never.
+        temperature: positive float, T.
+        soft_weight: float, at least 0.
+        label_weight: float, at least 0.
+        data_seed: integer; the mixtures are a pure function of (data_seed, step, replica).
+        student_outputs: "logits", "probabilities", or "auto" to see from the last layer.
+
+    Raises:
+        InputError: where the two don't fit together or an argument is outside its range.
+
+    Example:
+
+    ```python
+    distiller = stkd_keras.SimilarityTransferDistiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+    distiller.fit(train_ds, validation_data=val_ds, epochs=10)
+    distiller.student.save("student.keras")
+    ```
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher=None,
+        mixing=DEFAULT_MIXING,
+        mixing_steps: int | None = None,
+        temperature: float = 4.0,
+        soft_weight: float = 0.9,
+        label_weight: float = 0.1,
+        data_seed: int = 0,
+        student_outputs: str = "auto",
+        name: str | None = None,
+    ):
+        _check_student(student)
+        _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
+        if teacher is None and soft_weight > 0:
+            raise InputError(
+                f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
+                "soft_weight=0 to train without one"
+            )
+        # Pixels must reach the student as they are: its own policy decides where they are cast.
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        self.student = student
+        if teacher is not None and not isinstance(teacher, FrozenTeacher):
+            teacher = FrozenTeacher(teacher)
+        self.teacher = teacher
+        self.mixing = mixing
+        self.mixing_steps = mixing_steps
+        self.soft_weight = float(soft_weight)
+        self.label_weight = float(label_weight)
+        self.data_seed = int(data_seed)
+        self.student_outputs = student_outputs
+        self.supports_jit = teacher is None or teacher.supports_jit
+
+        self.soft_loss = SoftTargetLoss(float(temperature))
+        self.label_loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, dtype="float32", name="label_loss"
+        )
+        names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if teacher else [])
+        self._trackers = {n: keras.metrics.Mean(name=n) for n in names}
+        self._hides_training_metrics = False
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+        shape = input_shape(student) or (teacher and teacher.input_shape)
+        if shape is not None:
+            self.build((None, *shape))
+
+    @property
+    def temperature(self) -> float:
+        """T of the soft loss."""
+        return self.soft_loss.temperature
+
+    def build(self, input_shape):
+        """Builds the student for inputs of a shape, and sees whether all fits together."""
+        if not self.student.built:
+            self.student.build(input_shape)
+        self.num_classes = num_classes(self.student, "student")
+        self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
+        if self.teacher is not None:
+            self._check_teacher()
+        self.built = True
+
+    def call(self, x, training=None):
+        """Returns the student's outputs, (B, C)."""
+        return self.student(x, training=training)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+    ):
+        """Configures training, as `keras.Model.compile`, without a loss.
+
+        Args:
+            optimizer: as in Keras.
+            loss: None. The losses follow from the method and from the student's outputs.
+            metrics: as in Keras. Labels are rows to them; sparse metrics receive the index of
+                the heaviest class.
+            weighted_metrics: likewise.
+            run_eagerly: as in Keras.
+            steps_per_execution: as in Keras.
+            jit_compile: as in Keras.
+            auto_scale_loss: as in Keras.
+
+        Raises:
+            InputError: where a loss is given, or where the optimizer uses what Keras can't do
+                on several replicas.
+        """
+        if loss is not None:
+            raise InputError(
+                f"compile received loss={loss!r}, but the losses follow from the method: the soft "
+                "loss and the cross-entropy with the mixed labels; leave loss out, and set "
+                "soft_weight and label_weight"
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        refuse_what_keras_cannot_do(optimizer, self.distribute_strategy)
+        super().compile(
+            optimizer=optimizer,
+            metrics=on_rows(metrics),
+            weighted_metrics=on_rows(weighted_metrics),
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self._auto_scale_loss = auto_scale_loss
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        **kwargs,
+    ):
+        """Trains, as `keras.Model.fit`.
+
+        Labels are integers of shape (B,) or (B, 1), or rows (B, C). A ModelCheckpoint among the
+        callbacks writes the student alone.
+
+        Raises:
+            InputError: where the data are empty, or don't fit the models.
+        """
+        check_first_batch(x, batch_size, self.distribute_strategy)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        callbacks = keras.tree.flatten(callbacks or [])
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=[SaveTheStudent(callbacks), *callbacks],
+            **kwargs,
+        )
+
+    def evaluate(self, *args, **kwargs):
+        """Scores the student, as `keras.Model.evaluate`; the teacher isn't asked."""
+        average_batch_statistics(self)
+        with self._student_metrics_only():
+            return super().evaluate(*args, **kwargs)
+
+    def train_step(self, data):
+        """Mixes the batch, asks the teacher, and lets Keras do the rest."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y = self._checked(x, y)
+        x, y, sample_weight = self._mixed(x, y, sample_weight)
+        targets = {"labels": y}
+        if self.teacher is not None:
+            targets["teacher_logits"] = self.teacher(x)
+        self.step.assign_add(1)
+        return super().train_step((x, targets, sample_weight))
+
+    def test_step(self, data):
+        """Scores the student on clean images."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y = self._checked(x, y)
+        with self._student_metrics_only():
+            return super().test_step((x, y, sample_weight))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Returns the loss of a batch.
+
+        Args:
+            x: the virtual samples.
+            y: labels; in training, a dict of "labels" and, with a teacher, "teacher_logits".
+            y_pred: the student's outputs, (B, C).
+            sample_weight: None, or (B,) or (B, 1).
+            training: whether the soft loss counts.
+
+        Returns:
+            A scalar, scaled for distribution as Keras's losses are.
+        """
+        targets = y if isinstance(y, dict) else {"labels": y}
+        logits = self._logits(y_pred)
+        label_loss = self.label_loss(self._rows(targets["labels"]), logits, sample_weight)
+        if not training:
+            return label_loss + self._regularization()
+        self._track("label_loss", label_loss, logits)
+        loss = self.label_weight * label_loss
+        if "teacher_logits" in targets:
+            answers = targets["teacher_logits"]
+            soft_loss = self.soft_loss(answers, logits, sample_weight)
+            self._track("soft_loss", soft_loss, logits)
+            loss += self.soft_weight * soft_loss
+            agrees = tf.argmax(answers, axis=-1) == tf.argmax(logits, axis=-1)
+            self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
+        return loss + self._regularization()
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the compiled metrics, for which labels are rows."""
+        rows = self._rows(y["labels"] if isinstance(y, dict) else y)
+        return super().compute_metrics(x, rows, y_pred, sample_weight)
+
+    def get_metrics_result(self) -> dict:
+        """Returns the metrics by name; in evaluation, those of the student alone."""
+        results = super().get_metrics_result()
+        hidden = self._trackers if self._hides_training_metrics else ()
+        return {name: value for name, value in results.items() if name not in hidden}
+
+    def mixing_seed(self, step, replica=0) -> tf.Tensor:
+        """Returns the seed that `mixing` is given in training.
+
+        Args:
+            step: integer, the batches trained on before this one.
+            replica: integer, the number of the replica.
+
+        Returns:
+            int64 tensor of shape (2,).
+        """
+        return step_seed(self.data_seed, MIXING, step, replica)
+
+    def get_config(self) -> dict:
+        """Returns the student, the teacher's architecture and the settings."""
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "teacher": self.teacher and self.teacher.get_config(),
+            "mixing": keras.saving.serialize_keras_object(self.mixing),
+            "mixing_steps": self.mixing_steps,
+            "temperature": self.temperature,
+            "soft_weight": self.soft_weight,
+            "label_weight": self.label_weight,
+            "data_seed": self.data_seed,
+            "student_outputs": self.student_outputs,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "SimilarityTransferDistiller":
+        """Makes a distiller from what `get_config` returned."""
+        config = dict(config)
+        for part in ("student", "mixing"):
+            config[part] = keras.saving.deserialize_keras_object(config[part])
+        if config["teacher"] is not None:
+            config["teacher"] = FrozenTeacher.from_config(config["teacher"])
+        return cls(**config)
+
+    def get_compile_config(self) -> dict:
+        """Returns the arguments of `compile`."""
+        config = super().get_compile_config()
+        return {**config, "auto_scale_loss": self._auto_scale_loss} if config else config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles with what `get_compile_config` returned."""
+        config = keras.saving.deserialize_keras_object(config)
+        config.pop("loss_weights", None)
+        self.compile(**config)
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def save_assets(self, dir_path: str) -> None:
+        """Writes the teacher's weights; Keras calls it for `.keras` files only."""
+        if self.teacher is not None:
+            self.teacher.save_weights(dir_path)
+
+    def load_assets(self, dir_path: str) -> None:
+        """Reads the teacher's weights."""
+        if self.teacher is not None:
+            self.teacher.load_weights(dir_path)
+
+    def save(self, *args, **kwargs) -> None:
+        """Writes student, teacher, settings and optimizer, as `keras.Model.save`."""
+        average_batch_statistics(self)
+        super().save(*args, **kwargs)
+
+    def _check_teacher(self) -> None:
+        classes = self.teacher.num_classes
+        if classes is not None and classes != self.num_classes:
+            raise InputError(
+                f"the student has {self.num_classes} classes and the teacher {classes}, but both "
+                "must have the same, in the same order"
+            )
+        mine, its = input_shape(self.student), self.teacher.input_shape
+        if mine and its and not _compatible(mine, its):
+            raise InputError(
+                f"the student takes inputs of shape {mine} and the teacher {its}, but both see "
+                "the same virtual samples; give one of them a keras.layers.Resizing"
+            )
+
+    def _checked(self, x, y):
+        """The batch as the losses need it: float32 inputs, and labels as rows."""
+        if not isinstance(x, tf.Tensor):
+            raise InputError(
+                f"a batch has inputs of type {type(x).__name__}, but must have one tensor (B, ...)"
+            )
+        if y is None:
+            raise InputError("the data have no labels; pass batches of (images, labels)")
+        if not self.built:
+            self.build(x.shape)
+        shape = input_shape(self.student)
+        if shape and not _compatible(tuple(x.shape[1:]), shape):
+            raise InputError(
+                f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes "
+                f"{shape}"
+            )
+        y = tf.convert_to_tensor(y)
+        if y.shape.rank is None:
+            # Keras's function was traced for labels of one kind and now receives another.
+            integers = tf.size(y) == tf.shape(x)[0]
+            y = tf.cond(
+                integers,
+                lambda: self._rows(tf.reshape(y, [-1])),
+                lambda: self._rows(tf.reshape(y, [-1, self.num_classes])),
+            )
+        return tf.cast(x, tf.float32), self._rows(y)
+
+    def _rows(self, labels):
+        """Labels of any of the three kinds as float32 rows (B, C)."""
+        labels = tf.convert_to_tensor(labels)
+        rank = labels.shape.rank
+        if rank == 2 and labels.shape[1] in (self.num_classes, None):
+            return tf.cast(labels, tf.float32)
+        if rank != 1 and not (rank == 2 and labels.shape[1] == 1):
+            raise InputError(
+                f"the labels have shape {tuple(labels.shape)}, but must be integers (B,) or "
+                f"(B, 1), or rows (B, {self.num_classes}) for the student's {self.num_classes} "
+                "classes"
+            )
+        indices = tf.cast(tf.reshape(labels, [-1]), tf.int32)
+        inside = tf.reduce_all((indices >= 0) & (indices < self.num_classes))
+        message = f"labels must be integers from 0 to {self.num_classes - 1}, but were"
+        with tf.control_dependencies([tf.debugging.Assert(inside, [message, indices])]):
+            return tf.one_hot(indices, self.num_classes)
+
+    def _mixed(self, x, y, sample_weight):
+        if self.mixing is None:
+            return x, y, sample_weight
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        step = tf.convert_to_tensor(self.step)
+
+        def mix():
+            return self.mixing(x, y, sample_weight, seed=self.mixing_seed(step, replica))
+
+        if self.mixing_steps is None:
+            return mix()
+        if sample_weight is None:
+            x, y = tf.cond(step < self.mixing_steps, lambda: mix()[:2], lambda: (x, y))
+            return x, y, None
+        return tf.cond(step < self.mixing_steps, mix, lambda: (x, y, sample_weight))
+
+    def _logits(self, outputs):
+        if self._student_kind == "probabilities":
+            return logits_of_probabilities(outputs)
+        return tf.cast(outputs, tf.float32)
+
+    def _regularization(self):
+        # Without a compiled loss, Keras's own sum is that of the regularisation losses.
+        return super().compute_loss() if self.losses else 0.0
+
+    def _track(self, name: str, loss, logits) -> None:
+        # Losses are divided by the number of replicas, so that their sum is the whole batch's.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._trackers[name].update_state(loss * replicas, sample_weight=tf.shape(logits)[0])
+
+    @contextlib.contextmanager
+    def _student_metrics_only(self):
+        before, self._hides_training_metrics = self._hides_training_metrics, True
+        try:
+            yield
+        finally:
+            self._hides_training_metrics = before
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras builds the model from the mean of the replicas' first batches, which fails where
+        # they differ in size, as in a validation set of an odd number of examples.
+        if self._distribute_strategy is None:
+            return
+        for _, _, batches in iterator or ():
+            data_batch = keras.tree.map_structure(
+                lambda v: self.distribute_strategy.experimental_local_results(v)[0],
+                next(batches),
+            )
+            break
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+
+def _check_student(student) -> None:
+    if not isinstance(student, keras.Model):
+        raise InputError(
+            f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
+        )
+    if len(getattr(student, "outputs", None) or [None]) != 1:
+        raise InputError(
+            f"the student {student.name!r} has {len(student.outputs)} outputs, but must have one: "
+            "the logits or the probabilities"
+        )
+
+
+def _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
+    if mixing is not None and not callable(mixing):
+        raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
+    if mixing_steps is not None and mixing_steps < 0:
+        raise InputError(f"mixing_steps is {mixing_steps}, but must be 0 or more, or None")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature is {temperature}, but must be a positive number")
+    for name, weight in (("soft_weight", soft_weight), ("label_weight", label_weight)):
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise InputError(f"{name} is {weight}, but must be a number of at least 0")
+    if soft_weight == 0 and label_weight == 0:
+        raise InputError(
+            "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
+            "them positive"
+        )
+
+
+def _compatible(one: tuple, other: tuple) -> bool:
+    return len(one) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
+    )

@@ -1,0 +1,98 @@
+"""Several devices: which strategy, and what Keras leaves to do under one."""
+
+import keras
+import tensorflow as tf
+
+from stkd_keras.errors import InputError
+
+
+def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.Strategy | None:
+    """Returns the strategy for this machine.
+
+    Args:
+        distribute: "none"; "mirrored" for one replica a device; or "auto", which is "mirrored"
+            where there are two or more GPUs.
+        logical_devices: where positive, the CPU is divided into so many devices, to try several
+            replicas without GPUs. It has to come before TensorFlow's first operation.
+
+    Returns:
+        A MirroredStrategy, or None for a single device.
+
+    Raises:
+        InputError: for another word, or where devices can't be divided any more.
+    """
+    if distribute not in ("auto", "none", "mirrored"):
+        raise InputError(f"distribute is {distribute!r}, but must be auto, none or mirrored")
+    if logical_devices < 0:
+        raise InputError(f"logical_devices is {logical_devices}, but must be 0 or more")
+    if logical_devices:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        parts = [tf.config.LogicalDeviceConfiguration()] * logical_devices
+        try:
+            tf.config.set_logical_device_configuration(cpu, parts)
+        except RuntimeError as error:
+            raise InputError(f"the CPU can't be divided any more: {error}") from error
+    gpus = tf.config.list_logical_devices("GPU")
+    if distribute == "none" or (distribute == "auto" and len(gpus) < 2):
+        return None
+    devices = gpus if gpus and not logical_devices else tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def average_batch_statistics(model: keras.Model) -> None:
+    """Gives every replica the mean of the replicas' batch statistics.
+
+    Keras keeps the moving mean and variance of batch normalisation for each replica. Without
+    this, what is validated and saved would be the first replica's.
+    """
+    strategy = model.distribute_strategy
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for variable in model.non_trainable_variables:
+        if keras.backend.is_float_dtype(variable.dtype):
+            values = strategy.experimental_local_results(variable.value)
+            if len(values) > 1:
+                variable.assign(tf.reduce_mean(tf.stack(values), axis=0))
+
+
+def check_first_batch(x, batch_size: int | None, strategy: tf.distribute.Strategy) -> None:
+    """Refuses training data that is empty, or whose first batch doesn't split evenly.
+
+    Args:
+        x: what was passed to `fit`: an array, a tf.data.Dataset, or anything else.
+        batch_size: what was passed to `fit`.
+        strategy: the strategy of the model.
+
+    Raises:
+        InputError: with the numbers, and what to change.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if isinstance(x, tf.data.Dataset):
+        if int(x.cardinality()) == 0:
+            raise InputError("the training data set is empty; fit needs at least one batch")
+        first = next(iter(x.take(1)), None) if replicas > 1 else None
+        size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
+    elif hasattr(x, "shape") and len(x.shape) > 0:
+        if x.shape[0] == 0:
+            raise InputError("the training data are empty: x has no examples")
+        size = min(batch_size or 32, x.shape[0])
+    else:
+        size = None
+    if size is not None and size % replicas:
+        raise InputError(
+            f"the first batch has {size} examples, which don't split evenly over {replicas} "
+            f"replicas; choose a batch size that is a multiple of {replicas}"
+        )
+
+
+def refuse_what_keras_cannot_do(optimizer, strategy: tf.distribute.Strategy) -> None:
+    """Refuses options of an optimizer that fail under a strategy, before the first step."""
+    if strategy.num_replicas_in_sync == 1:
+        return
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        if getattr(inner, option, None):
+            raise InputError(
+                f"the optimizer has {option}={getattr(inner, option)}, which Keras can't do on "
+                "several replicas; leave it out, or train on one device"
+            )

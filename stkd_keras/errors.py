@@ -1,0 +1,25 @@
+"""The one exception that means: the input is wrong, and here is what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave can't be used.
+
+    The message is one line: what was given, what was expected, what to do.
+    The commands print it without a traceback and end with status 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Returns the error for a name that isn't known, with the nearest ones that are.
+
+    Args:
+        kind: what was named, such as "model" or "data set".
+        name: what was given.
+        known: the names that would have been accepted.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3) or names
+    return InputError(f"unknown {kind} {name!r}; the nearest known: {', '.join(nearest)}")

@@ -1,0 +1,226 @@
+"""The steps of train.py, as functions that user code can call."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from stkd_keras.data import Dataset, Split, evaluation_pipeline, pipeline, steps_per_epoch
+from stkd_keras.distiller import SimilarityTransferDistiller
+from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.evaluation import fidelity, predict_logits, score
+from stkd_keras.optimizers import SGD
+from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
+from stkd_keras.run_directory import Backup, RunDirectory
+from stkd_keras.teacher import FrozenTeacher
+
+EVALUATION_BATCH = 500
+WARMUP_SHARE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What train.py takes where a flag doesn't say otherwise."""
+
+    teacher: str
+    student: str
+    epochs: int
+    teacher_epochs: int
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+
+
+RECIPES = {
+    "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
+    "cifar10": Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200),
+}
+
+METHODS = {
+    "stkd": {
+        "soft_weight": 0.9,
+        "label_weight": 0.1,
+        "mixup_alpha": 1.0,
+        "mixup_probability": 1.0,
+    },
+    "kd": {
+        "soft_weight": 0.9,
+        "label_weight": 0.1,
+        "mixup_alpha": 1.0,
+        "mixup_probability": 0.0,
+    },
+    "mixup": {
+        "soft_weight": 0.0,
+        "label_weight": 1.0,
+        "mixup_alpha": 0.2,
+        "mixup_probability": 1.0,
+    },
+    "ce": {
+        "soft_weight": 0.0,
+        "label_weight": 1.0,
+        "mixup_alpha": 1.0,
+        "mixup_probability": 0.0,
+    },
+}
+
+
+def method_settings(method: str, **explicit) -> dict:
+    """Returns the settings of a method, with those that were given explicitly in their place.
+
+    Args:
+        method: "stkd", "kd", "mixup" or "ce".
+        **explicit: `soft_weight`, `label_weight`, `mixup_alpha`, `mixup_probability`,
+            `num_images`, `mixing_epochs`; None stands for not given. To give one that says how
+            to mix is to mix, also where the method doesn't by itself.
+
+    Raises:
+        InputError: for an unknown method.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    given = {name: value for name, value in explicit.items() if value is not None}
+    settings = {"num_images": 2, "mixing_epochs": None, **METHODS[method]}
+    if {"mixup_alpha", "num_images", "mixing_epochs"} & set(given):
+        settings["mixup_probability"] = 1.0
+    return {**settings, **given}
+
+
+def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) -> SGD:
+    """Returns SGD with Nesterov momentum, a linear warm-up and a cosine decay to 0.
+
+    Args:
+        learning_rate: the highest; the warm-up reaches it after 5 % of the steps.
+        weight_decay: L2 added to the gradient.
+        total_steps: steps of the whole training.
+
+    Raises:
+        InputError: where a number is outside its range.
+    """
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise InputError(f"the learning rate is {learning_rate}, but must be a positive number")
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+        raise InputError(f"the weight decay is {weight_decay}, but must be at least 0")
+    warmup = max(1, round(WARMUP_SHARE * total_steps))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total_steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
+    )
+    return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
+
+
+def train(
+    distiller: SimilarityTransferDistiller,
+    dataset: Dataset,
+    train_split: Split,
+    validation_split: Split | None,
+    run: RunDirectory,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    steps_per_execution: int = 1,
+) -> None:
+    """Trains a distiller's student, from the run's last backup if there is one, and saves it.
+
+    Args:
+        distiller: made under the strategy that it shall be trained under.
+        dataset: what the splits are of.
+        train_split: the images to train on.
+        validation_split: the images to watch, or None.
+        run: the started directory for what it leaves.
+        epochs: passes over the training images.
+        batch_size: images a step, over all replicas.
+        learning_rate: the highest.
+        weight_decay: L2 added to the gradient.
+        steps_per_execution: as in `keras.Model.compile`.
+
+    Raises:
+        InputError: where numbers are outside their ranges, or the loss stops being finite.
+    """
+    steps = steps_per_epoch(train_split, batch_size)
+    metrics: list = ["accuracy"]
+    if dataset.num_classes > 10:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
+    with distiller.distribute_strategy.scope():
+        distiller.compile(
+            make_optimizer(learning_rate, weight_decay, epochs * steps),
+            metrics=metrics,
+            steps_per_execution=steps_per_execution,
+        )
+        done = run.restore(distiller)
+    if done:
+        print(f"resuming after epoch {done} of {epochs}")
+    batches = pipeline(
+        train_split, batch_size, distiller.data_seed, flip=dataset.flip, start_step=done * steps
+    )
+    validation = validation_split and evaluation_pipeline(validation_split, EVALUATION_BATCH)
+    callbacks: list[keras.callbacks.Callback] = [
+        keras.callbacks.TensorBoard(run.tensorboard, write_graph=False),
+        keras.callbacks.CSVLogger(str(run.history), append=done > 0),
+        keras.callbacks.TerminateOnNaN(),
+        Backup(run),
+    ]
+    if batch_size >= NUM_SAMPLES:
+        callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
+    distiller.fit(
+        batches,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        initial_epoch=done,
+        validation_data=validation,
+        callbacks=callbacks,
+    )
+    if not all(np.isfinite(w).all() for w in distiller.student.get_weights()):
+        raise InputError(
+            f"the loss stopped being finite at step {int(distiller.step)}; lower the learning "
+            f"rate (it was {learning_rate})"
+        )
+    run.save_model(distiller.student)
+
+
+def evaluate(
+    student: keras.Model,
+    teacher: FrozenTeacher | None,
+    dataset: Dataset,
+    splits: dict[str, Split],
+) -> dict[str, dict[str, float]]:
+    """Scores a student, and its teacher on the test split.
+
+    Args:
+        student: any Keras classifier.
+        teacher: the teacher, or None.
+        dataset: the data set; its test split is always scored.
+        splits: further splits by name, as "train" and "validation".
+
+    Returns:
+        The content of metrics.json: the scores under the split's name, and with a teacher
+        "teacher" and "fidelity", both on the test split.
+    """
+    classifier = FrozenTeacher(student)
+    metrics = {}
+    for name, split in {"test": dataset.test, **splits}.items():
+        print(f"evaluating on the {name} split")
+        batches = evaluation_pipeline(split, EVALUATION_BATCH)
+        logits, labels = predict_logits(classifier, batches)
+        metrics[name] = score(logits, labels)
+        if name == "test" and teacher is not None:
+            print("evaluating the teacher on the test split")
+            answers, _ = predict_logits(teacher, batches)
+            metrics["teacher"] = score(answers, labels)
+            metrics["fidelity"] = fidelity(logits, answers)
+    return metrics
+
+
+def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
+    """Returns metrics as lines for a terminal, accuracies and agreement in percent."""
+    lines = []
+    for name, values in metrics.items():
+        shown = [
+            f"{k.replace('_', ' ')} {100 * v:.2f} %"
+            if k.endswith("accuracy") or k == "agreement"
+            else f"{k} {v:.4f}"
+            for k, v in values.items()
+        ]
+        lines.append(f"{name + ':':12}{', '.join(shown)}")
+    return "\n".join(lines)

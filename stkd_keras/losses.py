@@ -1,0 +1,37 @@
+"""The losses of distillation, from logits; each gives one value a sample."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class SoftTargetLoss(keras.losses.Loss):
+    """Distance of the student's softened answer from the teacher's (arXiv 1503.02531).
+
+    `T^2 * KL(softmax(t / T) || softmax(s / T))`, summed over the classes, computed in float32.
+    The factor T^2 keeps the size of the gradients when T changes.
+
+    Args:
+        temperature: positive float, T.
+        name: string.
+
+    Call arguments:
+        y_true: (B, C), the teacher's logits t.
+        y_pred: (B, C), the student's logits s.
+    """
+
+    def __init__(self, temperature: float = 4.0, name: str = "soft_loss", **kwargs):
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})
+        self.temperature = temperature
+
+    def call(self, y_true, y_pred):
+        """Returns the loss of each sample, shape (B,)."""
+        teacher = tf.nn.log_softmax(y_true / self.temperature)
+        student = tf.nn.log_softmax(y_pred / self.temperature)
+        divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
+        return self.temperature**2 * divergence
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "temperature": self.temperature}
+

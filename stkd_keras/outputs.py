@@ -1,0 +1,185 @@
+"""What a classifier takes and gives: its shapes, and whether its outputs are logits."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from stkd_keras.errors import InputError
+
+KINDS = ("auto", "logits", "probabilities")
+
+# What a user's own class raises when asked for a config or a shape that it can't give.
+NOT_DESCRIBED = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+_SOFTMAX_FUNCTIONS = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+# Layers that leave a row of numbers the row of numbers that it was.
+_TRANSPARENT = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+# Layers without an activation of their own that keep logits what they are, but would make
+# something else of probabilities.
+_LINEAR = (
+    keras.layers.AveragePooling2D,
+    keras.layers.BatchNormalization,
+    keras.layers.GlobalAveragePooling2D,
+)
+
+
+def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
+    """Finds out what a classifier's outputs are.
+
+    Args:
+        model: a classifier.
+        outputs: "auto" to look at the last layer, or the answer: "logits" or "probabilities".
+        role: "student" or "teacher", for the error.
+
+    Returns:
+        "logits" or "probabilities".
+
+    Raises:
+        InputError: where `outputs` isn't one of the three, or is "auto" and the model ends in
+            neither a linear layer nor a softmax, or can't be inspected.
+    """
+    if outputs not in KINDS:
+        raise InputError(f"outputs is {outputs!r}, but must be one of {', '.join(KINDS)}")
+    if outputs != "auto":
+        return outputs
+    remedy = (
+        "a classifier ends in a linear layer or in a softmax; if these outputs are one or the "
+        f"other, say so: {'outputs' if role == 'teacher' else 'student_outputs'}="
+        '"logits" or "probabilities"'
+    )
+    layer = _last_layer(model)
+    if layer is None:
+        raise InputError(f"the last layer of the {role} {model.name!r} can't be found; {remedy}")
+    kind = _kind(layer)
+    if kind == "linear":
+        behind = _layer_before(layer)
+        kind = "logits" if behind is None or _kind(behind) != "probabilities" else None
+    if kind is None:
+        name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
+        raise InputError(
+            f"the {role} {model.name!r} ends in {name} (layer {layer.name!r}); {remedy}"
+        )
+    return kind
+
+
+def input_shape(model: keras.Model) -> tuple | None:
+    """Returns the shape of one sample, (H, W, channels) of an image, or None if not known."""
+    if getattr(model, "inputs", None):
+        return tuple(model.inputs[0].shape[1:])
+    shape = (model.get_build_config() or {}).get("input_shape")
+    return tuple(shape[1:]) if isinstance(shape, Sequence) and len(shape) > 1 else None
+
+
+def num_classes(model: keras.Model, role: str) -> int | None:
+    """Returns the number of classes of a classifier, or None if it isn't known yet.
+
+    Raises:
+        InputError: where the output isn't (batch, classes), with at least two classes.
+    """
+    if getattr(model, "outputs", None):
+        output = tuple(model.outputs[0].shape)
+    elif (sample := input_shape(model)) is not None:
+        try:
+            output = tuple(model.compute_output_spec(keras.KerasTensor((None, *sample))).shape)
+        except NOT_DESCRIBED:
+            return None
+    else:
+        return None
+    if len(output) != 2 or (output[1] or 2) < 2:
+        raise InputError(
+            f"the {role} {model.name!r} gives the shape {output}, but a classifier gives "
+            "(batch, classes), with at least two classes"
+        )
+    return output[1]
+
+
+def remove_softmax(model: keras.Model) -> bool:
+    """Makes a model that ends in a softmax give the logits, in place.
+
+    Args:
+        model: a model of our own, whose outputs `resolve_outputs` found to be probabilities.
+
+    Returns:
+        Whether it was done. It isn't where the last layer is used in other places too.
+    """
+    layer = _last_layer(model)
+    if layer is None or _kind(layer) != "probabilities" or len(layer._inbound_nodes) != 1:
+        return False
+    if _has_softmax_activation(layer):
+        layer.activation = keras.activations.linear
+    else:
+        layer.call = lambda inputs, *args, **kwargs: inputs
+    return True
+
+
+def logits_of_probabilities(probabilities) -> tf.Tensor:
+    """Returns logits whose softmax is what was given.
+
+    Args:
+        probabilities: tensor of shape (B, C) of any float dtype, rows that sum to 1.
+
+    Returns:
+        float32 tensor of shape (B, C), log(max(p, smallest normal float32)).
+    """
+    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), 2.0**-126))
+
+
+def _last_layer(model):
+    """The operation that makes the output, within nested models; None where there's no graph."""
+    tensors = getattr(model, "outputs", None)
+    if not tensors or len(tensors) != 1:
+        return None
+    layer = tensors[0]._keras_history.operation
+    if isinstance(layer, keras.Model):
+        return _last_layer(layer)
+    if isinstance(layer, _TRANSPARENT) or _is_identity(layer):
+        return _layer_before(layer) or layer
+    return layer
+
+
+def _layer_before(layer):
+    tensors = layer._inbound_nodes[0].input_tensors
+    if len(tensors) != 1:
+        return None
+    before = tensors[0]._keras_history.operation
+    if isinstance(before, keras.Model):
+        return _last_layer(before)
+    if isinstance(before, _TRANSPARENT) or _is_identity(before):
+        return _layer_before(before)
+    return before
+
+
+def _kind(layer) -> str | None:
+    """"logits", "probabilities", "linear" (keeps logits logits), or None for anything else."""
+    if _has_softmax_activation(layer) or type(layer).__name__ == "Softmax":
+        return "probabilities"
+    if isinstance(layer, _LINEAR):
+        return "linear"
+    if getattr(layer, "activation", None) is keras.activations.linear and layer.weights:
+        return "logits"
+    return None
+
+
+def _has_softmax_activation(layer) -> bool:
+    return getattr(layer, "activation", None) in _SOFTMAX_FUNCTIONS
+
+
+def _is_identity(layer) -> bool:
+    return (
+        isinstance(layer, keras.layers.Activation)
+        and layer.activation is keras.activations.linear
+    )

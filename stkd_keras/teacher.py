@@ -1,0 +1,218 @@
+"""The frozen teacher: the logits of any Keras classifier, for less than it costs as it is."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from stkd_keras.errors import InputError
+from stkd_keras.folding import fold_batch_normalization
+from stkd_keras.normalization import fuse_batch_normalization
+from stkd_keras.outputs import (
+    NOT_DESCRIBED,
+    input_shape,
+    logits_of_probabilities,
+    num_classes,
+    remove_softmax,
+    resolve_outputs,
+)
+
+
+class FrozenTeacher:
+    """The logits of one or several trained classifiers, which nothing changes any more.
+
+    It is a snapshot: the models passed in aren't touched, and what happens to them later has no
+    effect. It always runs in inference mode. Batch normalisation is folded into the layer before
+    it where that is exact, so that a call costs less than the model's own.
+
+    Several teachers count as one whose logits are the log of the mean of their softmaxes.
+
+    A plain Python object on purpose: Keras saves, and sets `trainable` on, every layer that it
+    finds within a model, and a teacher belongs in neither.
+
+    Args:
+        model: a built `keras.Model` that takes one tensor and gives one of shape (B, C); or a
+            list of such models, or of FrozenTeachers.
+        outputs: what the models give: "logits", "probabilities", or "auto" to see from the last
+            layer. A final softmax that "auto" recognises is removed. Of probabilities the logits
+            are log(max(p, smallest normal float32)).
+
+    Raises:
+        InputError: where a model isn't built, has several outputs, ends in something that
+            `outputs="auto"` doesn't recognise, or where the models differ in their number of
+            classes.
+
+    Example:
+
+    ```python
+    teacher = stkd_keras.FrozenTeacher(keras.saving.load_model("teacher.keras"))
+    logits = teacher(images)
+    ```
+    """
+
+    def __init__(self, model, outputs: str = "auto"):
+        models = list(model) if isinstance(model, list | tuple) else [model]
+        if not models:
+            raise InputError("the list of teachers is empty; give at least one classifier")
+        self._members: list[_Member] = []
+        for each in models:
+            members = each._members if isinstance(each, FrozenTeacher) else [_Member(each, outputs)]
+            self._members.extend(members)
+        counts = {m.num_classes for m in self._members} - {None}
+        if len(counts) > 1:
+            raise InputError(
+                f"the teachers have {_list(counts)} classes, but must all have the same"
+            )
+        self.num_classes: int | None = counts.pop() if counts else None
+        self.input_shape: tuple | None = self._members[0].input_shape
+        self.supports_jit = all(m.supports_jit for m in self._members)
+
+    def __call__(self, x) -> tf.Tensor:
+        """Returns the logits.
+
+        Args:
+            x: float32 tensor of shape (B, ...), what the models take (pixels in [0, 255]).
+
+        Returns:
+            float32 tensor of shape (B, C) that no gradient passes.
+        """
+        logits = [member(x) for member in self._members]
+        if len(logits) > 1:
+            shares = tf.stack([tf.nn.log_softmax(each) for each in logits])
+            logits = [tf.reduce_logsumexp(shares, axis=0) - np.log(len(self._members))]
+        return tf.stop_gradient(logits[0])
+
+    def get_config(self) -> dict:
+        """Returns the architecture, without the weights.
+
+        Raises:
+            InputError: where a model can't be described by a config.
+        """
+        return {"members": [m.get_config() for m in self._members]}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "FrozenTeacher":
+        """Makes a teacher with the architecture of `get_config` and random weights."""
+        members = [
+            cls(keras.saving.deserialize_keras_object(m["model"]), m["outputs"])
+            for m in config["members"]
+        ]
+        return cls(members)
+
+    def save_weights(self, folder: str) -> None:
+        """Writes the weights of each model into a folder."""
+        for number, member in enumerate(self._members):
+            member.snapshot.save_weights(os.path.join(folder, f"teacher{number}.weights.h5"))
+
+    def load_weights(self, folder: str) -> None:
+        """Reads what `save_weights` of a teacher of the same architecture wrote."""
+        for number, member in enumerate(self._members):
+            member.snapshot.load_weights(os.path.join(folder, f"teacher{number}.weights.h5"))
+
+
+class _Member:
+    """One classifier of a teacher."""
+
+    def __init__(self, model: keras.Model, outputs: str):
+        _check_classifier(model)
+        self.outputs = outputs
+        self.kind = resolve_outputs(model, outputs, "teacher")
+        self.num_classes = num_classes(model, "teacher")
+        self.input_shape = input_shape(model)
+        self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
+        self.snapshot = _rebuild(model)
+        if self.snapshot is None:
+            logging.warning(
+                "the teacher %r can't be rebuilt from its config: it is used as it is, without "
+                "folding its batch normalisation",
+                model.name,
+            )
+            self._call = _with_copied_weights(model)
+            return
+        self._call = self.snapshot
+        if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
+            self.kind = "logits"
+        fuse_batch_normalization(self.snapshot)
+        folded, total = fold_batch_normalization(self.snapshot)
+        if total and not folded:
+            logging.warning(
+                "none of the %d batch normalisations of the teacher %r could be folded: it is "
+                "used as it is",
+                total,
+                model.name,
+            )
+
+    def __call__(self, x):
+        answer = self._call(x, training=False)
+        if self.kind == "probabilities":
+            return logits_of_probabilities(answer)
+        return tf.cast(answer, tf.float32)
+
+    def get_config(self) -> dict:
+        if self.snapshot is None:
+            raise InputError(
+                "this teacher can't be saved within the distiller: its class doesn't describe "
+                "itself by get_config; save distiller.student, or use distiller.save_weights"
+            )
+        model = keras.saving.serialize_keras_object(self.snapshot)
+        return {"model": model, "outputs": self.outputs}
+
+
+def _check_classifier(model) -> None:
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"the teacher is a {type(model).__name__}, but must be a keras.Model, a FrozenTeacher "
+            "or a list of them"
+        )
+    if not model.built or not model.weights:
+        raise InputError(
+            f"the teacher {model.name!r} has no weights yet: call it on a batch, or load the "
+            "trained model"
+        )
+    if len(getattr(model, "outputs", None) or [None]) != 1:
+        raise InputError(
+            f"the teacher {model.name!r} has {len(model.outputs)} outputs, but must have one: "
+            "the logits or the probabilities; wrap it as keras.Model(model.inputs, that_output)"
+        )
+
+
+def _rebuild(model: keras.Model) -> keras.Model | None:
+    """A copy of a functional or Sequential model, or None where its config can't make one."""
+    if type(model).__name__ not in ("Functional", "Sequential") or not getattr(
+        model, "outputs", None
+    ):
+        return None
+    try:
+        copy = type(model).from_config(model.get_config())
+        copy.set_weights(model.get_weights())
+    except NOT_DESCRIBED as error:
+        logging.info("%s", error)
+        return None
+    copy.trainable = False
+    layers = model._flatten_layers(include_self=False)
+    if all(type(layer).__module__.startswith("keras.") for layer in layers):
+        return copy
+    # A user's own layer may leave arguments out of its config: see whether the copy agrees.
+    shape = [2 if size is None else size for size in model.inputs[0].shape]
+    probe = np.random.default_rng(0).uniform(0, 255, shape).astype(model.inputs[0].dtype)
+    answer, expected = np.asarray(copy(probe)), np.asarray(model(probe, training=False))
+    return copy if np.allclose(answer, expected, rtol=1e-4, atol=1e-6) else None
+
+
+def _with_copied_weights(model: keras.Model):
+    """The model's own call, on weights that are copies."""
+    mapping = [
+        (v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables
+    ]
+
+    def call(x, training):
+        with keras.StatelessScope(state_mapping=[(v, copy.value()) for v, copy in mapping]):
+            return model(x, training=training)
+
+    return call
+
+
+def _list(values) -> str:
+    return " and ".join(str(v) for v in sorted(values))

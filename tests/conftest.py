@@ -1,0 +1,23 @@
+"""What every test may ask for."""
+
+import os
+import pathlib
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    """The folder of train.py."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder with real data and trained weights; STKD_SHARED names another one."""
+    folder = pathlib.Path(os.environ.get("STKD_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: it holds the data and weights this test needs (STKD_SHARED)")
+    return folder

@@ -1,0 +1,151 @@
+"""Mixup gives the mixtures that its definition says, everywhere, and nothing else."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stkd_keras import InputError, Mixup
+
+ALPHAS = [0.01, 0.1, 1.0, 10.0]
+
+
+def one_hot(labels, classes):
+    return np.eye(classes, dtype="float32")[labels]
+
+
+@given(
+    batch=st.integers(1, 9),
+    num_images=st.integers(2, 4),
+    alpha=st.sampled_from(ALPHAS),
+    probability=st.sampled_from([0.0, 0.5, 1.0]),
+    per_batch=st.booleans(),
+    seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_mixture_is_the_weighted_sum_of_its_images_labels_and_sample_weights(
+    batch, num_images, alpha, probability, per_batch, seed
+):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (batch, 3, 2, 1)).astype("float32")
+    y = one_hot(rng.integers(0, 5, batch), 5)
+    sample_weight = rng.uniform(0, 2, batch).astype("float32")
+    mixup = Mixup(alpha, num_images, probability, per_batch)
+    xm, ym, wm = mixup(x, y, sample_weight, seed=seed)
+    partners, weights = (t.numpy() for t in mixup.draw(batch, seed=seed))
+
+    expected = [np.zeros_like(x, np.float64), np.zeros_like(y, np.float64), np.zeros(batch)]
+    for i in range(batch):
+        for k in range(num_images):
+            for total, values in zip(expected, (x, y, sample_weight), strict=True):
+                total[i] += np.float64(weights[i, k]) * values[partners[i, k]]
+    np.testing.assert_allclose(xm, expected[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(ym, expected[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(wm, expected[2], rtol=1e-5, atol=1e-6)
+
+    assert (partners[:, 0] == np.arange(batch)).all()
+    for k in range(1, num_images):
+        assert sorted(partners[:, k]) == list(range(batch))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(ym.numpy().sum(axis=1), 1, rtol=1e-5)
+    assert (weights >= 0).all()
+    if per_batch:
+        assert (weights == weights[0]).all()
+    if probability == 0:
+        assert (weights[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("num_images", [2, 3])
+def test_the_weights_have_the_mean_and_variance_of_the_dirichlet_distribution(alpha, num_images):
+    mixup = Mixup(alpha, num_images)
+    draws = np.concatenate([mixup.draw(20_000, seed=(7, i))[1].numpy() for i in range(10)])
+    mean = 1 / num_images
+    variance = mean * (1 - mean) / (num_images * alpha + 1)
+    # Five standard errors of 200,000 draws.
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=5 * (variance / 2e5) ** 0.5)
+    np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.02)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_20_000_weights_of_a_pair_have_the_variance_of_the_beta_distribution_within_2_percent(
+    alpha,
+):
+    _, weights = Mixup(alpha).draw(20_000, seed=(1, 2))
+    np.testing.assert_allclose(weights[:, 0].numpy().var(), 1 / (4 * (2 * alpha + 1)), rtol=0.02)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("num_images", [2, 3])
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_xla_draws_the_same_mixtures(alpha, num_images, per_batch):
+    mixup = Mixup(alpha, num_images, 0.5, per_batch)
+    x = np.random.default_rng(0).uniform(0, 1, (64, 4)).astype("float32")
+    y = one_hot(np.arange(64) % 10, 10)
+
+    def mix(seed):
+        return mixup(x, y, None, seed=seed)[:2]
+
+    seed = tf.constant([3, 4], tf.int64)
+    for plain, compiled in zip(mix(seed), tf.function(mix, jit_compile=True)(seed), strict=True):
+        np.testing.assert_allclose(plain, compiled, atol=1e-5)
+
+
+def test_probability_is_the_share_of_samples_that_are_mixed():
+    _, weights = Mixup(1.0, probability=0.3).draw(20_000, seed=(1, 2))
+    assert abs((weights[:, 0] < 1).numpy().mean() - 0.3) < 0.02
+    batches = [Mixup(1.0, probability=0.3, per_batch=True).draw(2, seed=(0, i)) for i in range(400)]
+    assert abs(np.mean([w[0, 0] < 1 for _, w in batches]) - 0.3) < 0.08
+
+
+def test_another_seed_gives_other_mixtures_and_the_same_seed_the_same():
+    mixup = Mixup(1.0)
+    first, again, other = (mixup.draw(32, seed=s) for s in [(1, 2), (1, 2), (1, 3)])
+    assert (first[0].numpy() == again[0].numpy()).all()
+    assert (first[1].numpy() == again[1].numpy()).all()
+    assert (first[1].numpy() != other[1].numpy()).any()
+
+
+def test_a_tf_data_pipeline_can_mix():
+    x = tf.random.stateless_uniform((8, 4, 4, 3), (0, 0), maxval=255)
+    y = tf.one_hot(tf.range(8), 8)
+    dataset = tf.data.Dataset.from_tensors((x, y)).map(lambda x, y: Mixup(1.0)(x, y, seed=(5, 6)))
+    xm, _, _ = next(iter(dataset.map(lambda x, y, _: (x, y, 0))))
+    np.testing.assert_allclose(xm, Mixup(1.0)(x, y, None, seed=(5, 6))[0], rtol=1e-5)
+
+
+def test_integer_pixels_become_float32_and_other_floats_stay():
+    y = one_hot([0, 1], 2)
+    assert Mixup()(np.zeros((2, 3), "uint8"), y, seed=(0, 0))[0].dtype == tf.float32
+    assert Mixup()(tf.zeros((2, 3), tf.float16), y, seed=(0, 0))[0].dtype == tf.float16
+
+
+def test_a_config_makes_the_same_mixup():
+    mixup = Mixup(0.3, 3, 0.5, True)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixup))
+    assert again.get_config() == mixup.get_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"alpha": 0}, "alpha is 0"),
+        ({"alpha": -1}, "alpha is -1"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"num_images": 1}, "num_images is 1"),
+        ({"num_images": 2.5}, "num_images is 2.5"),
+        ({"probability": 1.5}, "probability is 1.5"),
+        ({"probability": -0.1}, "probability is -0.1"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused_in_one_line(arguments, named):
+    with pytest.raises(InputError, match=named) as caught:
+        Mixup(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_integer_labels_are_refused_with_the_remedy():
+    with pytest.raises(InputError, match="one_hot"):
+        Mixup()(np.zeros((4, 3)), np.arange(4), seed=(0, 0))

@@ -1,0 +1,97 @@
+"""SGD is PyTorch's."""
+
+import keras
+import numpy as np
+import pytest
+
+from stkd_keras import SGD
+
+L2, EPSILON, STEPS = 0.05, 1e-5, 20
+
+
+def small_network():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8),
+            keras.layers.BatchNormalization(momentum=0.9, epsilon=EPSILON),
+            keras.layers.ReLU(),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("decays", [False, True])
+def test_twenty_steps_equal_pytorchs(nesterov, decays):
+    torch = pytest.importorskip("torch")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(STEPS, 16, 6)).astype("float32")
+    y = rng.integers(0, 3, (STEPS, 16))
+    model = small_network()
+    twin = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    )
+    with torch.no_grad():
+        for linear, dense in ((twin[0], model.layers[0]), (twin[3], model.layers[3])):
+            linear.weight.copy_(torch.tensor(dense.kernel.numpy().T))
+            linear.bias.copy_(torch.tensor(dense.bias.numpy()))
+    kernels = [twin[0].weight, twin[3].weight]
+    others = [p for p in twin.parameters() if all(p is not k for k in kernels)]
+    theirs = torch.optim.SGD(
+        [{"params": kernels, "weight_decay": L2}, {"params": others}],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=nesterov,
+    )
+    rates = 0.1 * np.cos(np.linspace(0, 1.5, STEPS)) if decays else np.full(STEPS, 0.1)
+    model.compile(
+        SGD(0.1, momentum=0.9, nesterov=nesterov, l2=L2),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    variance = np.ones(8)
+    for step in range(STEPS):
+        model.optimizer.learning_rate = rates[step]
+        model.train_on_batch(x[step], y[step])
+        theirs.param_groups[0]["lr"] = theirs.param_groups[1]["lr"] = rates[step]
+        with torch.no_grad():
+            hidden = twin[0](torch.tensor(x[step])).numpy()
+        theirs.zero_grad()
+        torch.nn.functional.cross_entropy(
+            twin(torch.tensor(x[step])), torch.tensor(y[step])
+        ).backward()
+        theirs.step()
+        # PyTorch's running variance is of the unbiased estimate, Keras's of the biased one.
+        variance = 0.9 * variance + 0.1 * hidden.var(axis=0)
+
+    norm = model.layers[1]
+    pairs = [
+        (model.layers[0].kernel, twin[0].weight.T),
+        (model.layers[0].bias, twin[0].bias),
+        (norm.gamma, twin[1].weight),
+        (norm.beta, twin[1].bias),
+        (norm.moving_mean, twin[1].running_mean),
+        (model.layers[3].kernel, twin[3].weight.T),
+        (model.layers[3].bias, twin[3].bias),
+    ]
+    for ours, other in pairs:
+        np.testing.assert_allclose(ours.numpy(), other.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance.numpy(), variance, atol=1e-4)
+
+
+def test_weight_decay_spares_biases_and_normalisation():
+    model = small_network()
+    for weight in model.trainable_weights:
+        weight.assign(np.ones(weight.shape))
+    optimizer = SGD(1.0, momentum=0.0, l2=0.5)
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([np.zeros(w.shape, "float32") for w in model.trainable_variables])
+    for weight in model.trainable_weights:
+        assert (weight.numpy() == (0.5 if len(weight.shape) > 1 else 1.0)).all(), weight.path
+
+
+def test_a_config_makes_the_same_optimizer():
+    optimizer = SGD(0.2, momentum=0.8, nesterov=False, l2=1e-3, clipnorm=1.0)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()

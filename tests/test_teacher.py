@@ -1,0 +1,333 @@
+"""The frozen teacher answers what the model answers, for less, and nothing changes it."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from stkd_keras import FrozenTeacher, InputError
+from stkd_keras.folding import fold_batch_normalization
+
+
+def log_softmax(z):
+    z = np.float64(z) - np.max(z, axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def functional(middle, head=None, shape=(8, 8, 4)):
+    """A model made by `middle` from a (8, 8, 4) tensor, with a dense head."""
+    inputs = keras.Input(shape)
+    x = middle(inputs)
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D()(x)
+    return networks.trained_looking(keras.Model(inputs, (head or layers.Dense(5))(x)))
+
+
+def shared_convolution(x):
+    convolution = layers.Conv2D(4, 3, padding="same")
+    return layers.Add()(
+        [layers.BatchNormalization()(convolution(x)), convolution(layers.ReLU()(x))]
+    )
+
+
+def convolution_with_two_readers(x):
+    y = layers.Conv2D(4, 3, padding="same")(x)
+    return layers.Add()([layers.BatchNormalization()(y), y])
+
+
+def normalization_used_twice(x):
+    normalization = layers.BatchNormalization()
+    y = normalization(layers.Conv2D(4, 3, padding="same")(x))
+    return layers.Add()([y, normalization(layers.Conv2D(4, 3, padding="same")(x))])
+
+
+def nested(x):
+    inner_in = keras.Input((8, 8, 4))
+    y = layers.BatchNormalization()(layers.Conv2D(6, 3, use_bias=False)(inner_in))
+    inner = keras.Model(inner_in, layers.ReLU()(y))
+    sequential = keras.Sequential(
+        [keras.Input((6, 6, 6)), layers.DepthwiseConv2D(3), layers.BatchNormalization()]
+    )
+    return sequential(inner(x))
+
+
+def nested_used_twice(x):
+    inner_in = keras.Input((8, 8, 4))
+    y = layers.Conv2D(4, 3, padding="same")(inner_in)
+    inner = keras.Model(inner_in, layers.BatchNormalization()(y))
+    return inner(inner(x))
+
+
+# (what precedes the head, normalisations folded, normalisations in all)
+GRAPHS = {
+    "conv with bias": (lambda x: layers.BatchNormalization()(layers.Conv2D(6, 3)(x)), 1, 1),
+    "conv, groups": (
+        lambda x: layers.BatchNormalization()(layers.Conv2D(6, 3, groups=2, use_bias=False)(x)),
+        1,
+        1,
+    ),
+    "depthwise, multiplier": (
+        lambda x: layers.BatchNormalization(scale=False)(
+            layers.DepthwiseConv2D(3, depth_multiplier=3, use_bias=False)(x)
+        ),
+        1,
+        1,
+    ),
+    "separable": (
+        lambda x: layers.BatchNormalization(center=False)(layers.SeparableConv2D(6, 3)(x)),
+        1,
+        1,
+    ),
+    "dense": (
+        lambda x: layers.BatchNormalization()(layers.Dense(6)(layers.Flatten()(x))),
+        1,
+        1,
+    ),
+    "dense on images": (lambda x: layers.BatchNormalization()(layers.Dense(6)(x)), 1, 1),
+    "nested": (nested, 2, 2),
+    "nested, used twice": (nested_used_twice, 0, 1),
+    "activation between": (
+        lambda x: layers.BatchNormalization()(layers.Conv2D(6, 3, activation="relu")(x)),
+        0,
+        1,
+    ),
+    "shared convolution": (shared_convolution, 0, 1),
+    "two readers": (convolution_with_two_readers, 0, 1),
+    "normalisation used twice": (normalization_used_twice, 0, 1),
+    "another axis": (lambda x: layers.BatchNormalization(axis=1)(layers.Conv2D(6, 3)(x)), 0, 1),
+    "renorm": (lambda x: layers.BatchNormalization(renorm=True)(layers.Conv2D(6, 3)(x)), 0, 1),
+    "before the convolution": (
+        lambda x: layers.Conv2D(6, 3)(layers.ReLU()(layers.BatchNormalization()(x))),
+        0,
+        1,
+    ),
+    "transposed": (lambda x: layers.BatchNormalization()(layers.Conv2DTranspose(6, 3)(x)), 0, 1),
+    "output of the model": (
+        lambda x: layers.BatchNormalization()(layers.Dense(5)(layers.Flatten()(x))),
+        1,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_folding_does_what_is_exact_and_keeps_the_logits(name):
+    middle, folded, total = GRAPHS[name]
+    keras.utils.set_random_seed(1)
+    head = layers.Identity() if name == "output of the model" else None
+    model = functional(middle, head)
+    x = np.random.default_rng(0).normal(size=(32, 8, 8, 4)).astype("float32")
+    expected = model(x, training=False).numpy()
+    logits = FrozenTeacher(model)(x).numpy()
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std(axis=0).max()
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    if name == "nested, used twice":
+        folded = 1  # Both calls of the inner model see the same folded pair.
+    assert fold_batch_normalization(copy) == (folded, total)
+    np.testing.assert_allclose(copy(x, training=False), expected, atol=1e-4 * expected.std())
+
+
+def test_a_folded_model_saved_and_loaded_by_keras_gives_the_same_logits(tmp_path):
+    model = networks.convolutional_classifier()
+    x, _ = networks.images()
+    expected = model(x, training=False).numpy()
+    fold_batch_normalization(model)
+    model.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    np.testing.assert_allclose(loaded(x), expected, atol=1e-4 * expected.std())
+
+
+def softmax_dense(x):
+    return layers.Dense(5, activation="softmax")(x)
+
+
+def softmax_nested(x):
+    inner_in = keras.Input((x.shape[-1],))
+    return keras.Model(inner_in, layers.Softmax()(layers.Dense(5)(inner_in)))(x)
+
+
+HEADS = {
+    "linear": (lambda x: layers.Dense(5)(x), "logits"),
+    "dense softmax": (softmax_dense, "probabilities"),
+    "softmax layer": (lambda x: layers.Softmax()(layers.Dense(5)(x)), "probabilities"),
+    "activation layer": (
+        lambda x: layers.Activation("softmax")(layers.Dense(5)(x)),
+        "probabilities",
+    ),
+    "softmax operation": (lambda x: keras.ops.softmax(layers.Dense(5)(x)), "probabilities"),
+    "nested softmax": (softmax_nested, "probabilities"),
+    "softmax, reshaped": (lambda x: layers.Reshape((5,))(softmax_dense(x)), "probabilities"),
+    "linear, dropout": (lambda x: layers.Dropout(0.5)(layers.Dense(5)(x)), "logits"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_come_out_whatever_the_last_activation_is(name):
+    head, kind = HEADS[name]
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, head(layers.Dense(6, activation="relu")(inputs)))
+    x, _ = networks.vectors()
+    answer = model(x, training=False).numpy()
+    logits = FrozenTeacher(model)(x).numpy()
+    if kind == "logits":
+        np.testing.assert_allclose(logits, answer, atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.exp(log_softmax(logits)), answer, atol=1e-6)
+        # A removed softmax leaves logits that aren't normalised.
+        assert np.abs(np.exp(logits).sum(axis=1) - 1).max() > 1e-3
+    np.testing.assert_allclose(model(x, training=False), answer)
+
+
+def test_logits_of_a_removed_softmax_keep_what_probabilities_lose():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, activation="softmax")])
+    model.layers[-1].set_weights([np.eye(2, dtype="float32"), np.zeros(2, "float32")])
+    logits = FrozenTeacher(model)(np.array([[200.0, 0.0]], "float32"))
+    np.testing.assert_allclose(logits, [[200.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: layers.Dense(5, activation="sigmoid")(x),
+        lambda x: layers.ReLU()(layers.Dense(5)(x)),
+        lambda x: layers.Average()([softmax_dense(x), softmax_dense(x)]),
+        lambda x: layers.Dense(5, activation="log_softmax")(x),
+    ],
+)
+def test_another_last_activation_is_refused_unless_told(head):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, head(inputs))
+    with pytest.raises(InputError, match='outputs="logits" or "probabilities"'):
+        FrozenTeacher(model)
+    x, _ = networks.vectors()
+    np.testing.assert_allclose(FrozenTeacher(model, outputs="logits")(x), model(x), rtol=1e-5)
+
+
+class Subclassed(keras.Model):
+    """A user's own class, which can neither be inspected nor rebuilt."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.dense, self.norm = layers.Dense(classes), layers.BatchNormalization()
+        self.dropout = layers.Dropout(0.5)
+
+    def call(self, x, training=None):
+        return keras.ops.softmax(self.dropout(self.norm(self.dense(x)), training=training))
+
+
+def test_a_subclassed_model_has_to_be_told_and_is_a_snapshot_all_the_same():
+    model = Subclassed(5)
+    x, _ = networks.vectors()
+    expected = model(x, training=False).numpy()
+    with pytest.raises(InputError, match="can't be found"):
+        FrozenTeacher(model)
+    teacher = FrozenTeacher(model, outputs="probabilities")
+    model.set_weights([w + 1 for w in model.get_weights()])
+    np.testing.assert_allclose(np.exp(log_softmax(teacher(x))), expected, atol=1e-6)
+    assert teacher.num_classes == 5
+
+
+@keras.saving.register_keras_serializable("test")
+class Scale(layers.Layer):
+    """A layer whose config leaves an argument out."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+
+def test_a_layer_with_an_incomplete_config_keeps_its_effect():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(5)(Scale(3.0)(inputs)))
+    x, _ = networks.vectors()
+    np.testing.assert_allclose(FrozenTeacher(model)(x), model(x), rtol=1e-5)
+
+
+def test_several_teachers_give_the_log_of_the_mean_of_their_softmaxes():
+    one, other = networks.dense_classifier(), networks.dense_classifier(softmax=True)
+    x, _ = networks.vectors()
+    mean = (np.exp(log_softmax(one(x))) + other(x).numpy()) / 2
+    for teacher in (FrozenTeacher([one, other]), FrozenTeacher([FrozenTeacher(one), other])):
+        np.testing.assert_allclose(teacher(x), np.log(mean), atol=1e-5)
+
+
+def test_later_changes_of_the_model_have_no_effect_and_the_model_is_not_touched():
+    model = networks.convolutional_classifier(softmax=True)
+    x, _ = networks.images()
+    before = [w.copy() for w in model.get_weights()]
+    probabilities = model(x, training=False).numpy()
+    teacher = FrozenTeacher(model)
+    logits = teacher(x).numpy()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert (old == new).all()
+    np.testing.assert_array_equal(model(x, training=False), probabilities)
+    assert model.trainable
+    model.set_weights([w * 2 for w in before])
+    np.testing.assert_array_equal(teacher(x), logits)
+
+
+def test_a_teacher_compiled_with_a_users_own_loss_is_taken():
+    model = networks.dense_classifier()
+    model.compile("sgd", loss=lambda y, p: keras.ops.mean(p))
+    x, _ = networks.vectors()
+    np.testing.assert_allclose(FrozenTeacher(model)(x), model(x), atol=1e-6)
+
+
+def test_no_gradient_reaches_the_teacher():
+    teacher = FrozenTeacher(networks.dense_classifier())
+    x = tf.constant(networks.vectors()[0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(teacher(x))
+    assert tape.gradient(y, x) is None
+
+
+def test_the_log_says_once_that_a_teacher_is_not_folded(caplog):
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3)(layers.ReLU()(layers.BatchNormalization()(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    with caplog.at_level("WARNING", logger="absl"):
+        teacher = FrozenTeacher(model)
+        teacher(np.zeros((1, 8, 8, 4), "float32"))
+        teacher(np.zeros((1, 8, 8, 4), "float32"))
+    assert sum("could be folded" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: "resnet", "is a str"),
+        (lambda: [], "empty"),
+        (lambda: keras.Sequential([layers.Dense(3)]), "no weights yet"),
+        (
+            lambda: [networks.dense_classifier(5), networks.dense_classifier(6)],
+            "5 and 6 classes",
+        ),
+        (lambda: keras.Sequential([keras.Input((8, 4)), layers.Dense(3)]), "gives the shape"),
+    ],
+)
+def test_what_is_no_classifier_is_refused_in_one_line(make, named):
+    with pytest.raises(InputError, match=named) as caught:
+        FrozenTeacher(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_imported_resnet56_answers_folded_what_pytorch_answers(shared):
+    models = pytest.importorskip("models")
+    expected = np.load(shared / "weights" / "resnet56-cifar10-expected.npz")
+    model = models.load(
+        "resnet56",
+        input_shape=(32, 32, 3),
+        num_classes=10,
+        weights=shared / "weights" / "resnet56-cifar10.safetensors",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    logits = FrozenTeacher(model)(expected["images"].astype("float32")).numpy()
+    assert np.abs(logits - expected["logits"]).max() <= 1e-3

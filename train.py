@@ -1,0 +1,338 @@
+"""Distils a small classifier from a big one."""
+
+import os
+
+# TensorFlow's notes on how it was built would be the first lines that a user sees.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+import models
+import stkd_keras
+from stkd_keras import command, data, experiment
+from stkd_keras.distribution import make_strategy
+from stkd_keras.errors import unknown_name
+from stkd_keras.run_directory import RunDirectory, write_json
+
+DESCRIPTION = """
+python train.py --dataset=cifar10 --teacher=resnet110
+
+Distils a small classifier (the student) from a big one (the teacher): takes or trains the
+teacher, trains the student on mixtures of images that the teacher answers, scores it on the test
+split, and leaves config.json, history.csv, TensorBoard events, student.keras and metrics.json in
+the run's directory. The same command resumes a run that was interrupted.
+"""
+
+# The teacher's own recipe. A teacher trained with another one is another teacher.
+TEACHER_SEED = 0
+TEACHER_RECIPE = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+
+DATASET = flags.DEFINE_string("dataset", "digits", f"data set: {', '.join(data.NAMES)}")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "where TFDS keeps its data (default: TFDS's own folder)"
+)
+TEACHER = flags.DEFINE_string(
+    "teacher", None, "a model of the zoo, or FILE.keras (default: by data set)"
+)
+TEACHER_WEIGHTS = flags.DEFINE_string(
+    "teacher_weights",
+    None,
+    "the teacher's weights: .keras, .weights.h5, .safetensors, or PyTorch's .pth, .pt, .th "
+    "(default: the teacher is trained, and kept under --teacher_dir)",
+)
+TEACHER_NORMALIZATION = flags.DEFINE_string(
+    "teacher_normalization",
+    None,
+    "how the pixels of --teacher_weights were normalised: dataset (the default), imagenet, "
+    "cifar10, cifar100, none, or six numbers (means, then standard deviations, in units of [0, 1])",
+)
+TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
+TEACHER_EPOCHS = flags.DEFINE_integer(
+    "teacher_epochs", None, "epochs of the teacher's training (default: by data set)"
+)
+STUDENT = flags.DEFINE_string(
+    "student", None, "a model of the zoo, or FILE.keras to start from (default: by data set)"
+)
+METHOD = flags.DEFINE_enum(
+    "method",
+    "stkd",
+    list(experiment.METHODS),
+    "stkd (virtual samples, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither); "
+    "it sets the defaults of mixing and weights",
+)
+EPOCHS = flags.DEFINE_integer("epochs", None, "epochs (default: by data set)", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "images a step, over all devices (default: by data set)", lower_bound=1
+)
+LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", None, "the highest: linear warm-up, cosine decay (default: by data set)"
+)
+WEIGHT_DECAY = flags.DEFINE_float(
+    "weight_decay", None, "L2 added to the gradient of kernels (default: by data set)"
+)
+TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "temperature of the soft loss")
+SOFT_WEIGHT = flags.DEFINE_float(
+    "soft_weight", None, "weight of the soft loss (default: by method)"
+)
+LABEL_WEIGHT = flags.DEFINE_float(
+    "label_weight", None, "weight of the cross-entropy with the mixed label (default: by method)"
+)
+MIXUP_ALPHA = flags.DEFINE_float(
+    "mixup_alpha", None, "concentration of the mixing weights (default: by method)"
+)
+MIXUP_PROBABILITY = flags.DEFINE_float(
+    "mixup_probability", None, "share of the samples that are mixed (default: by method)"
+)
+NUM_IMAGES = flags.DEFINE_integer("num_images", None, "images a mixture (default: 2)")
+MIXING_EPOCHS = flags.DEFINE_integer(
+    "mixing_epochs", None, "epochs after which mixing stops (default: never)", lower_bound=0
+)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the student's initial weights")
+DATA_SEED = flags.DEFINE_integer(
+    "data_seed", 0, "seed of splits, order, augmentation and mixing", lower_bound=0
+)
+TRAIN_FRACTION = flags.DEFINE_float(
+    "train_fraction", 1.0, "share of the training images to use, balanced over the classes"
+)
+VALIDATION_FRACTION = flags.DEFINE_float(
+    "validation_fraction", 0.1, "share of the training images to watch instead of training on"
+)
+RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "the run's directory (default: runs/DATASET-TEACHER-STUDENT-METHOD-sSEED)"
+)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the run in the run's directory")
+DISTRIBUTE = flags.DEFINE_enum(
+    "distribute",
+    "auto",
+    ["auto", "none", "mirrored"],
+    "mirrored: a replica on each device; auto: so where there are several GPUs",
+)
+LOGICAL_DEVICES = flags.DEFINE_integer(
+    "logical_devices", 0, "divide the CPU into so many devices, to try --distribute=mirrored"
+)
+MIXED_PRECISION = flags.DEFINE_enum(
+    "mixed_precision",
+    "none",
+    ["none", "mixed_float16", "mixed_bfloat16"],
+    "Keras's policy for a student of the zoo",
+)
+STEPS_PER_EXECUTION = flags.DEFINE_integer(
+    "steps_per_execution", 1, "steps a call of the compiled function", lower_bound=1
+)
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "two runs give the same bits on the same machine (slower)"
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    recipe = recipe_from_flags()
+    method = experiment.method_settings(
+        METHOD.value,
+        soft_weight=SOFT_WEIGHT.value,
+        label_weight=LABEL_WEIGHT.value,
+        mixup_alpha=MIXUP_ALPHA.value,
+        mixup_probability=MIXUP_PROBABILITY.value,
+        num_images=NUM_IMAGES.value,
+        mixing_epochs=MIXING_EPOCHS.value,
+    )
+    settings = {**flags_that_matter(), **recipe, **method}
+    run = RunDirectory(RUN_DIR.value or default_run_dir(recipe))
+    run.check(settings, OVERWRITE.value)
+    models.check_source(recipe["student"])
+    models.check_source(recipe["teacher"], weights=TEACHER_WEIGHTS.value)
+
+    if DETERMINISTIC.value:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(DISTRIBUTE.value, LOGICAL_DEVICES.value)
+    dataset = data.load(DATASET.value, DATA_DIR.value)
+    train_split, validation_split = data.split_train(
+        dataset, VALIDATION_FRACTION.value, TRAIN_FRACTION.value, DATA_SEED.value
+    )
+    with (strategy or tf.distribute.get_strategy()).scope():
+        source = get_teacher(dataset, recipe, needed=method["soft_weight"] > 0)
+        teacher = source and stkd_keras.FrozenTeacher(models.load_for(dataset, **source))
+        distiller = make_distiller(dataset, train_split, teacher, recipe, method)
+    run.start({"settings": settings, "teacher": source, **provenance()}, OVERWRITE.value)
+    experiment.train(
+        distiller,
+        dataset,
+        train_split,
+        validation_split,
+        run,
+        epochs=recipe["epochs"],
+        batch_size=recipe["batch_size"],
+        learning_rate=recipe["learning_rate"],
+        weight_decay=recipe["weight_decay"],
+        steps_per_execution=STEPS_PER_EXECUTION.value,
+    )
+    splits = {"train": train_split, "validation": validation_split}
+    metrics = experiment.evaluate(
+        distiller.student, teacher, dataset, {k: v for k, v in splits.items() if v is not None}
+    )
+    write_json(run.metrics, metrics)
+    print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
+
+
+def recipe_from_flags() -> dict:
+    """The data set's recipe, with the flags that were given in its place."""
+    if DATASET.value not in experiment.RECIPES:
+        raise unknown_name("data set", DATASET.value, experiment.RECIPES)
+    recipe = dataclasses.asdict(experiment.RECIPES[DATASET.value])
+    given = {name: flags.FLAGS[name].value for name in recipe}
+    return {**recipe, **{name: value for name, value in given.items() if value is not None}}
+
+
+def get_teacher(dataset: data.Dataset, recipe: dict, needed: bool) -> dict | None:
+    """Where the teacher is: its file, or that of one trained here; None if not needed."""
+    source, weights = recipe["teacher"], TEACHER_WEIGHTS.value
+    if weights is None and not source.endswith(".keras"):
+        return {"source": str(trained_teacher(dataset, recipe))} if needed else None
+    return {"source": source, "weights": weights, "normalization": TEACHER_NORMALIZATION.value}
+
+
+def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
+    """The file of the teacher that this command trains once and finds again.
+
+    It never sees the validation images.
+    """
+    name = recipe["teacher"]
+    settings = {
+        "dataset": f"{dataset.name}-{dataset.version}",
+        "validation_fraction": VALIDATION_FRACTION.value,
+        "data_seed": DATA_SEED.value,
+        "teacher": name,
+        "epochs": recipe["teacher_epochs"],
+        "seed": TEACHER_SEED,
+        **TEACHER_RECIPE,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    run = RunDirectory(
+        pathlib.Path(TEACHER_DIR.value) / f"{settings['dataset']}-{name}-{key}", "teacher.keras"
+    )
+    if run.is_complete:
+        print(f"teacher: {run.model}")
+        return run.model
+    print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
+    run.check(settings)
+    train_split, validation_split = data.split_train(
+        dataset, VALIDATION_FRACTION.value, 1.0, DATA_SEED.value
+    )
+    keras.utils.set_random_seed(TEACHER_SEED)
+    trainer = stkd_keras.SimilarityTransferDistiller(
+        build_for(name, dataset),
+        mixing=None,
+        soft_weight=0.0,
+        label_weight=1.0,
+        data_seed=DATA_SEED.value,
+    )
+    run.start({"settings": settings, **provenance()})
+    experiment.train(
+        trainer,
+        dataset,
+        train_split,
+        validation_split,
+        run,
+        epochs=recipe["teacher_epochs"],
+        **TEACHER_RECIPE,
+    )
+    metrics = experiment.evaluate(trainer.student, None, dataset, {})
+    write_json(run.metrics, metrics)
+    return run.model
+
+
+def make_distiller(
+    dataset: data.Dataset, train_split: data.Split, teacher, recipe: dict, method: dict
+) -> stkd_keras.SimilarityTransferDistiller:
+    """The student with what trains it."""
+    keras.utils.set_random_seed(SEED.value)
+    mixing = None
+    if method["mixup_probability"] != 0:
+        mixing = stkd_keras.Mixup(
+            alpha=method["mixup_alpha"],
+            num_images=method["num_images"],
+            probability=method["mixup_probability"],
+        )
+    mixing_steps = None
+    if method["mixing_epochs"] is not None:
+        steps = data.steps_per_epoch(train_split, recipe["batch_size"])
+        mixing_steps = method["mixing_epochs"] * steps
+    return stkd_keras.SimilarityTransferDistiller(
+        get_student(dataset, recipe["student"]),
+        teacher if method["soft_weight"] > 0 else None,
+        mixing=mixing,
+        mixing_steps=mixing_steps,
+        temperature=TEMPERATURE.value,
+        soft_weight=method["soft_weight"],
+        label_weight=method["label_weight"],
+        data_seed=DATA_SEED.value,
+    )
+
+
+def get_student(dataset: data.Dataset, source: str) -> keras.Model:
+    """The student, from its file or fresh from the zoo."""
+    if source.endswith(".keras"):
+        return models.load_for(dataset, source)
+    policy = MIXED_PRECISION.value
+    keras.config.set_dtype_policy("float32" if policy == "none" else policy)
+    student = build_for(source, dataset)
+    keras.config.set_dtype_policy("float32")
+    return student
+
+
+def build_for(name: str, dataset: data.Dataset) -> keras.Model:
+    """A model of the zoo for a data set, which normalises as the data set asks."""
+    return models.build(
+        name, dataset.image_shape, dataset.num_classes, mean=dataset.mean, std=dataset.std
+    )
+
+
+def default_run_dir(recipe: dict) -> str:
+    """runs/DATASET-TEACHER-STUDENT-METHOD-sSEED."""
+    teacher, student = (pathlib.Path(recipe[role]).stem for role in ("teacher", "student"))
+    return f"runs/{DATASET.value}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+
+
+def flags_that_matter() -> dict:
+    """The flags, beside those of recipe and method, that the result depends on."""
+    names = (
+        "dataset teacher_weights teacher_normalization method temperature seed data_seed "
+        "train_fraction validation_fraction distribute logical_devices mixed_precision deterministic"
+    )
+    return {name: flags.FLAGS[name].value for name in names.split()}
+
+
+def provenance() -> dict:
+    """What made a run: the command, every flag, versions, the commit."""
+    own = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+    git = subprocess.run(
+        ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "command": sys.argv,
+        "flags": {flag.name: flag.value for flag in own},
+        "versions": {
+            "python": sys.version.split()[0],
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "stkd_keras": stkd_keras.__version__,
+        },
+        "git_commit": git.stdout.strip() or None,
+        "device": [device.name for device in tf.config.list_logical_devices()],
+    }
+
+
+if __name__ == "__main__":
+    command.run(main, DESCRIPTION)

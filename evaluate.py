@@ -1,10 +1,9 @@
 """Scores a classifier on the test split of a data set."""
 
-import os
+# isort: off
+import quiet_tensorflow  # noqa: F401
 
-# TensorFlow's notes on how it was built would be the first lines that a user sees.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+# isort: on
 import contextlib
 import json
 import pathlib
@@ -99,7 +98,7 @@ def load_teacher(recorded: dict, dataset: data.Dataset) -> FrozenTeacher | None:
         }
     if not recorded:
         return None
-    file = pathlib.Path(recorded["weights"] or recorded["source"])
+    file = pathlib.Path(recorded.get("weights") or recorded["source"])
     if TEACHER.value is None and not file.is_file():
         print(f"the run's teacher {file} isn't there any more; going on without", file=sys.stderr)
         return None

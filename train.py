@@ -1,13 +1,13 @@
 """Distils a small classifier from a big one."""
 
-import os
+# isort: off
+import quiet_tensorflow  # noqa: F401
 
-# TensorFlow's notes on how it was built would be the first lines that a user sees.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+# isort: on
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -196,8 +196,15 @@ def get_teacher(dataset: data.Dataset, recipe: dict, needed: bool) -> dict | Non
     """Where the teacher is: its file, or that of one trained here; None if not needed."""
     source, weights = recipe["teacher"], TEACHER_WEIGHTS.value
     if weights is None and not source.endswith(".keras"):
-        return {"source": str(trained_teacher(dataset, recipe))} if needed else None
-    return {"source": source, "weights": weights, "normalization": TEACHER_NORMALIZATION.value}
+        return {"source": os.path.abspath(trained_teacher(dataset, recipe))} if needed else None
+    # Absolute, so that evaluate.py finds the teacher from any folder.
+    if weights is None:
+        return {"source": os.path.abspath(source)}
+    return {
+        "source": source,
+        "weights": os.path.abspath(weights),
+        "normalization": TEACHER_NORMALIZATION.value,
+    }
 
 
 def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
@@ -306,7 +313,8 @@ def flags_that_matter() -> dict:
     """The flags, beside those of recipe and method, that the result depends on."""
     names = (
         "dataset teacher_weights teacher_normalization method temperature seed data_seed "
-        "train_fraction validation_fraction distribute logical_devices mixed_precision deterministic"
+        "train_fraction validation_fraction distribute logical_devices mixed_precision "
+        "deterministic"
     )
     return {name: flags.FLAGS[name].value for name in names.split()}
 

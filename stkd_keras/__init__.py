@@ -9,8 +9,6 @@ from stkd_keras.optimizers import SGD
 from stkd_keras.teacher import FrozenTeacher
 from stkd_keras.version import __version__
 
-
-
 __all__ = [
     "SGD",
     "FrozenTeacher",

@@ -17,9 +17,7 @@ class SaveTheStudent(keras.callbacks.Callback):
 
     def __init__(self, callbacks):
         super().__init__()
-        self._checkpoints = [
-            c for c in callbacks if isinstance(c, keras.callbacks.ModelCheckpoint)
-        ]
+        self._checkpoints = [c for c in callbacks if isinstance(c, keras.callbacks.ModelCheckpoint)]
 
     def on_train_begin(self, logs=None):
         """Points the checkpoints at the student."""

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from stkd_keras.errors import InputError
 
@@ -21,6 +21,7 @@ def run(main: Callable[[], None], description: str) -> None:
         main: the command.
         description: what `--help` says before the flags.
     """
+    logging.set_verbosity(logging.WARNING)
     app.run(
         lambda _: _guarded(main),
         flags_parser=functools.partial(_parse, description=description),

@@ -147,6 +147,10 @@ class SimilarityTransferDistiller(keras.Model):
         """Returns the student's outputs, (B, C)."""
         return self.student(x, training=training)
 
+    def student_logits(self, x) -> tf.Tensor:
+        """Returns the student's logits in inference, float32 (B, C), whatever its outputs are."""
+        return self._logits(self.student(x, training=False))
+
     def compile(
         self,
         optimizer="rmsprop",
@@ -382,8 +386,7 @@ class SimilarityTransferDistiller(keras.Model):
         shape = input_shape(self.student)
         if shape and not _compatible(tuple(x.shape[1:]), shape):
             raise InputError(
-                f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes "
-                f"{shape}"
+                f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes {shape}"
             )
         y = tf.convert_to_tensor(y)
         if y.shape.rank is None:

@@ -23,7 +23,9 @@ def predict_logits(
         logits: float32 array (N, C).
         labels: integer array (N,).
     """
-    answer = tf.function(classifier.__call__, reduce_retracing=True)
+    # One signature for the last, smaller batch too.
+    images = tf.TensorSpec([None, *dataset.element_spec[0].shape[1:]], tf.float32)
+    answer = tf.function(classifier.__call__, input_signature=[images])
     size = int(dataset.cardinality())
     progress = keras.utils.Progbar(size if size > 0 else None, verbose=int(verbose))
     logits, labels = [], []

@@ -168,6 +168,7 @@ def train(
         epochs=epochs,
         steps_per_epoch=steps,
         initial_epoch=done,
+        shuffle=False,  # The pipeline does it.
         validation_data=validation,
         callbacks=callbacks,
     )

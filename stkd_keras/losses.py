@@ -34,4 +34,3 @@ class SoftTargetLoss(keras.losses.Loss):
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "temperature": self.temperature}
-

@@ -109,9 +109,7 @@ class Mixup:
                 first is the sample itself.
             weights: float32 tensor of shape (B, num_images) whose rows sum to 1.
         """
-        seeds = tf.random.experimental.stateless_split(
-            tf.cast(seed, tf.int64), num=3, alg="philox"
-        )
+        seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
         order = _random_bits((self.num_images - 1, batch_size), seeds[0])
         permutations = tf.argsort(order, axis=1, stable=True)
         partners = tf.concat([tf.range(batch_size)[None], permutations], axis=0)

@@ -164,7 +164,7 @@ def _layer_before(layer):
 
 
 def _kind(layer) -> str | None:
-    """"logits", "probabilities", "linear" (keeps logits logits), or None for anything else."""
+    """ "logits", "probabilities", "linear" (keeps logits logits), or None for anything else."""
     if _has_softmax_activation(layer) or type(layer).__name__ == "Softmax":
         return "probabilities"
     if isinstance(layer, _LINEAR):
@@ -180,6 +180,5 @@ def _has_softmax_activation(layer) -> bool:
 
 def _is_identity(layer) -> bool:
     return (
-        isinstance(layer, keras.layers.Activation)
-        and layer.activation is keras.activations.linear
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
     )

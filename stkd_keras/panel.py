@@ -1,5 +1,6 @@
 """What a run looks like in TensorBoard: virtual samples, and what is answered on them."""
 
+import functools
 import io
 
 import keras
@@ -8,7 +9,6 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from stkd_keras.distiller import SimilarityTransferDistiller
-from stkd_keras.teacher import FrozenTeacher
 
 NUM_SAMPLES = 8
 NUM_CLASSES_SHOWN = 5
@@ -36,12 +36,12 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         """Opens the event file."""
         self._writer = tf.summary.create_file_writer(f"{self._log_dir}/train")
         self._images, self._labels = next(iter(self._dataset))
+        self._draw = tf.function(functools.partial(virtual_samples, self.model))
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the panel of this epoch."""
-        figure = draw_panel(
-            self.model, self._images, self._labels, self._class_names, step=self.model.step
-        )
+        images, answers = self._draw(self._images, self._labels, tf.constant(self.model.step))
+        figure = draw_panel(images.numpy(), answers, self._class_names)
         with self._writer.as_default():
             tf.summary.image("virtual_samples", _to_image(figure)[None], step=epoch)
 
@@ -50,42 +50,51 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         self._writer.close()
 
 
-def draw_panel(
-    distiller: SimilarityTransferDistiller, images, labels, class_names, step
-) -> Figure:
-    """Draws virtual samples with their mixed labels, and what teacher and student answer.
+def virtual_samples(distiller: SimilarityTransferDistiller, images, labels, step):
+    """Makes eight virtual samples, and has teacher and student answer them.
 
     Args:
         distiller: student, teacher (if any) and mixing (if any).
         images: float32 tensor (B, H, W, channels), pixels in [0, 255], B >= 8.
         labels: integer tensor (B,).
-        class_names: names of the classes.
-        step: integer, the step whose mixtures are drawn.
+        step: integer, the step whose mixtures are made.
 
     Returns:
-        A figure with one row for each of eight samples.
+        The samples (8, H, W, channels), and the distributions (8, C) by the name of what gives
+        them: "mixed label", "teacher", "student".
     """
     rows = tf.one_hot(labels, distiller.num_classes)
     if distiller.mixing is not None:
-        seed = distiller.mixing_seed(step)
-        images, rows, _ = distiller.mixing(images, rows, None, seed=seed)
+        images, rows, _ = distiller.mixing(images, rows, None, seed=distiller.mixing_seed(step))
     images, rows = images[:NUM_SAMPLES], rows[:NUM_SAMPLES]
-    columns = {"mixed label": rows.numpy()}
+    answers = {"mixed label": rows}
     if distiller.teacher is not None:
-        columns["teacher"] = tf.nn.softmax(distiller.teacher(images)).numpy()
-    student = FrozenTeacher(distiller.student)
-    columns["student"] = tf.nn.softmax(student(images)).numpy()
+        answers["teacher"] = tf.nn.softmax(distiller.teacher(images))
+    answers["student"] = tf.nn.softmax(distiller.student_logits(images))
+    return images, answers
 
-    figure = Figure(figsize=(2 + 3 * len(columns), 1.3 * NUM_SAMPLES), layout="constrained")
+
+def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
+    """Draws samples, a row each, with the likeliest classes of each distribution.
+
+    Args:
+        images: array (N, H, W, channels), pixels in [0, 255].
+        answers: arrays (N, C) by name, as `virtual_samples` gives them.
+        class_names: names of the classes.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(2 + 3 * len(answers), 1.3 * len(images)), layout="constrained")
     axes = figure.subplots(
-        NUM_SAMPLES, 1 + len(columns), width_ratios=[1.3] + [2] * len(columns), squeeze=False
+        len(images), 1 + len(answers), width_ratios=[1.3] + [2] * len(answers), squeeze=False
     )
-    for i in range(NUM_SAMPLES):
-        axes[i, 0].imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
+    for i, image in enumerate(images):
+        axes[i, 0].imshow(np.squeeze(np.uint8(image)), cmap="gray", vmin=0, vmax=255)
         axes[i, 0].axis("off")
-        for axis, answers in zip(axes[i, 1:], columns.values(), strict=True):
-            _draw_likeliest(axis, answers[i], class_names)
-    for axis, title in zip(axes[0, 1:], columns, strict=True):
+        for axis, probabilities in zip(axes[i, 1:], answers.values(), strict=True):
+            _draw_likeliest(axis, np.asarray(probabilities[i]), class_names)
+    for axis, title in zip(axes[0, 1:], answers, strict=True):
         axis.set_title(title)
     return figure
 
@@ -93,7 +102,8 @@ def draw_panel(
 def _draw_likeliest(axis, probabilities, class_names) -> None:
     likeliest = np.argsort(-probabilities)[:NUM_CLASSES_SHOWN]
     likeliest = likeliest[probabilities[likeliest] > 0][::-1]
-    bars = axis.barh([class_names[c] for c in likeliest], probabilities[likeliest])
+    bars = axis.barh(range(len(likeliest)), probabilities[likeliest])
+    axis.set_yticks(range(len(likeliest)), [class_names[c] for c in likeliest])
     axis.bar_label(bars, [f"{probabilities[c]:.2f}" for c in likeliest], padding=2, fontsize=7)
     axis.set_xlim(0, 1.2)
     axis.set_xticks([])

@@ -203,9 +203,7 @@ def _rebuild(model: keras.Model) -> keras.Model | None:
 
 def _with_copied_weights(model: keras.Model):
     """The model's own call, on weights that are copies."""
-    mapping = [
-        (v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables
-    ]
+    mapping = [(v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables]
 
     def call(x, training):
         with keras.StatelessScope(state_mapping=[(v, copy.value()) for v, copy in mapping]):

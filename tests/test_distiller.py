@@ -81,9 +81,7 @@ def test_the_losses_are_those_of_numpy_by_hand(softmax, one_hot, mixing, weighte
     np.testing.assert_allclose(logs["label_loss"], expected[0], rtol=1e-5)
     np.testing.assert_allclose(logs["soft_loss"], expected[1], rtol=1e-5)
     np.testing.assert_allclose(logs["teacher_agreement"], expected[2])
-    np.testing.assert_allclose(
-        logs["loss"], LABEL * expected[0] + SOFT * expected[1], rtol=1e-5
-    )
+    np.testing.assert_allclose(logs["loss"], LABEL * expected[0] + SOFT * expected[1], rtol=1e-5)
 
 
 def test_each_step_mixes_with_the_seed_of_its_step():
@@ -175,9 +173,7 @@ def test_labels_of_any_kind_score_the_same_one_after_the_other(integers_first):
 
 def test_fit_logs_training_values_and_validates_the_student_alone():
     regularizer = keras.regularizers.L2(0.1)
-    student = keras.Sequential(
-        [keras.Input((4,)), layers.Dense(5, kernel_regularizer=regularizer)]
-    )
+    student = keras.Sequential([keras.Input((4,)), layers.Dense(5, kernel_regularizer=regularizer)])
     distiller = make(student)
     x, y = networks.vectors()
     asked = []

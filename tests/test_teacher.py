@@ -303,7 +303,7 @@ def test_the_log_says_once_that_a_teacher_is_not_folded(caplog):
     ("make", "named"),
     [
         (lambda: "resnet", "is a str"),
-        (lambda: [], "empty"),
+        (list, "empty"),
         (lambda: keras.Sequential([layers.Dense(3)]), "no weights yet"),
         (
             lambda: [networks.dense_classifier(5), networks.dense_classifier(6)],

@@ -1,0 +1,21 @@
+"""Imported first by the commands: TensorFlow without its notes on how it was built.
+
+TF_CPP_MIN_LOG_LEVEL doesn't hold for what TensorFlow 2.21 writes while it is imported
+(github.com/tensorflow/tensorflow/issues/100442), and those would be the first lines a user sees.
+What goes wrong in the import is a Python exception, and is shown.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+sys.stderr.flush()
+_stderr, _nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(_nowhere, 2)
+try:
+    import tensorflow  # noqa: F401
+finally:
+    os.dup2(_stderr, 2)
+    os.close(_stderr)
+    os.close(_nowhere)

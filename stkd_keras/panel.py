@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 
 import keras
 import numpy as np
@@ -11,7 +12,9 @@ from matplotlib.figure import Figure
 from stkd_keras.distiller import SimilarityTransferDistiller
 
 NUM_SAMPLES = 8
+SAMPLES_A_ROW = 4
 NUM_CLASSES_SHOWN = 5
+NAME_LENGTH = 12
 
 
 class VirtualSamplePanel(keras.callbacks.Callback):
@@ -75,7 +78,7 @@ def virtual_samples(distiller: SimilarityTransferDistiller, images, labels, step
 
 
 def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
-    """Draws samples, a row each, with the likeliest classes of each distribution.
+    """Draws samples, each above the five likeliest classes of each distribution.
 
     Args:
         images: array (N, H, W, channels), pixels in [0, 255].
@@ -85,30 +88,34 @@ def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(2 + 3 * len(answers), 1.3 * len(images)), layout="constrained")
-    axes = figure.subplots(
-        len(images), 1 + len(answers), width_ratios=[1.3] + [2] * len(answers), squeeze=False
-    )
-    for i, image in enumerate(images):
-        axes[i, 0].imshow(np.squeeze(np.uint8(image)), cmap="gray", vmin=0, vmax=255)
-        axes[i, 0].axis("off")
-        for axis, probabilities in zip(axes[i, 1:], answers.values(), strict=True):
-            _draw_likeliest(axis, np.asarray(probabilities[i]), class_names)
-    for axis, title in zip(axes[0, 1:], answers, strict=True):
-        axis.set_title(title)
+    rows = math.ceil(len(images) / SAMPLES_A_ROW)
+    figure = Figure(figsize=(1.9 * SAMPLES_A_ROW * len(answers) / 2, 3.2 * rows))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.98, bottom=0.17, hspace=0.6)
+    axes = figure.subplots(rows, SAMPLES_A_ROW, squeeze=False).flat
+    for i, axis in enumerate(axes):
+        axis.axis("off")
+        if i < len(images):
+            axis.imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
+            table = _table({k: np.asarray(v[i]) for k, v in answers.items()}, class_names)
+            axis.text(
+                0.5, -0.05, table, transform=axis.transAxes, va="top", ha="center",
+                family="monospace", fontsize=7,
+            )  # fmt: skip
     return figure
 
 
-def _draw_likeliest(axis, probabilities, class_names) -> None:
-    likeliest = np.argsort(-probabilities)[:NUM_CLASSES_SHOWN]
-    likeliest = likeliest[probabilities[likeliest] > 0][::-1]
-    bars = axis.barh(range(len(likeliest)), probabilities[likeliest])
-    axis.set_yticks(range(len(likeliest)), [class_names[c] for c in likeliest])
-    axis.bar_label(bars, [f"{probabilities[c]:.2f}" for c in likeliest], padding=2, fontsize=7)
-    axis.set_xlim(0, 1.2)
-    axis.set_xticks([])
-    axis.tick_params(axis="y", labelsize=7, length=0)
-    axis.spines[["top", "right", "bottom"]].set_visible(False)
+def _table(answers: dict[str, np.ndarray], class_names: tuple[str, ...]) -> str:
+    """Columns of "0.62 cat", likeliest first, under the names of the distributions."""
+    columns = []
+    for title, probabilities in answers.items():
+        likeliest = np.argsort(-probabilities)[:NUM_CLASSES_SHOWN]
+        cells = [
+            f"{probabilities[c]:.2f} {class_names[c][:NAME_LENGTH]}" if probabilities[c] > 0 else ""
+            for c in likeliest
+        ]
+        width = max(map(len, [title, *cells]))
+        columns.append([cell.ljust(width) for cell in [title, *cells]])
+    return "\n".join("  ".join(row) for row in zip(*columns, strict=True))
 
 
 def _to_image(figure: Figure) -> np.ndarray:

@@ -327,9 +327,7 @@ def _decode(builder, split: str) -> Split:
     def decode(example, feature):
         # Where images are kept as JPEG, TFDS decodes them faster and less exactly than Pillow,
         # by which most models were trained: a pixel differs by up to 4. Of a PNG all is as usual.
-        return tf.io.decode_jpeg(
-            example, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE"
-        )
+        return tf.io.decode_jpeg(example, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE")
 
     # All in one batch: TFDS decodes in parallel and keeps the order of the files.
     arrays = tfds.as_numpy(

@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import http.server
+import io
 import os
 import pathlib
 import shutil
@@ -40,6 +41,10 @@ def numbers(split: data.Split) -> np.ndarray:
     return np.ascontiguousarray(split.images).reshape(-1, 4).view(np.uint32)[:, 0]
 
 
+def noise(count) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
 @pytest.fixture(scope="session")
 def cifar10(shared):
     return data.load("cifar10", shared / "data" / "tfds")
@@ -59,9 +64,8 @@ def tiny_source(tmp_path_factory):
     )
 
     def images(count):
-        pixels = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
         return tf.data.Dataset.from_tensor_slices(
-            {"image": pixels, "label": np.arange(count, dtype=np.int64) % 10}
+            {"image": noise(count), "label": np.arange(count, dtype=np.int64) % 10}
         )
 
     root = tmp_path_factory.mktemp("prepared")
@@ -239,17 +243,31 @@ class TestCifar10:
         np.testing.assert_allclose(cifar10.std, pixels.std((0, 1, 2)), atol=0.01)
 
     @pytest.mark.parametrize("split", ["train", "test"])
-    def test_they_are_those_of_tfds_in_its_order(self, cifar10, shared, split):
+    def test_they_are_those_of_tfds_as_pillow_decodes_them(self, cifar10, shared, split):
         import tensorflow_datasets as tfds
 
-        first = tfds.load("cifar10", split=split, data_dir=shared / "data" / "tfds").take(50)
+        image = pytest.importorskip("PIL.Image")
+        stored = tfds.load(
+            "cifar10",
+            split=f"{split}[:50]",
+            data_dir=shared / "data" / "tfds",
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
         ours = getattr(cifar10, split)
-        for index, example in enumerate(tfds.as_numpy(first)):
-            np.testing.assert_array_equal(ours.images[index], example["image"])
+        for index, example in enumerate(tfds.as_numpy(stored)):
+            pixels = np.asarray(image.open(io.BytesIO(example["image"])))
+            np.testing.assert_array_equal(ours.images[index], pixels)
             assert ours.labels[index] == example["label"]
 
 
 class TestWhereCifar10Is:
+    def test_data_dir(self, tiny):
+        # As TFDS itself prepares it, the images are PNGs: exact.
+        dataset = data.load("cifar10", tiny)
+        np.testing.assert_array_equal(dataset.train.images, noise(20))
+        np.testing.assert_array_equal(dataset.train.labels, np.arange(20) % 10)
+        np.testing.assert_array_equal(dataset.test.images, noise(10))
+
     def test_environment(self, tiny, monkeypatch):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tiny))
         assert len(data.load("cifar10").train.labels) == 20

@@ -9,6 +9,7 @@ import tensorflow as tf
 from stkd_keras.callbacks import SaveTheStudent
 from stkd_keras.distribution import (
     average_batch_statistics,
+    call_unless_empty,
     check_first_batch,
     refuse_what_keras_cannot_do,
 )
@@ -144,8 +145,15 @@ class SimilarityTransferDistiller(keras.Model):
         self.built = True
 
     def call(self, x, training=None):
-        """Returns the student's outputs, (B, C)."""
-        return self.student(x, training=training)
+        """Returns the student's outputs, float32 (B, C)."""
+
+        def student(x):
+            return self.student(x, training=training)
+
+        # An activity's regularisation loss couldn't leave the condition.
+        if any(layer.activity_regularizer for layer in self.student._flatten_layers()):
+            return tf.cast(student(x), tf.float32)
+        return call_unless_empty(student, x, self.num_classes)
 
     def student_logits(self, x) -> tf.Tensor:
         """Returns the student's logits in inference, float32 (B, C), whatever its outputs are."""
@@ -176,8 +184,7 @@ class SimilarityTransferDistiller(keras.Model):
             auto_scale_loss: as in Keras.
 
         Raises:
-            InputError: where a loss is given, or where the optimizer uses what Keras can't do
-                on several replicas.
+            InputError: where a loss is given, or what Keras can't do on several replicas.
         """
         if loss is not None:
             raise InputError(
@@ -186,7 +193,9 @@ class SimilarityTransferDistiller(keras.Model):
                 "soft_weight and label_weight"
             )
         optimizer = keras.optimizers.get(optimizer)
-        refuse_what_keras_cannot_do(optimizer, self.distribute_strategy)
+        refuse_what_keras_cannot_do(
+            self.distribute_strategy, optimizer, steps_per_execution, jit_compile
+        )
         super().compile(
             optimizer=optimizer,
             metrics=on_rows(metrics),
@@ -216,7 +225,8 @@ class SimilarityTransferDistiller(keras.Model):
         Raises:
             InputError: where the data are empty, or don't fit the models.
         """
-        check_first_batch(x, batch_size, self.distribute_strategy)
+        split = kwargs.get("validation_split", 0.0)
+        check_first_batch(x, batch_size, split, self.distribute_strategy)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
@@ -243,7 +253,7 @@ class SimilarityTransferDistiller(keras.Model):
         x, y, sample_weight = self._mixed(x, y, sample_weight)
         targets = {"labels": y}
         if self.teacher is not None:
-            targets["teacher_logits"] = self.teacher(x)
+            targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
         self.step.assign_add(1)
         return super().train_step((x, targets, sample_weight))
 
@@ -269,14 +279,14 @@ class SimilarityTransferDistiller(keras.Model):
         """
         targets = y if isinstance(y, dict) else {"labels": y}
         logits = self._logits(y_pred)
-        label_loss = self.label_loss(self._rows(targets["labels"]), logits, sample_weight)
+        label_loss = _scalar(self.label_loss(self._rows(targets["labels"]), logits, sample_weight))
         if not training:
             return label_loss + self._regularization()
         self._track("label_loss", label_loss, logits)
         loss = self.label_weight * label_loss
         if "teacher_logits" in targets:
             answers = targets["teacher_logits"]
-            soft_loss = self.soft_loss(answers, logits, sample_weight)
+            soft_loss = _scalar(self.soft_loss(answers, logits, sample_weight))
             self._track("soft_loss", soft_loss, logits)
             loss += self.soft_weight * soft_loss
             agrees = tf.argmax(answers, axis=-1) == tf.argmax(logits, axis=-1)
@@ -497,6 +507,11 @@ def _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
             "them positive"
         )
+
+
+def _scalar(loss) -> tf.Tensor:
+    # Keras gives an empty batch, a replica's at the end of data, back as it is.
+    return tf.reduce_sum(loss)
 
 
 def _compatible(one: tuple, other: tuple) -> bool:

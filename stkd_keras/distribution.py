@@ -55,12 +55,38 @@ def average_batch_statistics(model: keras.Model) -> None:
                 variable.assign(tf.reduce_mean(tf.stack(values), axis=0))
 
 
-def check_first_batch(x, batch_size: int | None, strategy: tf.distribute.Strategy) -> None:
+def call_unless_empty(function, x, num_classes: int) -> tf.Tensor:
+    """Calls a classifier, but not on the empty batch that a replica is given at the end of data.
+
+    On a CPU, TensorFlow's convolution gives an empty batch the wrong shape, and batch normalisation
+    makes its statistics not a number.
+
+    Args:
+        function: a classifier.
+        x: tensor (B, ...).
+        num_classes: C.
+
+    Returns:
+        float32 tensor (B, C).
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or x.shape[0]:
+        return tf.cast(function(x), tf.float32)
+    return tf.cond(
+        tf.shape(x)[0] > 0,
+        lambda: tf.ensure_shape(tf.cast(function(x), tf.float32), (None, num_classes)),
+        lambda: tf.zeros((0, num_classes)),
+    )
+
+
+def check_first_batch(
+    x, batch_size: int | None, validation_split: float, strategy: tf.distribute.Strategy
+) -> None:
     """Refuses training data that is empty, or whose first batch doesn't split evenly.
 
     Args:
         x: what was passed to `fit`: an array, a tf.data.Dataset, or anything else.
         batch_size: what was passed to `fit`.
+        validation_split: what was passed to `fit`.
         strategy: the strategy of the model.
 
     Raises:
@@ -75,7 +101,7 @@ def check_first_batch(x, batch_size: int | None, strategy: tf.distribute.Strateg
     elif hasattr(x, "shape") and len(x.shape) > 0:
         if x.shape[0] == 0:
             raise InputError("the training data are empty: x has no examples")
-        size = min(batch_size or 32, x.shape[0])
+        size = min(batch_size or 32, int(x.shape[0] * (1 - validation_split)))
     else:
         size = None
     if size is not None and size % replicas:
@@ -85,14 +111,26 @@ def check_first_batch(x, batch_size: int | None, strategy: tf.distribute.Strateg
         )
 
 
-def refuse_what_keras_cannot_do(optimizer, strategy: tf.distribute.Strategy) -> None:
-    """Refuses options of an optimizer that fail under a strategy, before the first step."""
+def refuse_what_keras_cannot_do(
+    strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int, jit_compile
+) -> None:
+    """Refuses arguments of `compile` under which Keras 3.15 fails on several replicas.
+
+    Raises:
+        InputError: with the argument, before the first step.
+    """
     if strategy.num_replicas_in_sync == 1:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-        if getattr(inner, option, None):
+    given = {
+        "gradient_accumulation_steps": getattr(inner, "gradient_accumulation_steps", None),
+        "ema_overwrite_frequency": getattr(inner, "ema_overwrite_frequency", None),
+        "steps_per_execution": steps_per_execution if steps_per_execution != 1 else None,
+        "jit_compile": jit_compile if jit_compile != "auto" else None,
+    }
+    for option, value in given.items():
+        if value:
             raise InputError(
-                f"the optimizer has {option}={getattr(inner, option)}, which Keras can't do on "
-                "several replicas; leave it out, or train on one device"
+                f"{option} is {value}, which Keras can't do on several replicas; leave it out, or "
+                "train on one device"
             )

@@ -174,7 +174,7 @@ def train(
     )
     if not all(np.isfinite(w).all() for w in distiller.student.get_weights()):
         raise InputError(
-            f"the loss stopped being finite at step {int(distiller.step)}; lower the learning "
+            f"the loss stopped being finite at step {distiller.step.numpy()}; lower the learning "
             f"rate (it was {learning_rate})"
         )
     run.save_model(distiller.student)

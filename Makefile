@@ -1,0 +1,35 @@
+# Set PYTHON to choose another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed
+	$(RUN) train.py --run_dir=runs/demo --overwrite
+	$(RUN) benchmarks/few_images.py --run=runs/demo
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -8,6 +8,7 @@ import contextlib
 import json
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -55,7 +56,8 @@ def main() -> None:
     """Runs the command."""
     if MODEL.value is None:
         raise InputError("--model is missing: a run's directory, a .keras file or a zoo's name")
-    source, recorded = MODEL.value, {}
+    source: str = MODEL.value
+    recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)

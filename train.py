@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,6 +20,7 @@ from absl import flags
 import models
 import stkd_keras
 from stkd_keras import command, data, experiment
+from stkd_keras.distiller import check_settings
 from stkd_keras.distribution import make_strategy
 from stkd_keras.errors import unknown_name
 from stkd_keras.run_directory import RunDirectory, write_json
@@ -34,7 +36,7 @@ the run's directory. The same command resumes a run that was interrupted.
 
 # The teacher's own recipe. A teacher trained with another one is another teacher.
 TEACHER_SEED = 0
-TEACHER_RECIPE = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
 DATASET = flags.DEFINE_string("dataset", "digits", f"data set: {', '.join(data.NAMES)}")
 DATA_DIR = flags.DEFINE_string(
@@ -57,7 +59,7 @@ TEACHER_NORMALIZATION = flags.DEFINE_string(
 )
 TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
 TEACHER_EPOCHS = flags.DEFINE_integer(
-    "teacher_epochs", None, "epochs of the teacher's training (default: by data set)"
+    "teacher_epochs", None, "epochs of the teacher's training (default: by data set)", lower_bound=1
 )
 STUDENT = flags.DEFINE_string(
     "student", None, "a model of the zoo, or FILE.keras to start from (default: by data set)"
@@ -126,7 +128,7 @@ MIXED_PRECISION = flags.DEFINE_enum(
     "Keras's policy for a student of the zoo",
 )
 STEPS_PER_EXECUTION = flags.DEFINE_integer(
-    "steps_per_execution", 1, "steps a call of the compiled function", lower_bound=1
+    "steps_per_execution", 1, "steps a call of the compiled function (one device)", lower_bound=1
 )
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "two runs give the same bits on the same machine (slower)"
@@ -145,6 +147,9 @@ def main() -> None:
         num_images=NUM_IMAGES.value,
         mixing_epochs=MIXING_EPOCHS.value,
     )
+    mixing = make_mixing(method)
+    check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
+    experiment.make_optimizer(recipe["learning_rate"], recipe["weight_decay"], total_steps=1)
     settings = {**flags_that_matter(), **recipe, **method}
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe))
     run.check(settings, OVERWRITE.value)
@@ -158,10 +163,22 @@ def main() -> None:
     train_split, validation_split = data.split_train(
         dataset, VALIDATION_FRACTION.value, TRAIN_FRACTION.value, DATA_SEED.value
     )
+    steps = data.steps_per_epoch(train_split, recipe["batch_size"])
     with (strategy or tf.distribute.get_strategy()).scope():
+        # Before the teacher: what doesn't fit shall not be found after hours of its training.
+        student = get_student(dataset, recipe["student"])
         source = get_teacher(dataset, recipe, needed=method["soft_weight"] > 0)
-        teacher = source and stkd_keras.FrozenTeacher(models.load_for(dataset, **source))
-        distiller = make_distiller(dataset, train_split, teacher, recipe, method)
+        teacher = stkd_keras.FrozenTeacher(models.load_for(dataset, **source)) if source else None
+        distiller = stkd_keras.SimilarityTransferDistiller(
+            student,
+            teacher if method["soft_weight"] > 0 else None,
+            mixing=mixing,
+            mixing_steps=method["mixing_epochs"] and method["mixing_epochs"] * steps,
+            temperature=TEMPERATURE.value,
+            soft_weight=method["soft_weight"],
+            label_weight=method["label_weight"],
+            data_seed=DATA_SEED.value,
+        )
     run.start({"settings": settings, "teacher": source, **provenance()}, OVERWRITE.value)
     experiment.train(
         distiller,
@@ -257,31 +274,14 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
     return run.model
 
 
-def make_distiller(
-    dataset: data.Dataset, train_split: data.Split, teacher, recipe: dict, method: dict
-) -> stkd_keras.SimilarityTransferDistiller:
-    """The student with what trains it."""
-    keras.utils.set_random_seed(SEED.value)
-    mixing = None
-    if method["mixup_probability"] != 0:
-        mixing = stkd_keras.Mixup(
-            alpha=method["mixup_alpha"],
-            num_images=method["num_images"],
-            probability=method["mixup_probability"],
-        )
-    mixing_steps = None
-    if method["mixing_epochs"] is not None:
-        steps = data.steps_per_epoch(train_split, recipe["batch_size"])
-        mixing_steps = method["mixing_epochs"] * steps
-    return stkd_keras.SimilarityTransferDistiller(
-        get_student(dataset, recipe["student"]),
-        teacher if method["soft_weight"] > 0 else None,
-        mixing=mixing,
-        mixing_steps=mixing_steps,
-        temperature=TEMPERATURE.value,
-        soft_weight=method["soft_weight"],
-        label_weight=method["label_weight"],
-        data_seed=DATA_SEED.value,
+def make_mixing(method: dict) -> stkd_keras.Mixup | None:
+    """What mixes the images, if anything does."""
+    if method["mixup_probability"] == 0:
+        return None
+    return stkd_keras.Mixup(
+        alpha=method["mixup_alpha"],
+        num_images=method["num_images"],
+        probability=method["mixup_probability"],
     )
 
 
@@ -289,6 +289,7 @@ def get_student(dataset: data.Dataset, source: str) -> keras.Model:
     """The student, from its file or fresh from the zoo."""
     if source.endswith(".keras"):
         return models.load_for(dataset, source)
+    keras.utils.set_random_seed(SEED.value)
     policy = MIXED_PRECISION.value
     keras.config.set_dtype_policy("float32" if policy == "none" else policy)
     student = build_for(source, dataset)

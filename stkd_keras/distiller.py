@@ -89,7 +89,7 @@ class SimilarityTransferDistiller(keras.Model):
         name: str | None = None,
     ):
         _check_student(student)
-        _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
+        check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
         if teacher is None and soft_weight > 0:
             raise InputError(
                 f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
@@ -480,19 +480,12 @@ class SimilarityTransferDistiller(keras.Model):
             self._symbolic_build(data_batch=data_batch)
 
 
-def _check_student(student) -> None:
-    if not isinstance(student, keras.Model):
-        raise InputError(
-            f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
-        )
-    if len(getattr(student, "outputs", None) or [None]) != 1:
-        raise InputError(
-            f"the student {student.name!r} has {len(student.outputs)} outputs, but must have one: "
-            "the logits or the probabilities"
-        )
+def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
+    """Refuses arguments of the distiller that are outside their ranges.
 
-
-def _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
+    Raises:
+        InputError: with what was given, what was expected, and what to do.
+    """
     if mixing is not None and not callable(mixing):
         raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
     if mixing_steps is not None and mixing_steps < 0:
@@ -506,6 +499,18 @@ def _check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight
         raise InputError(
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
             "them positive"
+        )
+
+
+def _check_student(student) -> None:
+    if not isinstance(student, keras.Model):
+        raise InputError(
+            f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
+        )
+    if len(getattr(student, "outputs", None) or [None]) != 1:
+        raise InputError(
+            f"the student {student.name!r} has {len(student.outputs)} outputs, but must have one: "
+            "the logits or the probabilities"
         )
 
 

@@ -19,6 +19,11 @@ from stkd_keras.outputs import (
     resolve_outputs,
 )
 
+_NOT_SAVED = (
+    "this teacher can't be saved within the distiller: its class doesn't describe itself by "
+    "get_config; save distiller.student, or use distiller.save_weights"
+)
+
 
 class FrozenTeacher:
     """The logits of one or several trained classifiers, which nothing changes any more.
@@ -103,13 +108,19 @@ class FrozenTeacher:
 
     def save_weights(self, folder: str) -> None:
         """Writes the weights of each model into a folder."""
-        for number, member in enumerate(self._members):
-            member.snapshot.save_weights(os.path.join(folder, f"teacher{number}.weights.h5"))
+        for file, snapshot in self._weight_files(folder):
+            snapshot.save_weights(file)
 
     def load_weights(self, folder: str) -> None:
         """Reads what `save_weights` of a teacher of the same architecture wrote."""
+        for file, snapshot in self._weight_files(folder):
+            snapshot.load_weights(file)
+
+    def _weight_files(self, folder: str):
         for number, member in enumerate(self._members):
-            member.snapshot.load_weights(os.path.join(folder, f"teacher{number}.weights.h5"))
+            if member.snapshot is None:
+                raise InputError(_NOT_SAVED)
+            yield os.path.join(folder, f"teacher{number}.weights.h5"), member.snapshot
 
 
 class _Member:
@@ -152,10 +163,7 @@ class _Member:
 
     def get_config(self) -> dict:
         if self.snapshot is None:
-            raise InputError(
-                "this teacher can't be saved within the distiller: its class doesn't describe "
-                "itself by get_config; save distiller.student, or use distiller.save_weights"
-            )
+            raise InputError(_NOT_SAVED)
         model = keras.saving.serialize_keras_object(self.snapshot)
         return {"model": model, "outputs": self.outputs}
 

@@ -207,11 +207,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+# One of each kind; the others take another path only within the library, and are marked slow.
+QUICKLY = {"unknown flag", "unknown data set", "missing weights", "temperature", "no weights"}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in WRONG]
+)
 def test_a_wrong_command_ends_with_one_line_and_status_2(name, command, tmp_path):
     script, flags, named = WRONG[name]
     assert_one_line(command(script, *flags, cwd=tmp_path), named)
-    assert not (tmp_path / "runs").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_student_for_other_classes_is_refused_before_the_teacher_is_trained(command, tmp_path):
+    networks.convolutional_classifier(classes=7).save(tmp_path / "seven.keras")
+    completed = command("train.py", "--student=seven.keras", cwd=tmp_path)
+    assert_one_line(completed, "(None, 7)")
+    assert [p.name for p in tmp_path.iterdir()] == ["seven.keras"]
 
 
 def test_weights_of_another_architecture_are_refused(command, shared, tmp_path):

@@ -34,10 +34,13 @@ class SaveTheStudent(keras.callbacks.Callback):
 
 
 class _Student:
-    """What ModelCheckpoint takes for the model."""
+    """What ModelCheckpoint takes for the model: the distiller, of which the student is saved."""
 
     def __init__(self, distiller):
         self._distiller = distiller
+
+    def __getattr__(self, name):
+        return getattr(self._distiller, name)
 
     def save(self, *args, **kwargs):
         average_batch_statistics(self._distiller)

@@ -17,6 +17,7 @@ from stkd_keras.errors import InputError
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.metrics import on_rows
 from stkd_keras.mixing import Mixup
+from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_normalization
 from stkd_keras.outputs import (
     input_shape,
     logits_of_probabilities,
@@ -321,6 +322,7 @@ class SimilarityTransferDistiller(keras.Model):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
+            "has_fused_student": has_fused_batch_normalization(self.student),
             "teacher": self.teacher and self.teacher.get_config(),
             "mixing": keras.saving.serialize_keras_object(self.mixing),
             "mixing_steps": self.mixing_steps,
@@ -337,6 +339,8 @@ class SimilarityTransferDistiller(keras.Model):
         config = dict(config)
         for part in ("student", "mixing"):
             config[part] = keras.saving.deserialize_keras_object(config[part])
+        if config.pop("has_fused_student"):
+            fuse_batch_normalization(config["student"])
         if config["teacher"] is not None:
             config["teacher"] = FrozenTeacher.from_config(config["teacher"])
         return cls(**config)

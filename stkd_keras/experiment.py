@@ -163,7 +163,7 @@ def train(
     ]
     if batch_size >= NUM_SAMPLES:
         callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
-    distiller.fit(
+    history = distiller.fit(
         batches,
         epochs=epochs,
         steps_per_epoch=steps,
@@ -172,10 +172,10 @@ def train(
         validation_data=validation,
         callbacks=callbacks,
     )
-    if not all(np.isfinite(w).all() for w in distiller.student.get_weights()):
+    if not np.isfinite(history.history.get("loss", [0.0])[-1]):
         raise InputError(
             f"the loss stopped being finite at step {distiller.step.numpy()}; lower the learning "
-            f"rate (it was {learning_rate})"
+            f"rate (it was {learning_rate}) and start anew"
         )
     run.save_model(distiller.student)
 

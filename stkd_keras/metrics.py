@@ -32,6 +32,9 @@ class OnHeaviestClass(keras.metrics.Metric):
             resolved = keras.metrics.MeanMetricWrapper(resolved, name=_name(metric))
         super().__init__(name=name or (metric if isinstance(metric, str) else resolved.name))
         self.metric = resolved
+        if hasattr(resolved, "_direction"):
+            # By this Keras's callbacks see whether more of it is better.
+            self._direction = resolved._direction
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Takes labels of shape (B, C)."""

@@ -44,6 +44,14 @@ def fuse_batch_normalization(model: keras.Model) -> keras.Model:
     return model
 
 
+def has_fused_batch_normalization(model: keras.Model) -> bool:
+    """Whether `fuse_batch_normalization` has treated a model."""
+    return any(
+        getattr(vars(layer).get("call"), "__func__", None) is _call
+        for layer in model._flatten_layers()
+    )
+
+
 def _has_fused_form(layer: keras.layers.BatchNormalization) -> bool:
     """Whether the fused op can have the layer's meaning, going by its settings."""
     has_own_call = "call" in vars(layer)

@@ -89,8 +89,8 @@ def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
         The figure.
     """
     rows = math.ceil(len(images) / SAMPLES_A_ROW)
-    figure = Figure(figsize=(1.9 * SAMPLES_A_ROW * len(answers) / 2, 3.2 * rows))
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.98, bottom=0.17, hspace=0.6)
+    figure = Figure(figsize=(1.1 * SAMPLES_A_ROW * len(answers), 3.3 * rows))
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)
     axes = figure.subplots(rows, SAMPLES_A_ROW, squeeze=False).flat
     for i, axis in enumerate(axes):
         axis.axis("off")

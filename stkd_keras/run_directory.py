@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -129,6 +130,8 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the new backup beside the old one, then removes the old one."""
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            return
         folder = self._run.backup
         temporary = folder / "tmp.weights.h5"
         self.model.save_weights(temporary)

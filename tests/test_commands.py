@@ -275,3 +275,14 @@ def test_the_trained_teacher_scores_what_pytorch_measured(command, shared, tmp_p
         )
         accuracy = json.loads(completed.stdout)["test"]["accuracy"]
         assert abs(accuracy - 0.8946) <= 0.0005
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_student(command, tmp_path):
+    completed = command(
+        "train.py", "--method=ce", "--learning_rate=1e9", "--epochs=3", cwd=tmp_path
+    )
+    assert completed.returncode == 2
+    assert "stopped being finite" in completed.stderr.strip().splitlines()[-1]
+    run = tmp_path / "runs" / "digits-resnet20-resnet8-ce-s0"
+    assert not (run / "student.keras").exists()
+    assert not list((run / "backup").glob("epoch*"))

@@ -47,9 +47,9 @@ def test_model_checkpoint_and_student_save_write_plain_keras_models(tmp_path):
         tmp_path / "best.keras", monitor="val_accuracy", save_best_only=True
     )
     weights = keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True)
-    distiller.fit(
-        x, y, validation_data=(x, y), verbose=0, callbacks=[checkpoint, weights, stopping]
-    )
+    stopping = keras.callbacks.EarlyStopping("val_sparse_categorical_accuracy", patience=5)
+    callbacks = [checkpoint, weights, stopping]
+    distiller.fit(x, y, validation_data=(x, y), verbose=0, callbacks=callbacks)
     expected = distiller.student.predict(x, verbose=0)
     distiller.student.save(tmp_path / "student.keras")
     for file in ("best.keras", "student.keras"):

@@ -20,7 +20,7 @@ from absl import flags
 import models
 import stkd_keras
 from stkd_keras import command, data, experiment
-from stkd_keras.distiller import check_settings
+from stkd_keras.checks import check_settings
 from stkd_keras.distribution import make_strategy
 from stkd_keras.errors import unknown_name
 from stkd_keras.run_directory import RunDirectory, write_json

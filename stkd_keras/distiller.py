@@ -1,12 +1,12 @@
 """The model that is trained: a student that learns from a teacher on virtual samples."""
 
 import contextlib
-import math
 
 import keras
 import tensorflow as tf
 
 from stkd_keras.callbacks import SaveTheStudent
+from stkd_keras.checks import check_inputs, check_settings, check_student, check_teacher
 from stkd_keras.distribution import (
     average_batch_statistics,
     call_unless_empty,
@@ -14,6 +14,7 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.labels import label_rows
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.metrics import on_rows
 from stkd_keras.mixing import Mixup
@@ -89,7 +90,7 @@ class SimilarityTransferDistiller(keras.Model):
         student_outputs: str = "auto",
         name: str | None = None,
     ):
-        _check_student(student)
+        check_student(student)
         check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
         if teacher is None and soft_weight > 0:
             raise InputError(
@@ -142,7 +143,7 @@ class SimilarityTransferDistiller(keras.Model):
         self.num_classes = num_classes(self.student, "student")
         self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
         if self.teacher is not None:
-            self._check_teacher()
+            check_teacher(self.teacher, self.student, self.num_classes)
         self.built = True
 
     def call(self, x, training=None):
@@ -280,7 +281,8 @@ class SimilarityTransferDistiller(keras.Model):
         """
         targets = y if isinstance(y, dict) else {"labels": y}
         logits = self._logits(y_pred)
-        label_loss = _scalar(self.label_loss(self._rows(targets["labels"]), logits, sample_weight))
+        rows = label_rows(targets["labels"], self.num_classes)
+        label_loss = _scalar(self.label_loss(rows, logits, sample_weight))
         if not training:
             return label_loss + self._regularization()
         self._track("label_loss", label_loss, logits)
@@ -296,7 +298,7 @@ class SimilarityTransferDistiller(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics, for which labels are rows."""
-        rows = self._rows(y["labels"] if isinstance(y, dict) else y)
+        rows = label_rows(y["labels"] if isinstance(y, dict) else y, self.num_classes)
         return super().compute_metrics(x, rows, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict:
@@ -373,20 +375,6 @@ class SimilarityTransferDistiller(keras.Model):
         average_batch_statistics(self)
         super().save(*args, **kwargs)
 
-    def _check_teacher(self) -> None:
-        classes = self.teacher.num_classes
-        if classes is not None and classes != self.num_classes:
-            raise InputError(
-                f"the student has {self.num_classes} classes and the teacher {classes}, but both "
-                "must have the same, in the same order"
-            )
-        mine, its = input_shape(self.student), self.teacher.input_shape
-        if mine and its and not _compatible(mine, its):
-            raise InputError(
-                f"the student takes inputs of shape {mine} and the teacher {its}, but both see "
-                "the same virtual samples; give one of them a keras.layers.Resizing"
-            )
-
     def _checked(self, x, y):
         """The batch as the losses need it: float32 inputs, and labels as rows."""
         if not isinstance(x, tf.Tensor):
@@ -397,39 +385,8 @@ class SimilarityTransferDistiller(keras.Model):
             raise InputError("the data have no labels; pass batches of (images, labels)")
         if not self.built:
             self.build(x.shape)
-        shape = input_shape(self.student)
-        if shape and not _compatible(tuple(x.shape[1:]), shape):
-            raise InputError(
-                f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes {shape}"
-            )
-        y = tf.convert_to_tensor(y)
-        if y.shape.rank is None:
-            # Keras's function was traced for labels of one kind and now receives another.
-            integers = tf.size(y) == tf.shape(x)[0]
-            y = tf.cond(
-                integers,
-                lambda: self._rows(tf.reshape(y, [-1])),
-                lambda: self._rows(tf.reshape(y, [-1, self.num_classes])),
-            )
-        return tf.cast(x, tf.float32), self._rows(y)
-
-    def _rows(self, labels):
-        """Labels of any of the three kinds as float32 rows (B, C)."""
-        labels = tf.convert_to_tensor(labels)
-        rank = labels.shape.rank
-        if rank == 2 and labels.shape[1] in (self.num_classes, None):
-            return tf.cast(labels, tf.float32)
-        if rank != 1 and not (rank == 2 and labels.shape[1] == 1):
-            raise InputError(
-                f"the labels have shape {tuple(labels.shape)}, but must be integers (B,) or "
-                f"(B, 1), or rows (B, {self.num_classes}) for the student's {self.num_classes} "
-                "classes"
-            )
-        indices = tf.cast(tf.reshape(labels, [-1]), tf.int32)
-        inside = tf.reduce_all((indices >= 0) & (indices < self.num_classes))
-        message = f"labels must be integers from 0 to {self.num_classes - 1}, but were"
-        with tf.control_dependencies([tf.debugging.Assert(inside, [message, indices])]):
-            return tf.one_hot(indices, self.num_classes)
+        check_inputs(x, self.student)
+        return tf.cast(x, tf.float32), label_rows(y, self.num_classes, tf.shape(x)[0])
 
     def _mixed(self, x, y, sample_weight):
         if self.mixing is None:
@@ -484,46 +441,6 @@ class SimilarityTransferDistiller(keras.Model):
             self._symbolic_build(data_batch=data_batch)
 
 
-def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
-    """Refuses arguments of the distiller that are outside their ranges.
-
-    Raises:
-        InputError: with what was given, what was expected, and what to do.
-    """
-    if mixing is not None and not callable(mixing):
-        raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
-    if mixing_steps is not None and mixing_steps < 0:
-        raise InputError(f"mixing_steps is {mixing_steps}, but must be 0 or more, or None")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"temperature is {temperature}, but must be a positive number")
-    for name, weight in (("soft_weight", soft_weight), ("label_weight", label_weight)):
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise InputError(f"{name} is {weight}, but must be a number of at least 0")
-    if soft_weight == 0 and label_weight == 0:
-        raise InputError(
-            "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
-            "them positive"
-        )
-
-
-def _check_student(student) -> None:
-    if not isinstance(student, keras.Model):
-        raise InputError(
-            f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
-        )
-    if len(getattr(student, "outputs", None) or [None]) != 1:
-        raise InputError(
-            f"the student {student.name!r} has {len(student.outputs)} outputs, but must have one: "
-            "the logits or the probabilities"
-        )
-
-
 def _scalar(loss) -> tf.Tensor:
     # Keras gives an empty batch, a replica's at the end of data, back as it is.
     return tf.reduce_sum(loss)
-
-
-def _compatible(one: tuple, other: tuple) -> bool:
-    return len(one) == len(other) and all(
-        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
-    )

@@ -56,6 +56,8 @@ def main() -> None:
     """Runs the command."""
     if MODEL.value is None:
         raise InputError("--model is missing: a run's directory, a .keras file or a zoo's name")
+    if TEACHER.value is None and (TEACHER_WEIGHTS.value or TEACHER_NORMALIZATION.value):
+        raise InputError("--teacher_weights and --teacher_normalization need --teacher")
     source: str = MODEL.value
     recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
@@ -83,6 +85,8 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
             f"{student.name if config.is_file() else config.name}"
         )
     content = read_json(config)
+    if "dataset" not in content.get("settings", {}):
+        raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
     return str(student), {
         "dataset": content["settings"]["dataset"],
         "teacher": content.get("teacher") or {},

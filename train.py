@@ -21,8 +21,8 @@ import models
 import stkd_keras
 from stkd_keras import command, data, experiment
 from stkd_keras.checks import check_settings
-from stkd_keras.distribution import make_strategy
-from stkd_keras.errors import unknown_name
+from stkd_keras.distribution import make_strategy, refuse_what_keras_cannot_do
+from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.run_directory import RunDirectory, write_json
 
 DESCRIPTION = """
@@ -98,7 +98,9 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", None, "images a mixture (default
 MIXING_EPOCHS = flags.DEFINE_integer(
     "mixing_epochs", None, "epochs after which mixing stops (default: never)", lower_bound=0
 )
-SEED = flags.DEFINE_integer("seed", 0, "seed of the student's initial weights")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "seed of the student's initial weights", lower_bound=0, upper_bound=2**32 - 1
+)
 DATA_SEED = flags.DEFINE_integer(
     "data_seed", 0, "seed of splits, order, augmentation and mixing", lower_bound=0
 )
@@ -149,7 +151,12 @@ def main() -> None:
     )
     mixing = make_mixing(method)
     check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
-    experiment.make_optimizer(recipe["learning_rate"], recipe["weight_decay"], total_steps=1)
+    experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
+    if TEACHER_NORMALIZATION.value and not is_file_of_weights(TEACHER_WEIGHTS.value):
+        raise InputError(
+            f"--teacher_normalization={TEACHER_NORMALIZATION.value} goes with --teacher_weights of "
+            "a .weights.h5 or PyTorch file; other teachers bring their own, so leave it out"
+        )
     settings = {**flags_that_matter(), **recipe, **method}
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe))
     run.check(settings, OVERWRITE.value)
@@ -159,6 +166,9 @@ def main() -> None:
     if DETERMINISTIC.value:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(DISTRIBUTE.value, LOGICAL_DEVICES.value)
+    if strategy is not None:
+        refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
+        check_batch_size("--batch_size", recipe["batch_size"], strategy)
     dataset = data.load(DATASET.value, DATA_DIR.value)
     train_split, validation_split = data.split_train(
         dataset, VALIDATION_FRACTION.value, TRAIN_FRACTION.value, DATA_SEED.value
@@ -246,6 +256,7 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
     if run.is_complete:
         print(f"teacher: {run.model}")
         return run.model
+    check_batch_size("the batch of the teacher's recipe", TEACHER_RECIPE["batch_size"])
     print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
     run.check(settings)
     train_split, validation_split = data.split_train(
@@ -306,8 +317,25 @@ def build_for(name: str, dataset: data.Dataset) -> keras.Model:
 
 def default_run_dir(recipe: dict) -> str:
     """runs/DATASET-TEACHER-STUDENT-METHOD-sSEED."""
-    teacher, student = (pathlib.Path(recipe[role]).stem for role in ("teacher", "student"))
+    weights = TEACHER_WEIGHTS.value or ""
+    teacher = pathlib.Path(weights if weights.endswith(".keras") else recipe["teacher"]).stem
+    student = pathlib.Path(recipe["student"]).stem
     return f"runs/{DATASET.value}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+
+
+def is_file_of_weights(file: str | None) -> bool:
+    """Whether a file holds weights alone, and so doesn't know how pixels were normalised."""
+    return file is not None and not file.endswith(".keras")
+
+
+def check_batch_size(what: str, batch_size: int, strategy=None) -> None:
+    """Refuses a batch that doesn't split evenly over the replicas."""
+    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
+    if batch_size % replicas:
+        raise InputError(
+            f"{what} is {batch_size}, which doesn't split evenly over {replicas} replicas; choose "
+            "a multiple, or --distribute=none"
+        )
 
 
 def flags_that_matter() -> dict:

@@ -75,9 +75,8 @@ def train(method: str, seed: int, dataset, few, teacher) -> float:
     batches = data.pipeline(few, BATCH_SIZE.value, data_seed=0, flip=dataset.flip)
     print(f"{method}, seed {seed}")
     distiller.fit(batches, steps_per_epoch=STEPS.value, shuffle=False)
-    classifier = stkd_keras.FrozenTeacher(student)
     test = data.evaluation_pipeline(dataset.test, experiment.EVALUATION_BATCH)
-    return score(*predict_logits(classifier, test, verbose=False))["accuracy"]
+    return score(*predict_logits(distiller.student_logits, test, verbose=False))["accuracy"]
 
 
 if __name__ == "__main__":

@@ -247,6 +247,8 @@ def _load_keras_file(
         ) from error
     if not isinstance(model, keras.Model):
         raise InputError(f"{file} holds a {type(model).__name__}; expected a keras.Model")
+    if not model.built or not model.weights:
+        raise InputError(f"{file} holds a model without weights; save it after it was built")
     expected_input = None if input_shape is None else (None, *input_shape)
     expected_output = None if num_classes is None else (None, num_classes)
     _check_shape(file, "inputs", _declared_shape(model, "input_shape"), expected_input)

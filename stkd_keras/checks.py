@@ -1,11 +1,9 @@
 """What the distiller refuses before anything is trained."""
 
-import math
-
 import keras
 
-from stkd_keras.errors import InputError
-from stkd_keras.outputs import input_shape
+from stkd_keras.errors import InputError, is_number
+from stkd_keras.outputs import compatible, input_shape
 
 
 def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
@@ -14,15 +12,15 @@ def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
     Raises:
         InputError: with what was given, what was expected, and what to do.
     """
-    if mixing is not None and not callable(mixing):
+    if mixing is not None and (isinstance(mixing, type) or not callable(mixing)):
         raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
     if mixing_steps is not None and mixing_steps < 0:
         raise InputError(f"mixing_steps is {mixing_steps}, but must be 0 or more, or None")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"temperature is {temperature}, but must be a positive number")
+    if not (is_number(temperature) and temperature > 0):
+        raise InputError(f"temperature is {temperature!r}, but must be a positive number")
     for name, weight in (("soft_weight", soft_weight), ("label_weight", label_weight)):
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise InputError(f"{name} is {weight}, but must be a number of at least 0")
+        if not (is_number(weight) and weight >= 0):
+            raise InputError(f"{name} is {weight!r}, but must be a number of at least 0")
     if soft_weight == 0 and label_weight == 0:
         raise InputError(
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
@@ -64,7 +62,7 @@ def check_teacher(teacher, student: keras.Model, num_classes: int | None) -> Non
             "both must have the same, in the same order"
         )
     mine, its = input_shape(student), teacher.input_shape
-    if mine and its and not _compatible(mine, its):
+    if mine and its and not compatible(mine, its):
         raise InputError(
             f"the student takes inputs of shape {mine} and the teacher {its}, but both see the "
             "same virtual samples; give one of them a keras.layers.Resizing"
@@ -78,13 +76,7 @@ def check_inputs(x, student: keras.Model) -> None:
         InputError: likewise.
     """
     shape = input_shape(student)
-    if shape and not _compatible(tuple(x.shape[1:]), shape):
+    if shape and not compatible(tuple(x.shape[1:]), shape):
         raise InputError(
             f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes {shape}"
         )
-
-
-def _compatible(one: tuple, other: tuple) -> bool:
-    return len(one) == len(other) and all(
-        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
-    )

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from stkd_keras.callbacks import SaveTheStudent
@@ -11,6 +12,7 @@ from stkd_keras.distribution import (
     average_batch_statistics,
     call_unless_empty,
     check_first_batch,
+    check_not_empty,
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
@@ -23,6 +25,7 @@ from stkd_keras.outputs import (
     input_shape,
     logits_of_probabilities,
     num_classes,
+    precision_policy,
     resolve_outputs,
 )
 from stkd_keras.randomness import MIXING, step_seed
@@ -98,7 +101,7 @@ class SimilarityTransferDistiller(keras.Model):
                 "soft_weight=0 to train without one"
             )
         # Pixels must reach the student as they are: its own policy decides where they are cast.
-        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        super().__init__(name=name, dtype=precision_policy(student), autocast=False)
         self.student = student
         if teacher is not None and not isinstance(teacher, FrozenTeacher):
             teacher = FrozenTeacher(teacher)
@@ -118,18 +121,15 @@ class SimilarityTransferDistiller(keras.Model):
         names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if teacher else [])
         self._trackers = {n: keras.metrics.Mean(name=n) for n in names}
         self._hides_training_metrics = False
-        self.step = self.add_weight(
-            name="step",
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
+        self._counter = _Counter()
         shape = input_shape(student) or (teacher and teacher.input_shape)
         if shape is not None:
             self.build((None, *shape))
+
+    @property
+    def step(self) -> keras.Variable:
+        """Batches trained on, over all epochs: an int64 variable, saved with the distiller."""
+        return self._counter.variable
 
     @property
     def temperature(self) -> float:
@@ -141,6 +141,11 @@ class SimilarityTransferDistiller(keras.Model):
         if not self.student.built:
             self.student.build(input_shape)
         self.num_classes = num_classes(self.student, "student")
+        if self.num_classes is None:
+            raise InputError(
+                f"the number of classes of the student {self.student.name!r} isn't known: call it "
+                "on a batch first"
+            )
         self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
         if self.teacher is not None:
             check_teacher(self.teacher, self.student, self.num_classes)
@@ -150,7 +155,7 @@ class SimilarityTransferDistiller(keras.Model):
         """Returns the student's outputs, float32 (B, C)."""
 
         def student(x):
-            return self.student(x, training=training)
+            return self.student(tf.cast(x, tf.float32), training=training)
 
         # An activity's regularisation loss couldn't leave the condition.
         if any(layer.activity_regularizer for layer in self.student._flatten_layers()):
@@ -165,6 +170,7 @@ class SimilarityTransferDistiller(keras.Model):
         self,
         optimizer="rmsprop",
         loss=None,
+        loss_weights=None,
         metrics=None,
         weighted_metrics=None,
         run_eagerly=False,
@@ -177,6 +183,7 @@ class SimilarityTransferDistiller(keras.Model):
         Args:
             optimizer: as in Keras.
             loss: None. The losses follow from the method and from the student's outputs.
+            loss_weights: None, likewise.
             metrics: as in Keras. Labels are rows to them; sparse metrics receive the index of
                 the heaviest class.
             weighted_metrics: likewise.
@@ -188,10 +195,11 @@ class SimilarityTransferDistiller(keras.Model):
         Raises:
             InputError: where a loss is given, or what Keras can't do on several replicas.
         """
-        if loss is not None:
+        if loss is not None or loss_weights is not None:
+            given = f"loss={loss!r}" if loss is not None else f"loss_weights={loss_weights!r}"
             raise InputError(
-                f"compile received loss={loss!r}, but the losses follow from the method: the soft "
-                "loss and the cross-entropy with the mixed labels; leave loss out, and set "
+                f"compile received {given}, but the losses follow from the method: the soft "
+                "loss and the cross-entropy with the mixed labels; leave it out, and set "
                 "soft_weight and label_weight"
             )
         optimizer = keras.optimizers.get(optimizer)
@@ -227,12 +235,14 @@ class SimilarityTransferDistiller(keras.Model):
         Raises:
             InputError: where the data are empty, or don't fit the models.
         """
+        check_not_empty(x)
         split = kwargs.get("validation_split", 0.0)
         check_first_batch(x, batch_size, split, self.distribute_strategy)
+        before = int(self.step.numpy())
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
-        return super().fit(
+        history = super().fit(
             x,
             y,
             batch_size=batch_size,
@@ -241,9 +251,14 @@ class SimilarityTransferDistiller(keras.Model):
             callbacks=[SaveTheStudent(callbacks), *callbacks],
             **kwargs,
         )
+        if epochs > kwargs.get("initial_epoch", 0) and int(self.step.numpy()) == before:
+            raise InputError("the training data are empty: they gave no batch")
+        return history
 
     def evaluate(self, *args, **kwargs):
         """Scores the student, as `keras.Model.evaluate`; the teacher isn't asked."""
+        if args or "x" in kwargs:
+            check_not_empty(args[0] if args else kwargs["x"])
         average_batch_statistics(self)
         with self._student_metrics_only():
             return super().evaluate(*args, **kwargs)
@@ -252,11 +267,18 @@ class SimilarityTransferDistiller(keras.Model):
         """Mixes the batch, asks the teacher, and lets Keras do the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y = self._checked(x, y)
-        x, y, sample_weight = self._mixed(x, y, sample_weight)
+        if sample_weight is not None:
+            sample_weight = tf.cast(sample_weight, tf.float32)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        x, y, sample_weight = self.virtual_samples(
+            x, y, sample_weight, tf.convert_to_tensor(self.step), replica
+        )
         targets = {"labels": y}
         if self.teacher is not None:
             targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
-        self.step.assign_add(1)
+        # At the end of data the batch never comes; nothing else would hold the count back.
+        with tf.control_dependencies([x]):
+            self.step.assign_add(1)
         return super().train_step((x, targets, sample_weight))
 
     def test_step(self, data):
@@ -319,6 +341,32 @@ class SimilarityTransferDistiller(keras.Model):
         """
         return step_seed(self.data_seed, MIXING, step, replica)
 
+    def virtual_samples(self, x, y, sample_weight, step, replica=0):
+        """Returns the virtual samples of a step; the samples themselves where nothing is mixed.
+
+        Args:
+            x: float32 tensor (B, ...).
+            y: float32 tensor (B, C), labels as rows.
+            sample_weight: None, or float32 tensor (B,) or (B, 1).
+            step: scalar integer tensor, the batches trained on before this one.
+            replica: integer, or scalar integer tensor.
+
+        Returns:
+            (x, y, sample_weight).
+        """
+        if self.mixing is None:
+            return x, y, sample_weight
+
+        def mix():
+            return self.mixing(x, y, sample_weight, seed=self.mixing_seed(step, replica))
+
+        if self.mixing_steps is None:
+            return mix()
+        still_mixes = step < self.mixing_steps
+        if sample_weight is None:
+            return *tf.cond(still_mixes, lambda: mix()[:2], lambda: (x, y)), None
+        return tf.cond(still_mixes, mix, lambda: (x, y, sample_weight))
+
     def get_config(self) -> dict:
         """Returns the student, the teacher's architecture and the settings."""
         return {
@@ -360,6 +408,15 @@ class SimilarityTransferDistiller(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def save_own_variables(self, store) -> None:
+        """Writes the step."""
+        super().save_own_variables(store)
+        store["step"] = self.step.numpy()
+
+    def load_own_variables(self, store) -> None:
+        """Reads the step."""
+        self.step.assign(store["step"][()])
+
     def save_assets(self, dir_path: str) -> None:
         """Writes the teacher's weights; Keras calls it for `.keras` files only."""
         if self.teacher is not None:
@@ -377,32 +434,25 @@ class SimilarityTransferDistiller(keras.Model):
 
     def _checked(self, x, y):
         """The batch as the losses need it: float32 inputs, and labels as rows."""
+        if isinstance(x, list | tuple) and len(x) == 1:
+            (x,) = x
+        if isinstance(x, np.ndarray):
+            x = tf.convert_to_tensor(x)
         if not isinstance(x, tf.Tensor):
             raise InputError(
                 f"a batch has inputs of type {type(x).__name__}, but must have one tensor (B, ...)"
             )
         if y is None:
             raise InputError("the data have no labels; pass batches of (images, labels)")
+        if x.shape.rank is None:
+            raise InputError(
+                "the data don't say the shape of their inputs; give the generator an "
+                "output_signature of tf.TensorSpec with shapes"
+            )
         if not self.built:
-            self.build(x.shape)
+            self.build(tuple(x.shape))
         check_inputs(x, self.student)
         return tf.cast(x, tf.float32), label_rows(y, self.num_classes, tf.shape(x)[0])
-
-    def _mixed(self, x, y, sample_weight):
-        if self.mixing is None:
-            return x, y, sample_weight
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        step = tf.convert_to_tensor(self.step)
-
-        def mix():
-            return self.mixing(x, y, sample_weight, seed=self.mixing_seed(step, replica))
-
-        if self.mixing_steps is None:
-            return mix()
-        if sample_weight is None:
-            x, y = tf.cond(step < self.mixing_steps, lambda: mix()[:2], lambda: (x, y))
-            return x, y, None
-        return tf.cond(step < self.mixing_steps, mix, lambda: (x, y, sample_weight))
 
     def _logits(self, outputs):
         if self._student_kind == "probabilities":
@@ -439,6 +489,18 @@ class SimilarityTransferDistiller(keras.Model):
             break
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
+
+
+class _Counter:
+    """Holds the step where Keras doesn't find it: it isn't one of the weights.
+
+    A callback that brings back the best weights must not turn the step back.
+    """
+
+    def __init__(self):
+        self.variable = keras.Variable(
+            0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
+        )
 
 
 def _scalar(loss) -> tf.Tensor:

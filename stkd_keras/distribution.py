@@ -78,10 +78,27 @@ def call_unless_empty(function, x, num_classes: int) -> tf.Tensor:
     )
 
 
+def check_not_empty(x) -> None:
+    """Refuses data that are known to be empty.
+
+    Args:
+        x: what was passed to `fit` or `evaluate`: an array, a tf.data.Dataset, or anything else.
+
+    Raises:
+        InputError: where there is no example.
+    """
+    if isinstance(x, tf.data.Dataset):
+        is_empty = int(x.cardinality()) == 0
+    else:
+        is_empty = hasattr(x, "shape") and len(x.shape) > 0 and x.shape[0] == 0
+    if is_empty:
+        raise InputError("the data are empty; give at least one batch")
+
+
 def check_first_batch(
     x, batch_size: int | None, validation_split: float, strategy: tf.distribute.Strategy
 ) -> None:
-    """Refuses training data that is empty, or whose first batch doesn't split evenly.
+    """Refuses training data whose first batch doesn't split evenly over the replicas.
 
     Args:
         x: what was passed to `fit`: an array, a tf.data.Dataset, or anything else.
@@ -93,14 +110,12 @@ def check_first_batch(
         InputError: with the numbers, and what to change.
     """
     replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return
     if isinstance(x, tf.data.Dataset):
-        if int(x.cardinality()) == 0:
-            raise InputError("the training data set is empty; fit needs at least one batch")
-        first = next(iter(x.take(1)), None) if replicas > 1 else None
+        first = next(iter(x.take(1)), None)
         size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
     elif hasattr(x, "shape") and len(x.shape) > 0:
-        if x.shape[0] == 0:
-            raise InputError("the training data are empty: x has no examples")
         size = min(batch_size or 32, int(x.shape[0] * (1 - validation_split)))
     else:
         size = None

@@ -1,6 +1,8 @@
 """The one exception that means: the input is wrong, and here is what to do."""
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -10,6 +12,11 @@ class InputError(ValueError):
     The message is one line: what was given, what was expected, what to do.
     The commands print it without a traceback and end with status 2.
     """
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, Python's or NumPy's."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -1,21 +1,22 @@
 """How good a classifier is, and how faithful to its teacher. Fractions, not percent."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
-
-from stkd_keras.teacher import FrozenTeacher
 
 ECE_BINS = 15
 
 
 def predict_logits(
-    classifier: FrozenTeacher, dataset: tf.data.Dataset, verbose: bool = True
+    classifier: Callable[[tf.Tensor], tf.Tensor], dataset: tf.data.Dataset, verbose: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs a classifier over a data set, with Keras's progress bar.
 
     Args:
-        classifier: the classifier, whatever its last activation is.
+        classifier: a function from images to logits: a `FrozenTeacher`, or
+            `stkd_keras.outputs.logits_function` of a model.
         dataset: batches of (images, labels), finite.
         verbose: whether to show the bar.
 
@@ -25,7 +26,7 @@ def predict_logits(
     """
     # One signature for the last, smaller batch too.
     images = tf.TensorSpec([None, *dataset.element_spec[0].shape[1:]], tf.float32)
-    answer = tf.function(classifier.__call__, input_signature=[images])
+    answer = tf.function(lambda x: classifier(x), input_signature=[images])
     size = int(dataset.cardinality())
     progress = keras.utils.Progbar(size if size > 0 else None, verbose=int(verbose))
     logits, labels = [], []

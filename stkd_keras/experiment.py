@@ -11,6 +11,7 @@ from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import fidelity, predict_logits, score
 from stkd_keras.optimizers import SGD
+from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.run_directory import Backup, RunDirectory
 from stkd_keras.teacher import FrozenTeacher
@@ -86,6 +87,18 @@ def method_settings(method: str, **explicit) -> dict:
     return {**settings, **given}
 
 
+def check_recipe(learning_rate: float, weight_decay: float) -> None:
+    """Refuses numbers that no training can use.
+
+    Raises:
+        InputError: where a number is outside its range.
+    """
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise InputError(f"the learning rate is {learning_rate}, but must be a positive number")
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+        raise InputError(f"the weight decay is {weight_decay}, but must be at least 0")
+
+
 def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) -> SGD:
     """Returns SGD with Nesterov momentum, a linear warm-up and a cosine decay to 0.
 
@@ -95,12 +108,9 @@ def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) 
         total_steps: steps of the whole training.
 
     Raises:
-        InputError: where a number is outside its range.
+        InputError: as `check_recipe`.
     """
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise InputError(f"the learning rate is {learning_rate}, but must be a positive number")
-    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-        raise InputError(f"the weight decay is {weight_decay}, but must be at least 0")
+    check_recipe(learning_rate, weight_decay)
     warmup = max(1, round(WARMUP_SHARE * total_steps))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
@@ -198,7 +208,7 @@ def evaluate(
         The content of metrics.json: the scores under the split's name, and with a teacher
         "teacher" and "fidelity", both on the test split.
     """
-    classifier = FrozenTeacher(student)
+    classifier = logits_function(student)
     metrics = {}
     for name, split in {"test": dataset.test, **splits}.items():
         print(f"evaluating on the {name} split")

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stkd_keras.outputs import has_keras_call
+
 _FOLDABLE = (
     keras.layers.Conv2D,
     keras.layers.DepthwiseConv2D,
@@ -70,7 +72,7 @@ def _graphs(model, seen=None):
     """The functional graphs of a model and of those nested in it, each once."""
     seen = set() if seen is None else seen
     graph = model._functional if isinstance(model, keras.Sequential) else model
-    if id(graph) in seen or not hasattr(graph, "_nodes_by_depth"):
+    if id(graph) in seen or not hasattr(graph, "_nodes_by_depth") or not has_keras_call(model):
         return
     seen.add(id(graph))
     yield graph

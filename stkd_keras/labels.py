@@ -11,7 +11,7 @@ def label_rows(labels, num_classes: int, batch_size=None) -> tf.Tensor:
     Args:
         labels: integers of any dtype and of shape (B,) or (B, 1), or rows (B, C).
         num_classes: C.
-        batch_size: scalar integer tensor, B; needed only where the rank isn't known.
+        batch_size: scalar integer tensor, B; needed where the static shape doesn't tell.
 
     Raises:
         InputError: where the shape is none of these.
@@ -19,8 +19,9 @@ def label_rows(labels, num_classes: int, batch_size=None) -> tf.Tensor:
     """
     labels = tf.convert_to_tensor(labels)
     shape = labels.shape
-    if shape.rank is None and batch_size is not None:
-        # Keras's function was traced for labels of one kind and now receives another.
+    if batch_size is not None and (shape.rank is None or (shape.rank == 2 and shape[1] is None)):
+        # Keras's function was traced for labels of one kind and now receives another, or the
+        # data don't say of which kind they are.
         return tf.cond(
             tf.size(labels) == batch_size,
             lambda: label_rows(tf.reshape(labels, [-1]), num_classes),

@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, is_number
 
 # Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
 # least 1, so that all of these are refused about once in 10^10 draws.
@@ -49,7 +49,7 @@ class Mixup:
         probability: float = 1.0,
         per_batch: bool = False,
     ):
-        if not (alpha > 0 and math.isfinite(alpha)):
+        if not (is_number(alpha) and alpha > 0):
             raise InputError(
                 f"alpha is {alpha}, but must be a positive number: it is the concentration of "
                 "the Beta distribution of the mixing weights (no mixing is probability 0)"
@@ -84,6 +84,8 @@ class Mixup:
                 f"labels of shape {tuple(y.shape)} can't be mixed: they must be rows (B, C); "
                 "make integers one-hot first, as with keras.ops.one_hot(labels, num_classes)"
             )
+        if None not in (x.shape[0], y.shape[0]) and x.shape[0] != y.shape[0]:
+            raise InputError(f"there are {x.shape[0]} samples and {y.shape[0]} labels")
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
 
         def mixed(values):

@@ -20,8 +20,8 @@ class SGD(keras.optimizers.SGD):
         learning_rate: float or schedule.
         momentum: float in [0, 1).
         nesterov: whether to look ahead.
-        l2: float, at least 0, the weight decay. Weights of fewer than two dimensions (biases,
-            scales and offsets of normalisation) are spared.
+        l2: float, at least 0, the weight decay. Biases, scales and offsets of normalisation
+            are spared: weights of these names, or of fewer than two dimensions.
         **kwargs: of `keras.optimizers.SGD`, as `clipnorm` or `use_ema`.
 
     Example:
@@ -37,15 +37,24 @@ class SGD(keras.optimizers.SGD):
         super().__init__(learning_rate, momentum, nesterov, name=name, **kwargs)
         self.l2 = l2
 
+    def build(self, variables):
+        """Makes the velocities."""
+        if not self.built:
+            self._decays = [
+                len(v.shape) > 1 and v.name not in ("bias", "gamma", "beta") for v in variables
+            ]
+        super().build(variables)
+
     def update_step(self, gradient, variable, learning_rate):
         """Updates one weight from its gradient."""
         learning_rate = keras.ops.cast(learning_rate, variable.dtype)
         gradient = keras.ops.cast(gradient, variable.dtype)
-        if self.l2 and len(variable.shape) > 1:
+        index = self._get_variable_index(variable)
+        if self.l2 and self._decays[index]:
             gradient = gradient + self.l2 * keras.ops.convert_to_tensor(variable)
         direction = gradient
         if self.momentum:
-            velocity = self.momentums[self._get_variable_index(variable)]
+            velocity = self.momentums[index]
             new_velocity = self.momentum * keras.ops.convert_to_tensor(velocity) + gradient
             self.assign(velocity, new_velocity)
             direction = gradient + self.momentum * new_velocity if self.nesterov else new_velocity

@@ -1,6 +1,6 @@
 """What a classifier takes and gives: its shapes, and whether its outputs are logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -67,7 +67,7 @@ def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
     kind = _kind(layer)
     if kind == "linear":
         behind = _layer_before(layer)
-        kind = "logits" if behind is None or _kind(behind) != "probabilities" else None
+        kind = "logits" if behind is None or _is_unbounded(behind) else None
     if kind is None:
         name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
         raise InputError(
@@ -76,12 +76,49 @@ def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
     return kind
 
 
+def logits_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the function from inputs to float32 logits (B, C) of a classifier in inference.
+
+    Raises:
+        InputError: as `resolve_outputs` with "auto".
+    """
+    kind = resolve_outputs(model, "auto", "student")
+
+    def logits(x):
+        outputs = model(x, training=False)
+        if kind == "probabilities":
+            return logits_of_probabilities(outputs)
+        return tf.cast(outputs, tf.float32)
+
+    return logits
+
+
 def input_shape(model: keras.Model) -> tuple | None:
     """Returns the shape of one sample, (H, W, channels) of an image, or None if not known."""
     if getattr(model, "inputs", None):
         return tuple(model.inputs[0].shape[1:])
     shape = (model.get_build_config() or {}).get("input_shape")
     return tuple(shape[1:]) if isinstance(shape, Sequence) and len(shape) > 1 else None
+
+
+def precision_policy(model: keras.Model) -> keras.DTypePolicy:
+    """Returns the dtype policy that a model trains under.
+
+    A functional model that was loaded, or that was built under another global policy, doesn't
+    know it; its layers do.
+    """
+    for layer in model._flatten_layers(include_self=False):
+        if layer.compute_dtype in ("float16", "bfloat16"):
+            prefix = "mixed_" if layer.variable_dtype == "float32" else ""
+            return keras.DTypePolicy(prefix + layer.compute_dtype)
+    return model.dtype_policy
+
+
+def compatible(one: tuple, other: tuple) -> bool:
+    """Whether two shapes agree, where None agrees with every size."""
+    return len(one) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
+    )
 
 
 def num_classes(model: keras.Model, role: str) -> int | None:
@@ -105,6 +142,11 @@ def num_classes(model: keras.Model, role: str) -> int | None:
             "(batch, classes), with at least two classes"
         )
     return output[1]
+
+
+def has_keras_call(model: keras.Model) -> bool:
+    """Whether a model computes what its graph says: its class has no `call` of its own."""
+    return type(model).call.__module__.startswith("keras.")
 
 
 def remove_softmax(model: keras.Model) -> bool:
@@ -141,7 +183,7 @@ def logits_of_probabilities(probabilities) -> tf.Tensor:
 def _last_layer(model):
     """The operation that makes the output, within nested models; None where there's no graph."""
     tensors = getattr(model, "outputs", None)
-    if not tensors or len(tensors) != 1:
+    if not tensors or len(tensors) != 1 or not has_keras_call(model):
         return None
     layer = tensors[0]._keras_history.operation
     if isinstance(layer, keras.Model):
@@ -169,9 +211,19 @@ def _kind(layer) -> str | None:
         return "probabilities"
     if isinstance(layer, _LINEAR):
         return "linear"
+    if not type(layer).__module__.startswith("keras."):
+        return None
     if getattr(layer, "activation", None) is keras.activations.linear and layer.weights:
         return "logits"
     return None
+
+
+def _is_unbounded(layer) -> bool:
+    """Whether a layer's outputs, averaged, are logits: those of some networks end in a ReLU."""
+    activation = getattr(layer, "activation", keras.activations.linear)
+    return activation in (keras.activations.linear, keras.activations.relu) and (
+        type(layer).__name__ != "Softmax"
+    )
 
 
 def _has_softmax_activation(layer) -> bool:

@@ -67,8 +67,7 @@ def virtual_samples(distiller: SimilarityTransferDistiller, images, labels, step
         them: "mixed label", "teacher", "student".
     """
     rows = tf.one_hot(labels, distiller.num_classes)
-    if distiller.mixing is not None:
-        images, rows, _ = distiller.mixing(images, rows, None, seed=distiller.mixing_seed(step))
+    images, rows, _ = distiller.virtual_samples(images, rows, None, step)
     images, rows = images[:NUM_SAMPLES], rows[:NUM_SAMPLES]
     answers = {"mixed label": rows}
     if distiller.teacher is not None:

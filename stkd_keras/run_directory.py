@@ -142,16 +142,19 @@ class Backup(keras.callbacks.Callback):
                 other.unlink()
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
-        InputError: where it isn't one.
+        InputError: where it doesn't.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")
+    return content
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -12,6 +12,8 @@ from stkd_keras.folding import fold_batch_normalization
 from stkd_keras.normalization import fuse_batch_normalization
 from stkd_keras.outputs import (
     NOT_DESCRIBED,
+    compatible,
+    has_keras_call,
     input_shape,
     logits_of_probabilities,
     num_classes,
@@ -20,8 +22,8 @@ from stkd_keras.outputs import (
 )
 
 _NOT_SAVED = (
-    "this teacher can't be saved within the distiller: its class doesn't describe itself by "
-    "get_config; save distiller.student, or use distiller.save_weights"
+    "this teacher can't be saved within the distiller: the config of its class doesn't make it "
+    "anew; save distiller.student, or use distiller.save_weights"
 )
 
 
@@ -71,7 +73,13 @@ class FrozenTeacher:
                 f"the teachers have {_list(counts)} classes, but must all have the same"
             )
         self.num_classes: int | None = counts.pop() if counts else None
-        self.input_shape: tuple | None = self._members[0].input_shape
+        shapes = [m.input_shape for m in self._members if m.input_shape is not None]
+        if any(not compatible(shapes[0], shape) for shape in shapes):
+            raise InputError(
+                f"the teachers take inputs of the shapes {' and '.join(map(str, shapes))}, but all "
+                "see the same virtual samples; give one of them a keras.layers.Resizing"
+            )
+        self.input_shape: tuple | None = shapes[0] if shapes else None
         self.supports_jit = all(m.supports_jit for m in self._members)
 
     def __call__(self, x) -> tf.Tensor:
@@ -135,22 +143,19 @@ class _Member:
         self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
         self.snapshot = _rebuild(model)
         if self.snapshot is None:
-            logging.warning(
-                "the teacher %r can't be rebuilt from its config: it is used as it is, without "
-                "folding its batch normalisation",
-                model.name,
-            )
             self._call = _with_copied_weights(model)
-            return
-        self._call = self.snapshot
-        if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
-            self.kind = "logits"
-        fuse_batch_normalization(self.snapshot)
-        folded, total = fold_batch_normalization(self.snapshot)
+        else:
+            self._call = self.snapshot
+            if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
+                self.kind = "logits"
+            fuse_batch_normalization(self.snapshot)
+        total, folded = _count_normalizations(model), 0
+        if self.snapshot is not None:
+            folded, _ = fold_batch_normalization(self.snapshot)
         if total and not folded:
             logging.warning(
-                "none of the %d batch normalisations of the teacher %r could be folded: it is "
-                "used as it is",
+                "none of the %d batch normalisations of the teacher %r could be folded: it is used "
+                "as it is",
                 total,
                 model.name,
             )
@@ -187,26 +192,35 @@ def _check_classifier(model) -> None:
 
 
 def _rebuild(model: keras.Model) -> keras.Model | None:
-    """A copy of a functional or Sequential model, or None where its config can't make one."""
-    if type(model).__name__ not in ("Functional", "Sequential") or not getattr(
-        model, "outputs", None
-    ):
-        return None
+    """A copy with the same answers, or None where the model's config can't make one."""
+    if getattr(model, "outputs", None) and has_keras_call(model):
+        # Its graph says all, also of a class whose constructor takes other arguments.
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    layers = model._flatten_layers()
+    own = {type(x).__name__: type(x) for x in layers if not type(x).__module__.startswith("keras.")}
     try:
-        copy = type(model).from_config(model.get_config())
+        with keras.saving.custom_object_scope(own):
+            copy = type(model).from_config(model.get_config())
+        if not copy.built:
+            copy.build_from_config(model.get_build_config())
         copy.set_weights(model.get_weights())
-    except NOT_DESCRIBED as error:
+        for layer in copy._flatten_layers():
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()
+        copy.trainable = False
+        # A layer may leave arguments out of its config, or keep state that isn't a weight.
+        return copy if _answer_alike(model, copy) else None
+    except (*NOT_DESCRIBED, tf.errors.OpError) as error:
         logging.info("%s", error)
         return None
-    copy.trainable = False
-    layers = model._flatten_layers(include_self=False)
-    if all(type(layer).__module__.startswith("keras.") for layer in layers):
-        return copy
-    # A user's own layer may leave arguments out of its config: see whether the copy agrees.
-    shape = [2 if size is None else size for size in model.inputs[0].shape]
-    probe = np.random.default_rng(0).uniform(0, 255, shape).astype(model.inputs[0].dtype)
-    answer, expected = np.asarray(copy(probe)), np.asarray(model(probe, training=False))
-    return copy if np.allclose(answer, expected, rtol=1e-4, atol=1e-6) else None
+
+
+def _answer_alike(model: keras.Model, copy: keras.Model) -> bool:
+    shape = [32 if size is None else size for size in input_shape(model) or ()]
+    dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
+    probe = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(dtype)
+    answer, expected = (np.asarray(m(probe, training=False), "float64") for m in (copy, model))
+    return np.allclose(answer, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _with_copied_weights(model: keras.Model):
@@ -218,6 +232,11 @@ def _with_copied_weights(model: keras.Model):
             return model(x, training=training)
 
     return call
+
+
+def _count_normalizations(model) -> int:
+    layers = model._flatten_layers()
+    return sum(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
 
 
 def _list(values) -> str:

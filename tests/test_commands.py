@@ -141,6 +141,28 @@ def test_the_teacher_is_found_again_and_an_own_student_is_trained(finished, comm
     assert config["settings"]["mixup_probability"] == 0
 
 
+def test_two_logical_devices_train_a_student(finished, command, tmp_path):
+    completed = command(
+        "train.py",
+        *QUICK,
+        "--distribute=mirrored",
+        "--logical_devices=2",
+        f"--run_dir={tmp_path / 'run'}",
+        cwd=finished,
+    )
+    assert completed.returncode == 0, completed.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert len(config["device"]) == 2
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["accuracy"] > 0.3
+
+
+def test_a_broken_config_is_named_in_one_line(finished, command, tmp_path):
+    shutil.copytree(run_of(finished), tmp_path / "run")
+    for content, named in (("[]", "holds a list"), ('{"settings": {}}', "doesn't say")):
+        (tmp_path / "run" / "config.json").write_text(content)
+        assert_one_line(command("evaluate.py", "--model=run", cwd=tmp_path), named)
+
+
 def test_the_same_command_resumes_a_run_that_was_killed(finished, repository, tmp_path):
     shutil.copytree(finished / "teachers", tmp_path / "teachers")
     flags = ["--epochs=6", "--teacher_epochs=1", "--method=kd", "--deterministic"]
@@ -201,6 +223,27 @@ WRONG = {
     "batch too large": ("train.py", ["--batch_size=5000"], "5000"),
     "fraction": ("train.py", ["--train_fraction=2"], "train_fraction"),
     "learning rate": ("train.py", ["--learning_rate=-1", "--method=ce"], "learning rate is -1"),
+    "seed": ("train.py", ["--seed=-1"], "seed"),
+    "normalisation of a teacher trained here": (
+        "train.py",
+        ["--teacher_normalization=imagenet"],
+        "goes with --teacher_weights",
+    ),
+    "uneven batch": (
+        "train.py",
+        ["--distribute=mirrored", "--logical_devices=2", "--batch_size=33"],
+        "--batch_size is 33",
+    ),
+    "steps on several replicas": (
+        "train.py",
+        ["--distribute=mirrored", "--logical_devices=2", "--steps_per_execution=2"],
+        "steps_per_execution is 2",
+    ),
+    "teacher weights without a teacher": (
+        "evaluate.py",
+        ["--model=no.keras", "--teacher_weights=t.keras"],
+        "need --teacher",
+    ),
     "no weights": ("evaluate.py", ["--model=resnet8"], "--weights"),
     "no model": ("evaluate.py", [], "--model is missing"),
     "no such file": ("evaluate.py", ["--model=no.keras"], "no.keras"),

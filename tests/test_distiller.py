@@ -300,6 +300,10 @@ WRONG = {
     "temperature 0": (lambda: make(temperature=0), "temperature is 0"),
     "alpha -1": (lambda: make(mixing=Mixup(-1)), "alpha is -1"),
     "both weights 0": (lambda: make(soft_weight=0, label_weight=0), "both 0"),
+    "temperature as text": (lambda: make(temperature="4"), "temperature is '4'"),
+    "alpha None": (lambda: make(mixing=Mixup(None)), "alpha is None"),
+    "mixing is a class": (lambda: make(mixing=Mixup), "mixing is <class"),
+    "loss weights": (lambda: make().compile("sgd", loss_weights=[1.0]), "leave it out"),
     "negative weight": (lambda: make(soft_weight=-1), "soft_weight is -1"),
     "no teacher": (
         lambda: SimilarityTransferDistiller(networks.dense_classifier()),
@@ -307,9 +311,9 @@ WRONG = {
     ),
     "a loss": (
         lambda: make().compile("sgd", loss="sparse_categorical_crossentropy"),
-        "leave loss out",
+        "leave it out",
     ),
-    "a loss by position": (lambda: make().compile("sgd", "mse"), "leave loss out"),
+    "a loss by position": (lambda: make().compile("sgd", "mse"), "leave it out"),
     "empty arrays": (
         lambda: make().fit(np.zeros((0, 4), "float32"), np.zeros(0, "int32")),
         "are empty",
@@ -347,3 +351,96 @@ def test_a_label_out_of_range_is_an_error_and_not_a_row_of_zeros():
     x, y = networks.vectors(8)
     with pytest.raises(tf.errors.InvalidArgumentError, match="integers from 0 to 4"):
         make().train_on_batch(x, y + 5)
+
+
+class Subclassed(keras.Model):
+    """A student whose shapes are known only once it has seen a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = layers.Dense(8, activation="relu"), layers.Dense(5)
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+
+def test_a_subclassed_student_is_built_from_the_first_batch():
+    distiller = SimilarityTransferDistiller(
+        Subclassed(), soft_weight=0, label_weight=1, student_outputs="logits"
+    )
+    distiller.compile("sgd", metrics=["accuracy"])
+    distiller.fit(*networks.vectors(), verbose=0)
+    assert distiller.num_classes == 5
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("shape", [(32,), (32, 1)])
+def test_integer_sample_weights_go_with_mixing_steps(jit_compile, shape):
+    distiller = make(mixing_steps=1)
+    distiller.compile("sgd", jit_compile=jit_compile)
+    x, y = networks.vectors(32)
+    weights = np.ones(shape, "int64")
+    history = distiller.fit(x, y, sample_weight=weights, batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+def test_labels_whose_second_dimension_is_not_known_are_told_apart():
+    x, y = networks.vectors(16)
+    losses = []
+    for labels in (y[:, None], np.eye(5, dtype="int64")[y]):
+        dataset = tf.data.Dataset.from_generator(
+            lambda labels=labels: iter([(x, labels)]),
+            output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec((None, None), tf.int64)),
+        )
+        keras.utils.set_random_seed(0)
+        history = make(mixing=None).fit(dataset, verbose=0).history
+        losses.append(history["label_loss"][0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_the_step_counts_batches_also_where_the_data_end_unannounced():
+    x, y = networks.vectors(32)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda x, y: True).batch(8)
+    for steps_per_execution in (1, 3):
+        distiller = make(mixing=None)
+        distiller.compile("sgd", steps_per_execution=steps_per_execution)
+        distiller.fit(batches, epochs=3, verbose=0)
+        assert distiller.step.numpy() == 12
+    with pytest.raises(InputError, match="no batch"):
+        make().fit(batches.filter(lambda x, y: False), verbose=0)
+
+
+def test_bringing_back_the_best_weights_does_not_turn_the_step_back():
+    distiller = make()
+    x, y = networks.vectors(32)
+    stopping = keras.callbacks.EarlyStopping(
+        "val_loss", mode="max", patience=1, restore_best_weights=True
+    )
+    history = distiller.fit(
+        x, y, batch_size=8, epochs=5, validation_data=(x, y), verbose=0, callbacks=[stopping]
+    )
+    assert distiller.step.numpy() == 4 * len(history.epoch)
+
+
+def test_a_student_in_half_precision_is_known_by_its_layers(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        student = networks.dense_classifier(width=6)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    student.save(tmp_path / "student.keras")
+    for each in (student, keras.saving.load_model(tmp_path / "student.keras")):
+        distiller = make(each)
+        assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_eager_batches_pixels_in_bytes_and_lists_of_one_input_are_taken():
+    distiller = make()
+    distiller.compile("sgd", run_eagerly=True)
+    x, y = networks.vectors(8)
+    distiller.train_on_batch(x, y)
+    distiller.test_on_batch(x, y)
+    distiller.fit([x], y, verbose=0)
+    pixels, _ = networks.images(4)
+    distiller = make(networks.convolutional_classifier(), networks.convolutional_classifier())
+    assert distiller.predict(pixels.astype("uint8"), verbose=0).dtype == np.float32

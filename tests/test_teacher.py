@@ -331,3 +331,66 @@ def test_the_imported_resnet56_answers_folded_what_pytorch_answers(shared):
     )
     logits = FrozenTeacher(model)(expected["images"].astype("float32")).numpy()
     assert np.abs(logits - expected["logits"]).max() <= 1e-3
+
+
+def test_an_adapted_normalization_keeps_its_effect():
+    data = np.random.default_rng(0).normal(100, 30, (500, 4)).astype("float32")
+    normalization = layers.Normalization()
+    normalization.adapt(data)
+    model = keras.Sequential([keras.Input((4,)), normalization, layers.Dense(5)])
+    np.testing.assert_allclose(FrozenTeacher(model)(data), model(data), atol=1e-5)
+
+
+class FunctionalOfItsOwnClass(keras.Model):
+    """A functional model whose constructor takes no tensors."""
+
+    def __init__(self):
+        inputs = keras.Input((4,))
+        x = layers.BatchNormalization()(layers.Dense(6)(inputs))
+        super().__init__(inputs, layers.Dense(5, activation="softmax")(x))
+
+
+class OverridesCall(FunctionalOfItsOwnClass):
+    """One whose graph doesn't say what it computes."""
+
+    def call(self, x, training=None):
+        return super().call(x, training=training) ** 2
+
+
+def test_a_functional_model_of_its_own_class_is_folded_but_not_one_with_its_own_call():
+    x, _ = networks.vectors()
+    model = networks.trained_looking(FunctionalOfItsOwnClass())
+    logits = FrozenTeacher(model)(x)
+    np.testing.assert_allclose(np.exp(log_softmax(logits)), model(x, training=False), atol=1e-6)
+    assert np.abs(np.exp(logits).sum(axis=1) - 1).max() > 1e-3
+    other = networks.trained_looking(OverridesCall())
+    with pytest.raises(InputError, match="can't be found"):
+        FrozenTeacher(other)
+    told = FrozenTeacher(other, outputs="logits")
+    np.testing.assert_allclose(told(x), other(x, training=False), atol=1e-6)
+
+
+def test_a_mobilenet_of_keras_applications_is_folded_and_exact():
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=10)
+    networks.trained_looking(model)
+    x, _ = networks.images(16, shape=(32, 32, 3))
+    expected = log_softmax(np.log(model(x / 255, training=False)))
+    logits = log_softmax(FrozenTeacher(model)(x / 255))
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std(axis=0).max()
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    folded, total = fold_batch_normalization(copy)
+    assert folded == total == 52
+
+
+def test_teachers_with_different_inputs_are_refused():
+    with pytest.raises(InputError, match=r"\(4,\) and \(6,\)"):
+        FrozenTeacher([networks.dense_classifier(), networks.dense_classifier(features=6)])
+
+
+def test_a_squashed_layer_before_pooling_is_refused():
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(5, 3, activation="sigmoid")(inputs)
+    with pytest.raises(InputError, match="GlobalAveragePooling2D"):
+        FrozenTeacher(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))

@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(RUN) benchmarks/few_images.py --run=runs/demo
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow

@@ -195,7 +195,7 @@ def _rebuild(model: keras.Model) -> keras.Model | None:
     """A copy with the same answers, or None where the model's config can't make one."""
     if getattr(model, "outputs", None) and has_keras_call(model):
         # Its graph says all, also of a class whose constructor takes other arguments.
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     layers = model._flatten_layers()
     own = {type(x).__name__: type(x) for x in layers if not type(x).__module__.startswith("keras.")}
     try:

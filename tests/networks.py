@@ -37,6 +37,14 @@ def convolutional_classifier(classes=10, shape=(8, 8, 1), width=8, softmax=False
     return trained_looking(keras.Model(inputs, outputs))
 
 
+def small_convolutional_classifier(classes=10, shape=(8, 8, 1), width=4) -> keras.Model:
+    """One convolution with its normalisation: quick to compile."""
+    inputs = keras.Input(shape)
+    x = layers.Conv2D(width, 3, strides=2, use_bias=False)(layers.Rescaling(1 / 255)(inputs))
+    x = layers.Flatten()(layers.ReLU()(layers.BatchNormalization()(x)))
+    return keras.Model(inputs, layers.Dense(classes)(x))
+
+
 def vectors(count=64, classes=5, features=4, seed=0):
     """Inputs (count, features) and integer labels."""
     rng = np.random.default_rng(seed)

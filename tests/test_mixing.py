@@ -77,9 +77,10 @@ def test_20_000_weights_of_a_pair_have_the_variance_of_the_beta_distribution_wit
     np.testing.assert_allclose(weights[:, 0].numpy().var(), 1 / (4 * (2 * alpha + 1)), rtol=0.02)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("num_images", [2, 3])
-@pytest.mark.parametrize("per_batch", [False, True])
+@pytest.mark.parametrize(
+    ("alpha", "num_images", "per_batch"),
+    [(0.01, 2, False), (0.1, 3, False), (1.0, 2, True), (10.0, 3, True), (10.0, 2, False)],
+)
 def test_xla_draws_the_same_mixtures(alpha, num_images, per_batch):
     mixup = Mixup(alpha, num_images, 0.5, per_batch)
     x = np.random.default_rng(0).uniform(0, 1, (64, 4)).astype("float32")

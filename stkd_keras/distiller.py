@@ -139,7 +139,7 @@ class SimilarityTransferDistiller(keras.Model):
     def build(self, input_shape):
         """Builds the student for inputs of a shape, and sees whether all fits together."""
         if not self.student.built:
-            self.student.build(input_shape)
+            self.student(keras.KerasTensor(input_shape))
         self.num_classes = num_classes(self.student, "student")
         if self.num_classes is None:
             raise InputError(

@@ -10,7 +10,8 @@ demo: $(VENV)/installed
 	$(RUN) benchmarks/few_images.py --run=runs/demo
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 -m "not slow and not alone"
+	$(RUN) -m pytest -m alone
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow

@@ -144,7 +144,9 @@ def test_the_teacher_is_found_again_and_an_own_student_is_trained(finished, comm
 def test_two_logical_devices_train_a_student(finished, command, tmp_path):
     completed = command(
         "train.py",
-        *QUICK,
+        "--method=kd",
+        "--epochs=5",
+        "--teacher_epochs=1",
         "--distribute=mirrored",
         "--logical_devices=2",
         f"--run_dir={tmp_path / 'run'}",
@@ -153,7 +155,9 @@ def test_two_logical_devices_train_a_student(finished, command, tmp_path):
     assert completed.returncode == 0, completed.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert len(config["device"]) == 2
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["accuracy"] > 0.3
+    assert (
+        json.loads((tmp_path / "run" / "metrics.json").read_text())["fidelity"]["agreement"] > 0.5
+    )
 
 
 def test_a_broken_config_is_named_in_one_line(finished, command, tmp_path):
@@ -283,6 +287,7 @@ def test_weights_of_another_architecture_are_refused(command, shared, tmp_path):
     assert_one_line(completed, "doesn't fit the model resnet20")
 
 
+@pytest.mark.alone
 def test_the_users_own_example_is_accepted_and_says_within_10_seconds_where_data_come_from(
     command, tmp_path
 ):

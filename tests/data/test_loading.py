@@ -366,6 +366,7 @@ class TestBadData:
         assert str(tiny) in one_line(error)
 
 
+@pytest.mark.alone
 def test_missing_data_is_said_within_ten_seconds(repository, tmp_path):
     program = (
         "import sys, stkd_keras.data\n"

@@ -150,18 +150,10 @@ def main() -> None:
         mixing_epochs=MIXING_EPOCHS.value,
     )
     mixing = make_mixing(method)
-    check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
-    experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
-    if TEACHER_NORMALIZATION.value and not is_file_of_weights(TEACHER_WEIGHTS.value):
-        raise InputError(
-            f"--teacher_normalization={TEACHER_NORMALIZATION.value} goes with --teacher_weights of "
-            "a .weights.h5 or PyTorch file; other teachers bring their own, so leave it out"
-        )
+    check_flags(recipe, method, mixing)
     settings = {**flags_that_matter(), **recipe, **method}
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe))
     run.check(settings, OVERWRITE.value)
-    models.check_source(recipe["student"])
-    models.check_source(recipe["teacher"], weights=TEACHER_WEIGHTS.value)
 
     if DETERMINISTIC.value:
         tf.config.experimental.enable_op_determinism()
@@ -208,6 +200,19 @@ def main() -> None:
     )
     write_json(run.metrics, metrics)
     print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
+
+
+def check_flags(recipe: dict, method: dict, mixing: stkd_keras.Mixup | None) -> None:
+    """Refuses what can be seen to be wrong before anything is loaded."""
+    check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
+    experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
+    if TEACHER_NORMALIZATION.value and not is_file_of_weights(TEACHER_WEIGHTS.value):
+        raise InputError(
+            f"--teacher_normalization={TEACHER_NORMALIZATION.value} goes with --teacher_weights of "
+            "a .weights.h5 or PyTorch file; other teachers bring their own, so leave it out"
+        )
+    models.check_source(recipe["student"])
+    models.check_source(recipe["teacher"], weights=TEACHER_WEIGHTS.value)
 
 
 def recipe_from_flags() -> dict:

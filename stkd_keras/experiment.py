@@ -165,14 +165,6 @@ def train(
         train_split, batch_size, distiller.data_seed, flip=dataset.flip, start_step=done * steps
     )
     validation = validation_split and evaluation_pipeline(validation_split, EVALUATION_BATCH)
-    callbacks: list[keras.callbacks.Callback] = [
-        keras.callbacks.TensorBoard(run.tensorboard, write_graph=False),
-        keras.callbacks.CSVLogger(str(run.history), append=done > 0),
-        keras.callbacks.TerminateOnNaN(),
-        Backup(run),
-    ]
-    if batch_size >= NUM_SAMPLES:
-        callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
     history = distiller.fit(
         batches,
         epochs=epochs,
@@ -180,7 +172,7 @@ def train(
         initial_epoch=done,
         shuffle=False,  # The pipeline does it.
         validation_data=validation,
-        callbacks=callbacks,
+        callbacks=_callbacks(run, done > 0, batches, batch_size, dataset),
     )
     if not np.isfinite(history.history.get("loss", [0.0])[-1]):
         raise InputError(
@@ -235,3 +227,16 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
         ]
         lines.append(f"{name + ':':12}{', '.join(shown)}")
     return "\n".join(lines)
+
+
+def _callbacks(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> list:
+    """What leaves a run's artefacts, epoch by epoch."""
+    callbacks = [
+        keras.callbacks.TensorBoard(run.tensorboard, write_graph=False),
+        keras.callbacks.CSVLogger(str(run.history), append=resumes),
+        keras.callbacks.TerminateOnNaN(),
+        Backup(run),
+    ]
+    if batch_size >= NUM_SAMPLES:
+        callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
+    return callbacks

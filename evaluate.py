@@ -14,7 +14,7 @@ from absl import flags
 
 import models
 from stkd_keras import FrozenTeacher, command, data, experiment
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError
 from stkd_keras.run_directory import read_json
 
 DESCRIPTION = """
@@ -47,7 +47,17 @@ DATASET = flags.DEFINE_string(
     "dataset", None, f"data set: {', '.join(data.NAMES)} (default: the run's, or digits)"
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "where TFDS keeps its data (default: TFDS's own folder)"
+    "data_dir", None, "as of train.py (default: the run's folder, or TFDS's own)"
+)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "as of train.py (default: the run's)", lower_bound=1
+)
+SKIP_BAD_IMAGES = flags.DEFINE_bool("skip_bad_images", False, "leave out what can't be read")
+MEMORY_LIMIT = flags.DEFINE_float(
+    "memory_limit",
+    data.DEFAULT_MEMORY_LIMIT / 1e9,
+    "GB of decoded images; larger data sets are read while they are used",
+    lower_bound=0,
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
 
@@ -64,10 +74,13 @@ def main() -> None:
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)
     needs_weights("--model", source, WEIGHTS.value)
-    name = DATASET.value or recorded.get("dataset", "digits")
-    if name not in data.NAMES:
-        raise unknown_name("data set", name, data.NAMES)
-    dataset = data.load(name, DATA_DIR.value)
+    dataset = data.load(
+        DATASET.value or recorded.get("dataset", "digits"),
+        DATA_DIR.value or recorded.get("data_dir"),
+        image_size=IMAGE_SIZE.value or recorded.get("image_size"),
+        memory_limit=round(MEMORY_LIMIT.value * 1e9),
+        skip_bad_images=SKIP_BAD_IMAGES.value,
+    )
     student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
     teacher = load_teacher(recorded.get("teacher", {}), dataset)
     # Keras's progress bar goes to standard output, where --json promises JSON and nothing else.
@@ -87,10 +100,8 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
     content = read_json(config)
     if "dataset" not in content.get("settings", {}):
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
-    return str(student), {
-        "dataset": content["settings"]["dataset"],
-        "teacher": content.get("teacher") or {},
-    }
+    settings = {key: content["settings"].get(key) for key in ("dataset", "data_dir", "image_size")}
+    return str(student), {**settings, "teacher": content.get("teacher") or {}}
 
 
 def load_teacher(recorded: dict, dataset: data.Dataset) -> FrozenTeacher | None:

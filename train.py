@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ import stkd_keras
 from stkd_keras import command, data, experiment
 from stkd_keras.checks import check_settings
 from stkd_keras.distribution import make_strategy, refuse_what_keras_cannot_do
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError
 from stkd_keras.run_directory import RunDirectory, write_json
 
 DESCRIPTION = """
@@ -36,12 +37,41 @@ the run's directory. The same command resumes a run that was interrupted.
 
 # The teacher's own recipe. A teacher trained with another one is another teacher.
 TEACHER_SEED = 0
+DEFAULT_VALIDATION_FRACTION = 0.1
 TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
 DATASET = flags.DEFINE_string("dataset", "digits", f"data set: {', '.join(data.NAMES)}")
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "where TFDS keeps its data (default: TFDS's own folder)"
+    "data_dir",
+    None,
+    "where TFDS keeps its data (default: TFDS's own folder); of tiny_imagenet and cinic10 also the "
+    "archive or the unpacked folder; of folder the one with train/CLASS/ and test/CLASS/",
 )
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "height and width that images are scaled and cropped to (default: their own)",
+    lower_bound=1,
+)
+SKIP_BAD_IMAGES = flags.DEFINE_bool(
+    "skip_bad_images", False, "leave out images that can't be read, and list them"
+)
+MEMORY_LIMIT = flags.DEFINE_float(
+    "memory_limit",
+    data.DEFAULT_MEMORY_LIMIT / 1e9,
+    "GB of decoded images; larger data sets are read while they are used",
+    lower_bound=0,
+)
+UNLABELED_DIR = flags.DEFINE_string(
+    "unlabeled_dir", None, "a folder of images without labels, for the teacher to answer"
+)
+AUGMENT = flags.DEFINE_enum(
+    "augment",
+    "standard",
+    list(data.AUGMENTATIONS),
+    "standard (pad, random crop, flip), and with it cutout or randaugment; or none",
+)
+FLIP = flags.DEFINE_bool("flip", None, "whether images may be mirrored (default: by data set)")
 TEACHER = flags.DEFINE_string(
     "teacher", None, "a model of the zoo, or FILE.keras (default: by data set)"
 )
@@ -107,8 +137,14 @@ DATA_SEED = flags.DEFINE_integer(
 TRAIN_FRACTION = flags.DEFINE_float(
     "train_fraction", 1.0, "share of the training images to use, balanced over the classes"
 )
+TRAIN_IMAGES_PER_CLASS = flags.DEFINE_integer(
+    "train_images_per_class", None, "the same as a number of images of each class", lower_bound=1
+)
 VALIDATION_FRACTION = flags.DEFINE_float(
-    "validation_fraction", 0.1, "share of the training images to watch instead of training on"
+    "validation_fraction",
+    None,
+    "share of the training images to watch instead of training on "
+    "(default: the data set's own validation split, or 0.1)",
 )
 RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "the run's directory (default: runs/DATASET-TEACHER-STUDENT-METHOD-sSEED)"
@@ -161,10 +197,13 @@ def main() -> None:
     if strategy is not None:
         refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
         check_batch_size("--batch_size", recipe["batch_size"], strategy)
-    dataset = data.load(DATASET.value, DATA_DIR.value)
-    train_split, validation_split = data.split_train(
-        dataset, VALIDATION_FRACTION.value, TRAIN_FRACTION.value, DATA_SEED.value
+    dataset = get_dataset()
+    labelled_split, validation_split = split(
+        dataset, TRAIN_FRACTION.value, TRAIN_IMAGES_PER_CLASS.value
     )
+    train_split = with_unlabeled(labelled_split)
+    description = experiment.describe(dataset, train_split, validation_split)
+    print(experiment.format_description(description))
     steps = data.steps_per_epoch(train_split, recipe["batch_size"])
     with (strategy or tf.distribute.get_strategy()).scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
@@ -181,7 +220,10 @@ def main() -> None:
             label_weight=method["label_weight"],
             data_seed=DATA_SEED.value,
         )
-    run.start({"settings": settings, "teacher": source, **provenance()}, OVERWRITE.value)
+    run.start(
+        {"settings": settings, "teacher": source, "data": description, **provenance()},
+        OVERWRITE.value,
+    )
     experiment.train(
         distiller,
         dataset,
@@ -192,9 +234,10 @@ def main() -> None:
         batch_size=recipe["batch_size"],
         learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
+        augment=AUGMENT.value,
         steps_per_execution=STEPS_PER_EXECUTION.value,
     )
-    splits = {"train": train_split, "validation": validation_split}
+    splits = {"train": labelled_split, "validation": validation_split}
     metrics = experiment.evaluate(
         distiller.student, teacher, dataset, {k: v for k, v in splits.items() if v is not None}
     )
@@ -217,11 +260,67 @@ def check_flags(recipe: dict, method: dict, mixing: stkd_keras.Mixup | None) -> 
 
 def recipe_from_flags() -> dict:
     """The data set's recipe, with the flags that were given in its place."""
-    if DATASET.value not in experiment.RECIPES:
-        raise unknown_name("data set", DATASET.value, experiment.RECIPES)
-    recipe = dataclasses.asdict(experiment.RECIPES[DATASET.value])
+    data.check_name(DATASET.value)
+    recipe = dataclasses.asdict(experiment.recipe_for(DATASET.value))
     given = {name: flags.FLAGS[name].value for name in recipe}
     return {**recipe, **{name: value for name, value in given.items() if value is not None}}
+
+
+def get_dataset() -> data.Dataset:
+    """The data set that the flags name; what it left out is listed."""
+    dataset = data.load(
+        DATASET.value,
+        DATA_DIR.value,
+        image_size=IMAGE_SIZE.value,
+        memory_limit=memory_limit(),
+        skip_bad_images=SKIP_BAD_IMAGES.value,
+    )
+    list_skipped(dataset.skipped)
+    return dataset if FLIP.value is None else dataclasses.replace(dataset, flip=FLIP.value)
+
+
+def split(
+    dataset: data.Dataset, train_fraction: float = 1.0, images_per_class: int | None = None
+) -> tuple[data.AnySplit, data.AnySplit | None]:
+    """The images to train on and those to watch: the data set's own, or taken from the former."""
+    fraction = VALIDATION_FRACTION.value
+    own = dataset.validation if fraction is None else None
+    if fraction is None:
+        fraction = DEFAULT_VALIDATION_FRACTION if own is None else 0.0
+    train_split, validation_split = data.split_train(
+        dataset, fraction, train_fraction, DATA_SEED.value, images_per_class=images_per_class
+    )
+    return train_split, validation_split if own is None else own
+
+
+def with_unlabeled(train_split: data.AnySplit) -> data.AnySplit:
+    """The training images, joined by those without labels if there are any."""
+    if UNLABELED_DIR.value is None:
+        return train_split
+    if isinstance(train_split, data.RecordSplit):
+        raise InputError(
+            "--unlabeled_dir goes with training images in memory or in files, but these are "
+            "streamed from TFRecords: raise --memory_limit"
+        )
+    unlabeled, skipped = data.load_unlabeled(
+        UNLABELED_DIR.value,
+        train_split.image_shape,
+        memory_limit=memory_limit(),
+        skip_bad_images=SKIP_BAD_IMAGES.value,
+    )
+    list_skipped(skipped)
+    return data.Joined(train_split, unlabeled)
+
+
+def list_skipped(skipped: Sequence[str]) -> None:
+    """Says what was left out."""
+    if skipped:
+        print(f"left out {len(skipped)} images that can't be read:", *skipped, sep="\n  ")
+
+
+def memory_limit() -> int:
+    """The flag in bytes."""
+    return round(MEMORY_LIMIT.value * 1e9)
 
 
 def get_teacher(dataset: data.Dataset, recipe: dict, needed: bool) -> dict | None:
@@ -247,6 +346,8 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
     name = recipe["teacher"]
     settings = {
         "dataset": f"{dataset.name}-{dataset.version}",
+        "image_shape": dataset.image_shape,
+        "flip": dataset.flip,
         "validation_fraction": VALIDATION_FRACTION.value,
         "data_seed": DATA_SEED.value,
         "teacher": name,
@@ -255,18 +356,15 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
         **TEACHER_RECIPE,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    run = RunDirectory(
-        pathlib.Path(TEACHER_DIR.value) / f"{settings['dataset']}-{name}-{key}", "teacher.keras"
-    )
+    folder = f"{in_a_path(settings['dataset'])}-{name}-{key}"
+    run = RunDirectory(pathlib.Path(TEACHER_DIR.value) / folder, "teacher.keras")
     if run.is_complete:
         print(f"teacher: {run.model}")
         return run.model
     check_batch_size("the batch of the teacher's recipe", TEACHER_RECIPE["batch_size"])
     print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
     run.check(settings)
-    train_split, validation_split = data.split_train(
-        dataset, VALIDATION_FRACTION.value, 1.0, DATA_SEED.value
-    )
+    train_split, validation_split = split(dataset)
     keras.utils.set_random_seed(TEACHER_SEED)
     trainer = stkd_keras.SimilarityTransferDistiller(
         build_for(name, dataset),
@@ -325,7 +423,15 @@ def default_run_dir(recipe: dict) -> str:
     weights = TEACHER_WEIGHTS.value or ""
     teacher = pathlib.Path(weights if weights.endswith(".keras") else recipe["teacher"]).stem
     student = pathlib.Path(recipe["student"]).stem
-    return f"runs/{DATASET.value}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+    dataset = DATASET.value
+    if dataset == "folder" and DATA_DIR.value:
+        dataset += f"-{pathlib.Path(DATA_DIR.value).resolve().name}"
+    return f"runs/{in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+
+
+def in_a_path(name: str) -> str:
+    """A data set's name as a part of a file's."""
+    return name.replace(":", "-").replace("/", "-")
 
 
 def is_file_of_weights(file: str | None) -> bool:
@@ -347,10 +453,14 @@ def flags_that_matter() -> dict:
     """The flags, beside those of recipe and method, that the result depends on."""
     names = (
         "dataset teacher_weights teacher_normalization method temperature seed data_seed "
-        "train_fraction validation_fraction distribute logical_devices mixed_precision "
+        "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
+        "skip_bad_images memory_limit augment flip distribute logical_devices mixed_precision "
         "deterministic"
     )
-    return {name: flags.FLAGS[name].value for name in names.split()}
+    settings = {name: flags.FLAGS[name].value for name in names.split()}
+    # Elsewhere it only says where the same images are.
+    folder = DATA_DIR.value if DATASET.value == "folder" else None
+    return {**settings, "data_dir": folder and os.path.abspath(folder)}
 
 
 def provenance() -> dict:

@@ -72,7 +72,7 @@ def train(method: str, seed: int, dataset, few, teacher) -> float:
         label_weight=settings["label_weight"],
     )
     distiller.compile(experiment.make_optimizer(0.1, 5e-4, STEPS.value), metrics=["accuracy"])
-    batches = data.pipeline(few, BATCH_SIZE.value, data_seed=0, flip=dataset.flip)
+    batches = data.pipeline(dataset, few, BATCH_SIZE.value, data_seed=0)
     print(f"{method}, seed {seed}")
     distiller.fit(batches, steps_per_epoch=STEPS.value, shuffle=False)
     test = data.evaluation_pipeline(dataset.test, experiment.EVALUATION_BATCH)

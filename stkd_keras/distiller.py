@@ -121,6 +121,7 @@ class SimilarityTransferDistiller(keras.Model):
         names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if teacher else [])
         self._trackers = {n: keras.metrics.Mean(name=n) for n in names}
         self._hides_training_metrics = False
+        self._has_labels = True
         self._counter = _Counter()
         shape = input_shape(student) or (teacher and teacher.input_shape)
         if shape is not None:
@@ -229,8 +230,11 @@ class SimilarityTransferDistiller(keras.Model):
     ):
         """Trains, as `keras.Model.fit`.
 
-        Labels are integers of shape (B,) or (B, 1), or rows (B, C). A ModelCheckpoint among the
-        callbacks writes the student alone.
+        Labels are integers of shape (B,) or (B, 1), or rows (B, C). An image whose label is -1 (or
+        a row of zeros) has none: it is mixed among the others, counts in the soft loss, and adds
+        nothing to the label loss and the metrics. With `label_weight=0` there may be no labels
+        at all, as in `fit(x)`; then only `loss` and what the teacher says is logged. A
+        ModelCheckpoint among the callbacks writes the student alone.
 
         Raises:
             InputError: where the data are empty, or don't fit the models.
@@ -266,14 +270,21 @@ class SimilarityTransferDistiller(keras.Model):
     def train_step(self, data):
         """Mixes the batch, asks the teacher, and lets Keras do the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, y = self._checked(x, y)
+        x = self._checked_inputs(x)
+        self._has_labels = y is not None
+        if not self._has_labels and self.label_weight > 0:
+            raise InputError(
+                "the data have no labels; pass batches of (images, labels), with -1 for an image "
+                "without, or set label_weight=0"
+            )
+        y = self._label_rows(x, y)
         if sample_weight is not None:
             sample_weight = tf.cast(sample_weight, tf.float32)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         x, y, sample_weight = self.virtual_samples(
             x, y, sample_weight, tf.convert_to_tensor(self.step), replica
         )
-        targets = {"labels": y}
+        targets = {"labels": y} if self._has_labels else {}
         if self.teacher is not None:
             targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
         # At the end of data the batch never comes; nothing else would hold the count back.
@@ -284,16 +295,19 @@ class SimilarityTransferDistiller(keras.Model):
     def test_step(self, data):
         """Scores the student on clean images."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, y = self._checked(x, y)
+        if y is None:
+            raise InputError("the data have no labels to score against; pass (images, labels)")
+        x = self._checked_inputs(x)
         with self._student_metrics_only():
-            return super().test_step((x, y, sample_weight))
+            return super().test_step((x, self._label_rows(x, y), sample_weight))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the loss of a batch.
 
         Args:
             x: the virtual samples.
-            y: labels; in training, a dict of "labels" and, with a teacher, "teacher_logits".
+            y: labels; in training, a dict of "labels", if there are any, and, with a teacher,
+                "teacher_logits".
             y_pred: the student's outputs, (B, C).
             sample_weight: None, or (B,) or (B, 1).
             training: whether the soft loss counts.
@@ -301,14 +315,17 @@ class SimilarityTransferDistiller(keras.Model):
         Returns:
             A scalar, scaled for distribution as Keras's losses are.
         """
-        targets = y if isinstance(y, dict) else {"labels": y}
+        targets = _targets(y)
         logits = self._logits(y_pred)
-        rows = label_rows(targets["labels"], self.num_classes)
-        label_loss = _scalar(self.label_loss(rows, logits, sample_weight))
-        if not training:
-            return label_loss + self._regularization()
-        self._track("label_loss", label_loss, logits)
-        loss = self.label_weight * label_loss
+        loss = self._regularization()
+        if "labels" in targets:
+            rows = label_rows(targets["labels"], self.num_classes)
+            # A row of zeros, an image without label, has a cross-entropy of 0.
+            label_loss = _scalar(self.label_loss(rows, logits, sample_weight))
+            if not training:
+                return loss + label_loss
+            self._track("label_loss", label_loss, logits)
+            loss += self.label_weight * label_loss
         if "teacher_logits" in targets:
             answers = targets["teacher_logits"]
             soft_loss = _scalar(self.soft_loss(answers, logits, sample_weight))
@@ -316,15 +333,24 @@ class SimilarityTransferDistiller(keras.Model):
             loss += self.soft_weight * soft_loss
             agrees = tf.argmax(answers, axis=-1) == tf.argmax(logits, axis=-1)
             self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
-        return loss + self._regularization()
+        return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the compiled metrics, for which labels are rows."""
-        rows = label_rows(y["labels"] if isinstance(y, dict) else y, self.num_classes)
+        """Updates the compiled metrics with the images that have labels, which are rows to them."""
+        targets = _targets(y)
+        if "labels" not in targets:
+            return self._metrics_without_labels()
+        rows = label_rows(targets["labels"], self.num_classes)
+        labelled = tf.reduce_any(rows > 0, axis=1)
+        rows, y_pred = tf.boolean_mask(rows, labelled), tf.boolean_mask(y_pred, labelled)
+        if sample_weight is not None:
+            sample_weight = tf.boolean_mask(sample_weight, labelled)
         return super().compute_metrics(x, rows, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict:
         """Returns the metrics by name; in evaluation, those of the student alone."""
+        if not self._has_labels and not self._hides_training_metrics:
+            return self._metrics_without_labels()
         results = super().get_metrics_result()
         hidden = self._trackers if self._hides_training_metrics else ()
         return {name: value for name, value in results.items() if name not in hidden}
@@ -432,8 +458,8 @@ class SimilarityTransferDistiller(keras.Model):
         average_batch_statistics(self)
         super().save(*args, **kwargs)
 
-    def _checked(self, x, y):
-        """The batch as the losses need it: float32 inputs, and labels as rows."""
+    def _checked_inputs(self, x) -> tf.Tensor:
+        """The inputs of a batch as float32, if they are what the student takes."""
         if isinstance(x, list | tuple) and len(x) == 1:
             (x,) = x
         if isinstance(x, np.ndarray):
@@ -442,8 +468,6 @@ class SimilarityTransferDistiller(keras.Model):
             raise InputError(
                 f"a batch has inputs of type {type(x).__name__}, but must have one tensor (B, ...)"
             )
-        if y is None:
-            raise InputError("the data have no labels; pass batches of (images, labels)")
         if x.shape.rank is None:
             raise InputError(
                 "the data don't say the shape of their inputs; give the generator an "
@@ -452,7 +476,13 @@ class SimilarityTransferDistiller(keras.Model):
         if not self.built:
             self.build(tuple(x.shape))
         check_inputs(x, self.student)
-        return tf.cast(x, tf.float32), label_rows(y, self.num_classes, tf.shape(x)[0])
+        return tf.cast(x, tf.float32)
+
+    def _label_rows(self, x: tf.Tensor, y) -> tf.Tensor:
+        """The labels of a batch as rows; zeros where there are none."""
+        if y is None:
+            return tf.zeros((tf.shape(x)[0], self.num_classes))
+        return label_rows(y, self.num_classes, tf.shape(x)[0])
 
     def _logits(self, outputs):
         if self._student_kind == "probabilities":
@@ -462,6 +492,11 @@ class SimilarityTransferDistiller(keras.Model):
     def _regularization(self):
         # Without a compiled loss, Keras's own sum is that of the regularisation losses.
         return super().compute_loss() if self.losses else 0.0
+
+    def _metrics_without_labels(self) -> dict:
+        # Nothing else has seen anything that it could be of.
+        means = [self._loss_tracker, *self._trackers.values()]
+        return {mean.name: mean.result() for mean in means if mean.name != "label_loss"}
 
     def _track(self, name: str, loss, logits) -> None:
         # Losses are divided by the number of replicas, so that their sum is the whole batch's.
@@ -501,6 +536,13 @@ class _Counter:
         self.variable = keras.Variable(
             0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
         )
+
+
+def _targets(y) -> dict:
+    """What a batch is held against; outside of training, its labels if it has any."""
+    if isinstance(y, dict):
+        return y
+    return {} if y is None else {"labels": y}
 
 
 def _scalar(loss) -> tf.Tensor:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from stkd_keras.data import Dataset, Split, evaluation_pipeline, pipeline, steps_per_epoch
+from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import fidelity, predict_logits, score
@@ -35,8 +37,9 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
-    "cifar10": Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200),
 }
+# What the field trains for on CIFAR-10 and its like.
+DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
 
 METHODS = {
     "stkd": {
@@ -64,6 +67,11 @@ METHODS = {
         "mixup_probability": 0.0,
     },
 }
+
+
+def recipe_for(dataset: str) -> Recipe:
+    """Returns the recipe for a data set's name."""
+    return RECIPES.get(dataset, DEFAULT_RECIPE)
 
 
 def method_settings(method: str, **explicit) -> dict:
@@ -121,14 +129,15 @@ def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) 
 def train(
     distiller: SimilarityTransferDistiller,
     dataset: Dataset,
-    train_split: Split,
-    validation_split: Split | None,
+    train_split: AnySplit,
+    validation_split: AnySplit | None,
     run: RunDirectory,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
+    augment: str = "standard",
     steps_per_execution: int = 1,
 ) -> None:
     """Trains a distiller's student, from the run's last backup if there is one, and saves it.
@@ -136,13 +145,14 @@ def train(
     Args:
         distiller: made under the strategy that it shall be trained under.
         dataset: what the splits are of.
-        train_split: the images to train on.
+        train_split: the images to train on; those without label have -1.
         validation_split: the images to watch, or None.
         run: the started directory for what it leaves.
         epochs: passes over the training images.
         batch_size: images a step, over all replicas.
         learning_rate: the highest.
         weight_decay: L2 added to the gradient.
+        augment: as in `stkd_keras.data.pipeline`.
         steps_per_execution: as in `keras.Model.compile`.
 
     Raises:
@@ -162,9 +172,10 @@ def train(
     if done:
         print(f"resuming after epoch {done} of {epochs}")
     batches = pipeline(
-        train_split, batch_size, distiller.data_seed, flip=dataset.flip, start_step=done * steps
+        dataset, train_split, batch_size, distiller.data_seed, augment, start_step=done * steps
     )
     validation = validation_split and evaluation_pipeline(validation_split, EVALUATION_BATCH)
+    _write_description(run, describe(dataset, train_split, validation_split))
     history = distiller.fit(
         batches,
         epochs=epochs,
@@ -186,7 +197,7 @@ def evaluate(
     student: keras.Model,
     teacher: FrozenTeacher | None,
     dataset: Dataset,
-    splits: dict[str, Split],
+    splits: dict[str, AnySplit],
 ) -> dict[str, dict[str, float]]:
     """Scores a student, and its teacher on the test split.
 
@@ -215,6 +226,38 @@ def evaluate(
     return metrics
 
 
+def describe(
+    dataset: Dataset, train_split: AnySplit, validation_split: AnySplit | None
+) -> dict[str, Any]:
+    """Returns what a report says of the data: names, shape, classes, and images by split."""
+    labelled = int((train_split.labels >= 0).sum())
+    counts = {
+        "train": labelled,
+        "unlabeled": len(train_split) - labelled,
+        "validation": len(validation_split) if validation_split is not None else 0,
+        "test": len(dataset.test),
+    }
+    return {
+        "name": dataset.name,
+        "version": dataset.version,
+        "image_shape": list(dataset.image_shape),
+        "images": {name: count for name, count in counts.items() if count},
+        "classes": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "flip": dataset.flip,
+        "skipped": list(dataset.skipped),
+    }
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """Returns the line of a terminal for what `describe` says."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in description["images"].items())
+    shape = "x".join(map(str, description["image_shape"]))
+    name = f"{description['name']} {description['version']}"
+    return f"{name}: {counts} images of {shape}, {len(description['classes'])} classes"
+
+
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
     """Returns metrics as lines for a terminal, accuracies and agreement in percent."""
     lines = []
@@ -227,6 +270,13 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
         ]
         lines.append(f"{name + ':':12}{', '.join(shown)}")
     return "\n".join(lines)
+
+
+def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
+    """Writes what is said of the data to TensorBoard, under Text."""
+    rows = [f"| {key} | {value} |" for key, value in description.items()]
+    with tf.summary.create_file_writer(f"{run.tensorboard}/train").as_default():
+        tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *rows]), step=0)
 
 
 def _callbacks(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> list:

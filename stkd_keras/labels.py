@@ -9,13 +9,14 @@ def label_rows(labels, num_classes: int, batch_size=None) -> tf.Tensor:
     """Returns labels as float32 rows (B, C).
 
     Args:
-        labels: integers of any dtype and of shape (B,) or (B, 1), or rows (B, C).
+        labels: integers of any dtype and of shape (B,) or (B, 1), or rows (B, C). -1 stands for
+            an image without label, whose row is of zeros.
         num_classes: C.
         batch_size: scalar integer tensor, B; needed where the static shape doesn't tell.
 
     Raises:
         InputError: where the shape is none of these.
-        tf.errors.InvalidArgumentError: where an integer is no class (not under XLA).
+        tf.errors.InvalidArgumentError: where an integer is no class and not -1 (not under XLA).
     """
     labels = tf.convert_to_tensor(labels)
     shape = labels.shape
@@ -36,7 +37,7 @@ def label_rows(labels, num_classes: int, batch_size=None) -> tf.Tensor:
         )
     # Under a strategy Keras's first batch, a mean over replicas, has labels of float64.
     indices = tf.cast(tf.reshape(labels, [-1]), tf.int32)
-    inside = tf.reduce_all((indices >= 0) & (indices < num_classes))
-    message = f"labels must be integers from 0 to {num_classes - 1}, but were"
+    inside = tf.reduce_all((indices >= -1) & (indices < num_classes))
+    message = f"labels must be integers from 0 to {num_classes - 1}, or -1 for none, but were"
     with tf.control_dependencies([tf.debugging.Assert(inside, [message, indices])]):
         return tf.one_hot(indices, num_classes)

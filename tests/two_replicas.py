@@ -62,6 +62,25 @@ def two_replicas_of_32_log_and_train_as_one_device_of_64():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
 
 
+def images_without_labels_count_as_on_one_device():
+    """Also where one of the replicas has no label at all, and where nothing has."""
+    x, y = networks.vectors(128)
+    y[::2] = -1
+    y[64:96] = -1
+    for labels, settings in ((y, {}), (None, {"label_weight": 0.0})):
+        histories, weights = [], []
+        for strategy in (STRATEGY, ONE_DEVICE):
+            distiller = make(strategy, mixing=None, **settings)
+            history = distiller.fit(x, labels, batch_size=64, epochs=2, shuffle=False, verbose=0)
+            histories.append(history.history)
+            weights.append(distiller.student.get_weights())
+        assert set(histories[0]) == set(histories[1])
+        for name, values in histories[0].items():
+            np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
+        for a, b in zip(*weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def replicas_draw_different_mixtures_of_their_step():
     """Each is given the seed of its step and its number."""
     seeds = []
@@ -184,6 +203,7 @@ def what_keras_cannot_do_is_refused_in_one_line():
 
 PROMISES = (
     two_replicas_of_32_log_and_train_as_one_device_of_64,
+    images_without_labels_count_as_on_one_device,
     replicas_draw_different_mixtures_of_their_step,
     evaluation_is_that_of_one_device_for_any_number_of_examples,
     batch_statistics_are_averaged_before_validation_and_before_saving,

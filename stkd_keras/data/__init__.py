@@ -1,17 +1,37 @@
-"""Image classification data: loading, splitting, augmentation and tf.data pipelines."""
+"""Image classification data: loading, splitting, augmentation and tf.data pipelines.
+
+To import it registers `tiny_imagenet` and `cinic10` with TensorFlow Datasets.
+"""
 
 from stkd_keras.data.augmentation import AUGMENTATIONS
-from stkd_keras.data.loading import NAMES, Dataset, Split, load, split_train
+from stkd_keras.data.dataset import AnySplit, Dataset, Joined, Split, aligned_empty, from_arrays
+from stkd_keras.data.loading import (
+    DEFAULT_MEMORY_LIMIT,
+    NAMES,
+    check_name,
+    load,
+    load_unlabeled,
+)
 from stkd_keras.data.normalization import parse_normalization
 from stkd_keras.data.pipeline import evaluation_pipeline, pipeline, steps_per_epoch
+from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.splitting import split_train
 
 __all__ = [
     "AUGMENTATIONS",
+    "DEFAULT_MEMORY_LIMIT",
     "NAMES",
+    "AnySplit",
     "Dataset",
+    "Joined",
+    "RecordSplit",
     "Split",
+    "aligned_empty",
+    "check_name",
     "evaluation_pipeline",
+    "from_arrays",
     "load",
+    "load_unlabeled",
     "parse_normalization",
     "pipeline",
     "split_train",

@@ -1,113 +1,91 @@
-"""Data sets by name, held in memory, and the seeded splits of their training images."""
+"""Data sets by name."""
 
 import dataclasses
-import http.client
+import hashlib
+import json
 import os
 import pathlib
-import re
-import threading
-import urllib.error
-import urllib.parse
-import urllib.request
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from stkd_keras.data import cinic10, tiny_imagenet
+from stkd_keras.data.archives import find_source
+from stkd_keras.data.dataset import UNLABELED, Dataset, Split, from_arrays, pixel_statistics
+from stkd_keras.data.file_tree import FileTree, Layout, open_tree
+from stkd_keras.data.files import FileSplit, load_files
+from stkd_keras.data.folder import folder_layout, unlabeled_files
+from stkd_keras.data.normalization import NORMALIZATIONS
+from stkd_keras.data.splitting import split_train
+from stkd_keras.data.tfds_loading import load_tfds, newest_version
 from stkd_keras.errors import InputError, unknown_name
 
+DEFAULT_MEMORY_LIMIT = 4 * 10**9
+"""Bytes of decoded images that are kept in memory."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """Images with their labels.
+TFDS = "tfds:"
+NAMES = ("cifar10", "cifar100", "cinic10", "digits", "folder", "tiny_imagenet", f"{TFDS}NAME")
+"""What `load` knows."""
 
-    Attributes:
-        images: uint8 array of shape (N, height, width, channels), in [0, 255].
-        labels: int32 or int64 array of shape (N,).
-
-    Raises:
-        InputError: if an array has another shape or dtype, the lengths differ or N is 0.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __post_init__(self):
-        images, labels = self.images, self.labels
-        if images.ndim != 4 or images.dtype != np.uint8:
-            raise InputError(
-                f"images of shape {images.shape} and dtype {images.dtype} given, "
-                "expected uint8 of shape (N, height, width, channels)"
-            )
-        if labels.shape != images.shape[:1] or labels.dtype not in (np.int32, np.int64):
-            raise InputError(
-                f"labels of shape {labels.shape} and dtype {labels.dtype} given, "
-                f"expected int32 or int64 of shape ({len(images)},), one for each image"
-            )
-        if not len(images):
-            raise InputError("a split without images given, expected at least one image")
+_LAYOUTS: dict[str, Callable[[FileTree], Layout]] = {
+    "cinic10": cinic10.layout,
+    "tiny_imagenet": tiny_imagenet.layout,
+}
+# The usual figures; of others they are computed.
+_STATISTICS: dict[str, Any] = {name: NORMALIZATIONS[name] for name in ("cifar10", "cifar100")}
+# Data sets of TFDS whose images would be another class in a mirror, or none.
+_NOT_TO_BE_FLIPPED = ("mnist", "svhn", "smallnorb", "omniglot", "cmaterdb", "dsprites")
+_TEST_SHARE = 0.2
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """An image classification data set, with what a model and a report need to know of it.
+class _Options(TypedDict):
+    """How images are read: what `load_files` and `load_tfds` share."""
 
-    Attributes:
-        name: the name it is loaded by.
-        version: the version of its images, labels and splits.
-        class_names: one name for each label, from 0 on.
-        mean: of the training pixels, one number a channel, in units of [0, 1].
-        std: their standard deviation, likewise.
-        flip: whether an image mirrored left to right keeps its class.
-        train: the training images.
-        test: the test images.
-
-    Raises:
-        InputError: if a label names no class.
-    """
-
-    name: str
-    version: str
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool
-    train: Split
-    test: Split
-
-    def __post_init__(self):
-        for labels in (self.train.labels, self.test.labels):
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise InputError(
-                    f"{self.name} has labels from {labels.min()} to {labels.max()}, "
-                    f"expected 0 to {self.num_classes - 1}, one for each class name"
-                )
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.train.images.shape[1:]
+    size: tuple[int, int] | None
+    memory_limit: int
+    skip_bad_images: bool
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """Loads a data set into memory.
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    image_size: int | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    skip_bad_images: bool = False,
+) -> Dataset:
+    """Loads a data set.
 
     Args:
-        name: "cifar10" or "digits" (8x8 grey digits that come with scikit-learn, for trying
-            things out within seconds; a fifth of them, always the same, is the test split).
-        data_dir: folder of the data sets prepared by TFDS, which cifar10 is read from, or
-            downloaded to where it isn't there. By default the environment's TFDS_DATA_DIR, then
-            ~/tensorflow_datasets. Ignored by digits.
+        name: one of
+            "cifar10", "cifar100": through TFDS;
+            "cinic10", "tiny_imagenet": through TFDS, or from a copy in the official layout;
+            "tfds:NAME" or "tfds:NAME/CONFIG": any image classification data set of TFDS. Its
+            test split is "test" where that has labels, else "validation", else a fifth of
+            "train", always the same;
+            "folder": the user's own images, DATA_DIR/{train,val,test}/CLASS/FILE, val is
+            optional;
+            "digits": 8x8 grey digits that come with scikit-learn, for trying things out within
+            seconds; a fifth of them, always the same, is the test split.
+        data_dir: of TFDS, the folder of prepared data sets, where what is missing is downloaded
+            to: by default the environment's TFDS_DATA_DIR, then ~/tensorflow_datasets. Of
+            cinic10 and tiny_imagenet also the archive, the unpacked folder, or a folder with one
+            of them in it: these are read as they are and nothing is written. Of "folder", the
+            folder. Ignored by digits.
+        image_size: height and width that images are brought to: scaled until they cover it, and
+            cropped about their centres. By default their own size, which has to be the same.
+        memory_limit: bytes. Data sets whose decoded images are larger aren't kept in memory, but
+            read while they are used.
+        skip_bad_images: whether images that can't be read are left out, and listed in
+            `Dataset.skipped`, in place of an error.
 
     Returns:
-        The data set, as uint8 arrays.
+        The data set.
 
     Raises:
-        InputError: if the name isn't known, `data_dir` is no folder, what it holds is broken, or
-            the data set is neither there nor can be downloaded.
+        InputError: if the name isn't known, `data_dir` isn't what it should be, what it holds is
+            broken, or the data set is neither there nor can be downloaded.
 
     Example:
 
@@ -116,135 +94,73 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     print(cifar10.train.images.shape)  # (50000, 32, 32, 3)
     ```
     """
-    if name not in _LOADERS:
-        raise unknown_name("data set", name, _LOADERS)
-    return _LOADERS[name](data_dir)
+    check_name(name)
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size={image_size} given, expected 1 or more pixels")
+    if name == "digits":
+        if image_size not in (None, 8):
+            raise InputError(f"image_size={image_size} given, but digits are 8x8: leave it out")
+        return _load_digits()
+    options = _Options(
+        size=None if image_size is None else (image_size, image_size),
+        memory_limit=memory_limit,
+        skip_bad_images=skip_bad_images,
+    )
+    if name == "folder":
+        return _load_folder(data_dir, **options)
+    source = _official_copy(name, data_dir)
+    if source is not None:
+        tree = open_tree(source)
+        return _load_layout(name, tree, _LAYOUTS[name](tree), **options)
+    return _load_tfds(name, data_dir, **options)
 
 
-def split_train(
-    dataset: Dataset,
-    validation_fraction: float = 0.0,
-    train_fraction: float = 1.0,
-    seed: int = 0,
-    *,
-    images_per_class: int | None = None,
-) -> tuple[Split, Split | None]:
-    """Takes a validation split out of the training images, and a part of the rest to train on.
-
-    Every class gives the same share of its images to each, up to rounding. For one seed the
-    validation images don't depend on how much of the rest is trained on, and a larger part of
-    the rest contains every smaller one.
-
-    Args:
-        dataset: whose training images are split; they keep their order.
-        validation_fraction: share of all the training images, in [0, 1).
-        train_fraction: share of the images left, in (0, 1].
-        seed: non-negative integer that decides which images are taken.
-        images_per_class: number of images of each class to train on, in place of
-            `train_fraction`.
-
-    Returns:
-        (train, validation), where validation is None if `validation_fraction` is 0.
+def check_name(name: str) -> None:
+    """Refuses the name of a data set that `load` doesn't know.
 
     Raises:
-        InputError: if a number is out of range or a class would be left without an image.
+        InputError: with the nearest known names.
     """
-    _check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
-    labels = dataset.train.labels
-    left = np.bincount(labels, minlength=dataset.num_classes)
-    held_out = np.zeros(len(labels), bool)
-    if validation_fraction:
-        shares = _equal_shares(left, validation_fraction)
-        _check_every_class(dataset, shares, f"validation_fraction={validation_fraction}")
-        held_out = _choose(labels, held_out, shares, np.random.default_rng((seed, 0)))
-        left = left - shares
-
-    if images_per_class is None:
-        shares = _equal_shares(left, train_fraction)
-        given = f"validation_fraction={validation_fraction}, train_fraction={train_fraction}"
-    else:
-        shares = np.where(left > 0, images_per_class, 0)
-        given = f"validation_fraction={validation_fraction}"
-        _check_enough(dataset, left, images_per_class)
-    _check_every_class(dataset, shares, given)
-    chosen = _choose(labels, held_out, shares, np.random.default_rng((seed, 1)))
-    validation = _subset(dataset.train, held_out) if validation_fraction else None
-    return _subset(dataset.train, chosen), validation
+    if name not in NAMES and not name.startswith(TFDS):
+        raise unknown_name("data set", name, NAMES)
 
 
-def _check_split_arguments(
-    validation_fraction: float, train_fraction: float, seed: int, images_per_class: int | None
-) -> None:
-    if not 0 <= validation_fraction < 1:
-        raise InputError(f"validation_fraction={validation_fraction} given, expected [0, 1)")
-    if not 0 < train_fraction <= 1:
-        raise InputError(f"train_fraction={train_fraction} given, expected (0, 1]")
-    if seed < 0:
-        raise InputError(f"seed={seed} given, expected 0 or more")
-    if images_per_class is None:
-        return
-    if images_per_class < 1:
-        raise InputError(f"images_per_class={images_per_class} given, expected 1 or more")
-    if train_fraction != 1:
-        raise InputError(
-            f"train_fraction={train_fraction} and images_per_class={images_per_class} given, "
-            "expected one of them: leave the other out"
-        )
+def load_unlabeled(
+    directory: str | os.PathLike,
+    image_shape: tuple[int, int, int],
+    *,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    skip_bad_images: bool = False,
+) -> tuple[Split | FileSplit, list[str]]:
+    """Loads all the images below a folder, as images without labels.
 
+    Args:
+        directory: the folder, searched in its subfolders too.
+        image_shape: (height, width, channels) that they are brought to, as `load` does.
+        memory_limit: as `load`.
+        skip_bad_images: as `load`.
 
-def _check_every_class(dataset: Dataset, shares: np.ndarray, given: str) -> None:
-    """Raises if a class that has training images would give none of them."""
-    present = np.bincount(dataset.train.labels, minlength=dataset.num_classes) > 0
-    without = np.flatnonzero(present & (shares == 0))
-    if len(without):
-        raise InputError(
-            f"{given} leaves {len(without)} of {dataset.num_classes} classes "
-            f"(such as {dataset.class_names[without[0]]!r}) without an image in a split, "
-            "expected at least one of each: choose fractions further from 0 and 1"
-        )
+    Returns:
+        The images, whose labels are -1, and what was left out, "NAME: REASON" each.
 
-
-def _check_enough(dataset: Dataset, left: np.ndarray, images_per_class: int) -> None:
-    smallest = min(np.unique(dataset.train.labels), key=lambda label: left[label])
-    if images_per_class > left[smallest]:
-        raise InputError(
-            f"images_per_class={images_per_class} given, expected at most {left[smallest]}, the "
-            f"images there are of class {dataset.class_names[smallest]!r} (validation excluded)"
-        )
-
-
-# Not scikit-learn's `train_test_split(stratify=...)`: it refuses a split whose unused rest is
-# smaller than the number of classes, and has no fixed number of images a class.
-def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns how many images each class gives, by the method of the largest remainders.
-
-    The shares add up to the fraction of all images, rounded, and each is within one image of the
-    fraction of its class.
+    Raises:
+        InputError: if there is no image, or one can't be read.
     """
-    total = round(fraction * int(counts.sum()))
-    shares, remainders = np.divmod(counts * total, counts.sum())
-    shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
-    return shares
+    files = [(name, UNLABELED) for name in unlabeled_files(directory)]
+    height, width, channels = image_shape
+    return load_files(
+        open_tree(directory),
+        files,
+        (height, width),
+        memory_limit=memory_limit,
+        skip_bad_images=skip_bad_images,
+        channels=channels,
+        what="unlabeled images",
+    )
 
 
-def _choose(
-    labels: np.ndarray, taken: np.ndarray, shares: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Returns the mask of `shares[label]` images of each label, none of which is taken yet."""
-    chosen = np.zeros(len(labels), bool)
-    for label, share in enumerate(shares):
-        candidates = np.flatnonzero((labels == label) & ~taken)
-        chosen[generator.permutation(candidates)[:share]] = True
-    return chosen
-
-
-def _subset(split: Split, mask: np.ndarray) -> Split:
-    return split if mask.all() else Split(split.images[mask], split.labels[mask])
-
-
-def _load_digits(data_dir: str | os.PathLike | None) -> Dataset:
-    del data_dir
-    # Imported here, as TFDS below: each takes its time, and a run needs one of them at most.
+def _load_digits() -> Dataset:
+    # Imported here because it takes its time, and few runs need it.
     import sklearn.datasets
     import sklearn.model_selection
 
@@ -253,145 +169,90 @@ def _load_digits(data_dir: str | os.PathLike | None) -> Dataset:
     train_images, test_images, train_labels, test_labels = sklearn.model_selection.train_test_split(
         images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
-    return Dataset(
+    return from_arrays(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        [str(name) for name in digits.target_names],
         name="digits",
-        version="1.0.0",
-        class_names=tuple(str(name) for name in digits.target_names),
-        mean=(0.3053,),
-        std=(0.3760,),
         flip=False,
-        train=Split(train_images, train_labels),
-        test=Split(test_images, test_labels),
     )
 
 
-def _load_cifar10(data_dir: str | os.PathLike | None) -> Dataset:
-    version, class_names, train, test = _read_tfds(
-        "cifar10", data_dir, "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    )
+def _load_folder(data_dir: str | os.PathLike | None, **options: Unpack[_Options]) -> Dataset:
+    if data_dir is None:
+        raise InputError(
+            "the data set folder needs --data_dir=DIR, with the images in DIR/train/CLASS and "
+            "DIR/test/CLASS"
+        )
+    layout = folder_layout(data_dir)
+    return _load_layout("folder", open_tree(data_dir), layout, **options)
+
+
+def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
+    """Returns the archive or the unpacked folder that `data_dir` stands for, if it does."""
+    if name not in _LAYOUTS or data_dir is None:
+        return None
+    if newest_version(pathlib.Path(data_dir) / name) is not None:
+        return None
+    return find_source(data_dir, name)
+
+
+def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_Options]) -> Dataset:
+    """Loads the files of a layout: into memory as long as they fit, the training images first."""
+    splits: dict[str, Split | FileSplit] = {}
+    skipped: list[str] = []
+    for name_of_split, files in layout.splits.items():
+        split, bad = load_files(tree, files, what=f"{name_of_split} images", **options)
+        if isinstance(split, Split):
+            options["memory_limit"] -= split.images.nbytes
+        splits[name_of_split] = split
+        skipped += bad
+    mean, std = pixel_statistics(splits["train"])
     return Dataset(
-        name="cifar10",
-        version=version,
-        class_names=class_names,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
+        name,
+        _fingerprint(tree, layout),
+        layout.class_names,
+        mean,
+        std,
         flip=True,
+        skipped=tuple(skipped),
+        **splits,
+    )
+
+
+def _fingerprint(tree: FileTree, layout: Layout) -> str:
+    """Returns a version that tells apart copies with other images, or other labels."""
+    sizes = [tree.size(name) for files in layout.splits.values() for name, _ in files]
+    return hashlib.sha256(json.dumps([*layout, sizes]).encode()).hexdigest()[:8]
+
+
+def _load_tfds(
+    name: str, data_dir: str | os.PathLike | None, **options: Unpack[_Options]
+) -> Dataset:
+    loaded = load_tfds(name.removeprefix(TFDS), data_dir, **options)
+    # In some, such as imagenet2012, the test images have no labels.
+    splits = {key: split for key, split in loaded.splits.items() if (split.labels >= 0).all()}
+    if "train" not in splits:
+        raise InputError(f"{name} has training images without labels, expected a label for each")
+    train = splits["train"]
+    mean, std = _STATISTICS.get(name) or pixel_statistics(train)
+    dataset = Dataset(
+        name,
+        loaded.version,
+        loaded.class_names,
+        mean,
+        std,
+        flip=not any(part in name for part in _NOT_TO_BE_FLIPPED),
         train=train,
-        test=test,
+        test=splits.get("test", splits.get("validation", train)),
+        validation=splits.get("validation") if "test" in splits else None,
+        skipped=tuple(loaded.skipped),
     )
-
-
-_LOADERS = {"cifar10": _load_cifar10, "digits": _load_digits}
-NAMES = tuple(_LOADERS)
-"""The names that `load` knows."""
-
-
-def _read_tfds(
-    name: str, data_dir: str | os.PathLike | None, archive: str
-) -> tuple[str, tuple[str, ...], Split, Split]:
-    """Reads a data set through TFDS, downloading it if it isn't there.
-
-    Args:
-        name: TFDS's name of the data set.
-        data_dir: as for `load`.
-        archive: the address that TFDS downloads it from.
-
-    Returns:
-        (version, class names, training split, test split).
-    """
-    root = _tfds_root(data_dir)
-    folder = _newest_version(root / name)
-    if folder is None:
-        _download(name, root, archive)
-        folder = _newest_version(root / name)
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        train, test = (_decode(builder, split) for split in ("train", "test"))
-        return str(builder.version), tuple(builder.info.features["label"].names), train, test
-    except Exception as error:
-        # Broken files make TFDS and TensorFlow raise almost anything.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            f"{folder} holds a broken or incomplete {name} ({reason}), expected what TFDS "
-            "prepares: remove it and prepare it again, or give another --data_dir"
-        ) from error
-
-
-def _decode(builder, split: str) -> Split:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    @tfds.decode.make_decoder()
-    def decode(example, feature):
-        # Where images are kept as JPEG, TFDS decodes them faster and less exactly than Pillow,
-        # by which most models were trained: a pixel differs by up to 4. Of a PNG all is as usual.
-        return tf.io.decode_jpeg(example, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE")
-
-    # All in one batch: TFDS decodes in parallel and keeps the order of the files.
-    arrays = tfds.as_numpy(
-        builder.as_dataset(split=split, batch_size=-1, decoders={"image": decode()})
-    )
-    expected = builder.info.splits[split].num_examples
-    if len(arrays["label"]) != expected:
-        raise InputError(f"{len(arrays['label'])} of {expected} images in {split}")
-    return Split(arrays["image"], arrays["label"])
-
-
-def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder of the prepared data sets, which need not exist if it is a default."""
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(default if data_dir is None else data_dir).expanduser()
-    if not root.is_dir() and (data_dir is not None or root.exists()):
-        state = "is no folder" if root.exists() else "doesn't exist"
-        raise InputError(
-            f"data_dir {str(root)!r} {state}, expected a folder of data sets prepared by TFDS: "
-            "correct --data_dir or make the folder"
-        )
-    return root
-
-
-def _newest_version(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the newest prepared version, or None if there is none."""
-    # TFDS names what it is still writing VERSION.incompleteXYZ.
-    versions = [path for path in folder.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
-
-
-def _download(name: str, root: pathlib.Path, archive: str) -> None:
-    """Has TFDS download and prepare a data set, or raises within seconds if it can't."""
-    # TFDS itself would try again for over three minutes before it gives up.
-    if not _is_reachable(archive):
-        host = urllib.parse.urlsplit(archive).hostname
-        prepare = f"tfds.builder('{name}', data_dir='tfds').download_and_prepare()"
-        raise InputError(
-            f"no {name} found in {root / name} and {host} can't be reached to download it: on a "
-            f'connected machine run `python -c "import tensorflow_datasets as tfds; {prepare}"`, '
-            "bring the folder tfds here and give it with --data_dir=tfds"
-        )
-    import tensorflow_datasets as tfds
-
-    tfds.builder(name, data_dir=root).download_and_prepare()
-
-
-def _is_reachable(address: str, seconds: float = 3.0) -> bool:
-    """Returns whether the host of an address answers in time, through a proxy if one is set."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(address, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.error.HTTPError:
-            # An answer all the same, if only to this client.
-            answered.set()
-        except (OSError, http.client.HTTPException, ValueError):
-            return
-        answered.set()
-
-    # A thread, because urlopen's timeout doesn't bound the look-up of the host's name.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+    if dataset.test is train:
+        rest, fifth = split_train(dataset, _TEST_SHARE)
+        assert fifth is not None  # As the share isn't 0.
+        print(f"{name} has no test split: {len(fifth)} of its training images are it, a fifth")
+        return dataclasses.replace(dataset, train=rest, test=fifth)
+    return dataset

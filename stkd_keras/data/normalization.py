@@ -1,11 +1,14 @@
 """How the field normalises pixels: means and standard deviations in units of [0, 1]."""
 
 import math
+from typing import TypeAlias
 
-from stkd_keras.data.loading import Dataset
+from stkd_keras.data.dataset import Dataset
 from stkd_keras.errors import InputError
 
-NORMALIZATIONS = {
+PerChannel: TypeAlias = float | tuple[float, ...]
+
+NORMALIZATIONS: dict[str, tuple[PerChannel, PerChannel]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),

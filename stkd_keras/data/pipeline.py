@@ -4,70 +4,82 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from stkd_keras.data.augmentation import AUGMENTATIONS
-from stkd_keras.data.loading import Split
+from stkd_keras.data.augmentation import AUGMENTATIONS, Augmentation
+from stkd_keras.data.dataset import AnySplit, Dataset, RandomAccessSplit
+from stkd_keras.data.records import RecordSplit
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.randomness import AUGMENTATION, ORDER, step_seed
 
 
 def pipeline(
-    split: Split,
+    dataset: Dataset,
+    split: AnySplit | str,
     batch_size: int,
     data_seed: int,
-    *,
     augment: str = "standard",
-    flip: bool = True,
+    *,
     start_step: int = 0,
+    shard_index: int = 0,
+    num_shards: int = 1,
 ) -> tf.data.Dataset:
     """Builds the infinite pipeline of augmented batches for training.
 
-    Batch number `step`, counted over all epochs, is a pure function of (data_seed, step) for
-    given images and batch size: a pipeline with `start_step=k` continues one that has yielded k
-    batches, bit for bit. Each epoch has a permutation of its own, in which every image appears
-    at most once; the incomplete last batch is left out.
+    Batch number k of epoch e is a pure function of (data_seed, e, k) for given images and batch
+    size: a pipeline with `start_step=s` continues one that has yielded s batches, bit for bit.
+    Each epoch has a permutation of its own, in which every image appears exactly once; its last
+    batch holds what is left over.
+
+    A split that is streamed from TFRecords (`RecordSplit`) keeps these promises, for the same
+    files and the same size of its shuffle buffer. Its order is only as random as files and buffer
+    allow, and to start within an epoch it reads what comes before, without decoding it.
 
     Args:
-        split: the images to train on. They are copied once, to the host's memory.
-        batch_size: images a batch, over all replicas.
+        dataset: says whether images may be mirrored.
+        split: "train", "test" or "validation", or a part of one of them (`split_train`). Images
+            in memory aren't copied.
+        batch_size: images a batch, over all shards.
         data_seed: integer that decides the order and the augmentation.
-        augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip) or "none".
-        flip: whether "standard" mirrors images; `Dataset.flip` says where a mirrored image keeps
-            its class.
-        start_step: number of the first batch.
+        augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
+            "cutout" or "none".
+        start_step: number of the first batch, counted over all epochs.
+        shard_index: which share of every batch is wanted, from 0 on.
+        num_shards: how many shares there are; a worker of several reads its share only. The
+            shares of images in memory or in files are the batch, cut in pieces.
 
     Returns:
-        Infinite data set of (images, labels): float32 of static shape
-        (batch_size, height, width, channels) in [0, 255], and the split's integers (batch_size,).
+        Infinite data set of (images, labels): float32 (batch, height, width, channels) in
+        [0, 255], and integers (batch,), -1 for an image without label. The batch's static size is
+        known where all have one.
 
     Raises:
-        InputError: if the batch is larger than the split, or `augment` isn't known, or a number
-            is out of range.
+        InputError: if the batch is larger than the split, `augment` or the split's name isn't
+            known, or a number is out of range.
 
     Example:
 
     ```python
     digits = stkd_keras.data.load("digits")
-    batches = pipeline(digits.train, batch_size=32, data_seed=0, flip=digits.flip)
-    model.fit(batches, steps_per_epoch=steps_per_epoch(digits.train, 32), epochs=10)
+    batches = stkd_keras.data.pipeline(digits, "train", batch_size=32, data_seed=0)
+    steps = stkd_keras.data.steps_per_epoch(digits.train, 32)
+    model.fit(batches, steps_per_epoch=steps, epochs=10)
     ```
     """
     if augment not in AUGMENTATIONS:
         raise unknown_name("augmentation", augment, AUGMENTATIONS)
-    if start_step < 0:
-        raise InputError(f"start_step={start_step} given, expected 0 or more: the first batch is 0")
-    order = _order(split, batch_size, data_seed, start_step)
-    images, labels = _on_host(split)
+    if isinstance(split, str):
+        if split not in dataset.splits:
+            raise unknown_name(f"split of {dataset.name}", split, dataset.splits)
+        split = dataset.splits[split]
+    _check_numbers(start_step, shard_index, num_shards)
+    share = _Share(len(split), batch_size, shard_index, num_shards)
+    if isinstance(split, RecordSplit):
+        batches = _streamed_batches(split, share, data_seed, start_step)
+    else:
+        batches = _fetched_batches(split, share, data_seed, start_step)
+    return _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, share, data_seed)
 
-    def make_batch(step: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        seed = step_seed(data_seed, AUGMENTATION, step)
-        augmented = AUGMENTATIONS[augment](tf.gather(images, indices), seed, flip)
-        return tf.cast(augmented, tf.float32), tf.gather(labels, indices)
 
-    batches = _map(tf.data.Dataset.zip(tf.data.Dataset.counter(start_step), order), make_batch)
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-
-def evaluation_pipeline(split: Split, batch_size: int) -> tf.data.Dataset:
+def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
     """Builds the finite pipeline of all the images of a split, in their order.
 
     Args:
@@ -82,16 +94,16 @@ def evaluation_pipeline(split: Split, batch_size: int) -> tf.data.Dataset:
         InputError: if the batch size isn't positive.
     """
     _check_positive(batch_size)
-    images, labels = _on_host(split)
+    if isinstance(split, RecordSplit):
+        batches = split.examples().batch(batch_size)
+    else:
+        batches = _map(tf.data.Dataset.range(len(split)).batch(batch_size), split.fetch)
+    cardinality = tf.data.experimental.assert_cardinality(-(-len(split) // batch_size))
+    return _ahead(_map(batches, _as_floats)).apply(cardinality)
 
-    def make_batch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(tf.gather(images, indices), tf.float32), tf.gather(labels, indices)
 
-    return _map(tf.data.Dataset.range(len(split.labels)).batch(batch_size), make_batch)
-
-
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Returns the number of complete batches in a split.
+def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
+    """Returns the number of batches of an epoch, the last of which may be smaller.
 
     Args:
         split: the images to train on.
@@ -100,53 +112,149 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     Raises:
         InputError: if the batch size isn't positive or is larger than the split.
     """
-    _check_positive(batch_size)
-    if batch_size > len(split.labels):
-        raise InputError(
-            f"batch_size={batch_size} given, expected at most the {len(split.labels)} training "
-            "images: take a smaller batch or more images"
-        )
-    return len(split.labels) // batch_size
+    return _Share(len(split), batch_size).steps
 
 
-def _order(split: Split, batch_size: int, data_seed: int, start_step: int) -> tf.data.Dataset:
-    """Returns the data set of each batch's indices, int32 (batch_size,), from `start_step` on."""
-    num_images = len(split.labels)
-    num_batches = steps_per_epoch(split, batch_size)
+class _Share:
+    """What one of several workers gets of an epoch and of each of its batches.
+
+    The functions of a batch take and return integer tensors.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, index: int = 0, of: int = 1):
+        _check_positive(batch_size)
+        if batch_size > num_images:
+            raise InputError(
+                f"batch_size={batch_size} given, expected at most the {num_images} training "
+                "images: take a smaller batch or more images"
+            )
+        self.num_images, self.batch_size, self.index, self.of = num_images, batch_size, index, of
+        self.steps = -(-num_images // batch_size)
+
+    @property
+    def static_size(self) -> int | None:
+        """The size of the share of every batch, if they are all the same."""
+        is_even = self.num_images % self.batch_size == 0 and self.batch_size % self.of == 0
+        return self.batch_size // self.of if is_even else None
+
+    def within(self, batch_size):
+        """The share of a batch of a size: (first, end)."""
+        return self.index * batch_size // self.of, (self.index + 1) * batch_size // self.of
+
+    def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The share of batch k: (first, end), counted within the batch."""
+        return self.within(tf.minimum(self.num_images - k * self.batch_size, self.batch_size))
+
+    def of_epoch(self) -> tuple[int, int, int]:
+        """The share of an epoch's images: (first, end), and its part of a full batch."""
+        full, rest = divmod(self.num_images, self.batch_size)
+        (first, end), (first_left, end_left) = map(self.within, (self.batch_size, rest))
+        return full * first + first_left, full * end + end_left, end - first
+
+
+def _fetched_batches(
+    split: RandomAccessSplit, share: _Share, data_seed: int, start_step: int
+) -> tf.data.Dataset:
+    """Numbers of steps with this share of their images and labels, from `start_step` on."""
+    start_epoch, start_batch = divmod(start_step, share.steps)
+
+    def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        permutation = _permutation(len(split), step_seed(data_seed, ORDER, epoch))
+
+        def indices_of(k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            first, end = share.of_batch(k)
+            begin = k * share.batch_size
+            return epoch * share.steps + k, permutation[begin + first : begin + end]
+
+        first_batch = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
+        return tf.data.Dataset.range(first_batch, share.steps).map(indices_of)
+
+    indices = tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
+    return _map(indices, lambda step, indices: (step, split.fetch(indices)))
+
+
+def _streamed_batches(
+    split: RecordSplit, share: _Share, data_seed: int, start_step: int
+) -> tf.data.Dataset:
+    """As `_fetched_batches`, for a split that is read from its beginning in each epoch."""
+    start_epoch, start_batch = divmod(start_step, share.steps)
+    start, stop, size = share.of_epoch()
+    # In an uneven last batch a share may be empty; all the workers still make the same steps.
+    nothing = tf.data.Dataset.from_tensors(
+        (tf.zeros((0, *split.image_shape), tf.uint8), tf.zeros((0,), tf.int64))
+    )
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = step_seed(data_seed, ORDER, epoch)
-        # Not `index_shuffle`, which needs no sort: as TensorFlow calls it (4 rounds of its
-        # cipher) neighbours avoid each other. With 50,000 images sorted by class, the variance
-        # of a class's count in a batch was 9.3, where a uniform permutation has 11.5. The sort
-        # takes 6 ms an epoch there.
-        keys = tf.random.stateless_uniform(
-            (num_images,), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        first = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
+        batches = split.examples(seed, start, stop, skip=first * size).batch(size)
+        steps = tf.data.Dataset.range(epoch * share.steps + first, (epoch + 1) * share.steps)
+        return tf.data.Dataset.zip(steps, batches.concatenate(nothing))
+
+    return tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
+
+
+def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns a permutation of the numbers below `size`, int32 (size,)."""
+    # Not `index_shuffle`, which needs no sort: as TensorFlow calls it (4 rounds of its cipher)
+    # neighbours avoid each other. With 50,000 images sorted by class, the variance of a class's
+    # count in a batch was 9.3, where a uniform permutation has 11.5. The sort takes 6 ms an
+    # epoch there.
+    keys = tf.random.stateless_uniform(
+        (size,), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    return tf.argsort(keys, stable=True)
+
+
+def _augmented(
+    batches: tf.data.Dataset,
+    augmentation: Augmentation,
+    flip: bool,
+    split: AnySplit,
+    share: _Share,
+    data_seed: int,
+) -> tf.data.Dataset:
+    """Returns the batches of (images, labels) for ever, made ahead of their use."""
+
+    def augment(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]):
+        images, labels = batch
+        seed = step_seed(data_seed, AUGMENTATION, step)
+        # Drawn for the whole batch, so that the shares of several workers make up that of one.
+        draws = tf.random.stateless_uniform(
+            (augmentation.num_draws, share.batch_size), seed, alg="philox"
         )
-        permutation = tf.argsort(keys, stable=True)[: num_batches * batch_size]
-        return tf.data.Dataset.from_tensor_slices(tf.reshape(permutation, (-1, batch_size)))
+        first, end = share.of_batch(step % share.steps)
+        images = augmentation.apply(images, draws[:, first:end], flip)
+        images = tf.ensure_shape(images, (share.static_size, *split.image_shape))
+        return _as_floats(images, tf.ensure_shape(labels, (share.static_size,)))
 
-    epoch, step = divmod(start_step, num_batches)
-    return tf.data.Dataset.counter(epoch).flat_map(batches_of).skip(step)
+    infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return _ahead(_map(batches, augment)).apply(infinite)
 
 
-def _map(dataset: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
-    """Makes batches in parallel, in order and ahead of their use."""
+def _as_floats(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.cast(images, tf.float32), labels
+
+
+def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     # They rewrite the graph, and with it copy every tensor that it captures: here, all the images.
     options.experimental_optimization.apply_default_optimizations = False
-    return (
-        dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-        .with_options(options)
-    )
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _on_host(split: Split) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the images and labels as tensors, which data set functions capture by reference."""
-    # tf.data runs on the host; left to itself TensorFlow would put the images on a GPU.
-    with tf.device("CPU:0"):
-        return tf.constant(split.images), tf.constant(split.labels)
+def _check_numbers(start_step: int, shard_index: int, num_shards: int) -> None:
+    if start_step < 0:
+        raise InputError(f"start_step={start_step} given, expected 0 or more: the first batch is 0")
+    if not 0 <= shard_index < num_shards:
+        raise InputError(
+            f"shard_index={shard_index} of num_shards={num_shards} given, expected an index from "
+            f"0 to {num_shards - 1}"
+        )
 
 
 def _check_positive(batch_size: int) -> None:

@@ -1,0 +1,132 @@
+"""The seeded splits of the training images."""
+
+import numpy as np
+
+from stkd_keras.data.dataset import AnySplit, Dataset, Subset
+from stkd_keras.data.records import RecordSplit
+from stkd_keras.errors import InputError
+
+
+def split_train(
+    dataset: Dataset,
+    validation_fraction: float = 0.0,
+    train_fraction: float = 1.0,
+    seed: int = 0,
+    *,
+    images_per_class: int | None = None,
+) -> tuple[AnySplit, AnySplit | None]:
+    """Takes a validation split out of the training images, and a part of the rest to train on.
+
+    Every class gives the same share of its images to each, up to rounding. For one seed the
+    validation images don't depend on how much of the rest is trained on, and a larger part of
+    the rest contains every smaller one.
+
+    Args:
+        dataset: whose training images are split; they keep their order.
+        validation_fraction: share of all the training images, in [0, 1).
+        train_fraction: share of the images left, in (0, 1].
+        seed: non-negative integer that decides which images are taken.
+        images_per_class: number of images of each class to train on, in place of
+            `train_fraction`.
+
+    Returns:
+        (train, validation), where validation is None if `validation_fraction` is 0.
+
+    Raises:
+        InputError: if a number is out of range or a class would be left without an image.
+    """
+    _check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
+    labels = dataset.train.labels
+    left = np.bincount(labels, minlength=dataset.num_classes)
+    held_out = np.zeros(len(labels), bool)
+    if validation_fraction:
+        shares = _equal_shares(left, validation_fraction)
+        _check_every_class(dataset, shares, f"validation_fraction={validation_fraction}")
+        held_out = _choose(labels, held_out, shares, np.random.default_rng((seed, 0)))
+        left = left - shares
+
+    if images_per_class is None:
+        shares = _equal_shares(left, train_fraction)
+        given = f"validation_fraction={validation_fraction}, train_fraction={train_fraction}"
+    else:
+        shares = np.where(left > 0, images_per_class, 0)
+        given = f"validation_fraction={validation_fraction}"
+        _check_enough(dataset, left, images_per_class)
+    _check_every_class(dataset, shares, given)
+    chosen = _choose(labels, held_out, shares, np.random.default_rng((seed, 1)))
+    validation = _subset(dataset.train, held_out) if validation_fraction else None
+    return _subset(dataset.train, chosen), validation
+
+
+def _check_split_arguments(
+    validation_fraction: float, train_fraction: float, seed: int, images_per_class: int | None
+) -> None:
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction={validation_fraction} given, expected [0, 1)")
+    if not 0 < train_fraction <= 1:
+        raise InputError(f"train_fraction={train_fraction} given, expected (0, 1]")
+    if seed < 0:
+        raise InputError(f"seed={seed} given, expected 0 or more")
+    if images_per_class is None:
+        return
+    if images_per_class < 1:
+        raise InputError(f"images_per_class={images_per_class} given, expected 1 or more")
+    if train_fraction != 1:
+        raise InputError(
+            f"train_fraction={train_fraction} and images_per_class={images_per_class} given, "
+            "expected one of them: leave the other out"
+        )
+
+
+def _check_every_class(dataset: Dataset, shares: np.ndarray, given: str) -> None:
+    """Raises if a class that has training images would give none of them."""
+    present = np.bincount(dataset.train.labels, minlength=dataset.num_classes) > 0
+    without = np.flatnonzero(present & (shares == 0))
+    if len(without):
+        raise InputError(
+            f"{given} leaves {len(without)} of {dataset.num_classes} classes "
+            f"(such as {dataset.class_names[without[0]]!r}) without an image in a split, "
+            "expected at least one of each: choose fractions further from 0 and 1"
+        )
+
+
+def _check_enough(dataset: Dataset, left: np.ndarray, images_per_class: int) -> None:
+    smallest = min(np.unique(dataset.train.labels), key=lambda label: left[label])
+    if images_per_class > left[smallest]:
+        raise InputError(
+            f"images_per_class={images_per_class} given, expected at most {left[smallest]}, the "
+            f"images there are of class {dataset.class_names[smallest]!r} (validation excluded)"
+        )
+
+
+# Not scikit-learn's `train_test_split(stratify=...)`: it refuses a split whose unused rest is
+# smaller than the number of classes, and has no fixed number of images a class.
+def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns how many images each class gives, by the method of the largest remainders.
+
+    The shares add up to the fraction of all images, rounded, and each is within one image of the
+    fraction of its class.
+    """
+    total = round(fraction * int(counts.sum()))
+    shares, remainders = np.divmod(counts * total, counts.sum())
+    shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
+    return shares
+
+
+def _choose(
+    labels: np.ndarray, taken: np.ndarray, shares: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Returns the mask of `shares[label]` images of each label, none of which is taken yet."""
+    chosen = np.zeros(len(labels), bool)
+    for label, share in enumerate(shares):
+        candidates = np.flatnonzero((labels == label) & ~taken)
+        chosen[generator.permutation(candidates)[:share]] = True
+    return chosen
+
+
+def _subset(split: AnySplit, mask: np.ndarray) -> AnySplit:
+    if mask.all():
+        return split
+    if isinstance(split, RecordSplit):
+        return split.take(mask)
+    return Subset(split, np.flatnonzero(mask))

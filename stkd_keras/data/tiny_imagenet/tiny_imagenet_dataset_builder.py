@@ -1,0 +1,173 @@
+"""Tiny-ImageNet-200: its official files, and the TFDS builder that prepares them."""
+
+import collections
+
+import tensorflow_datasets as tfds
+
+from stkd_keras.data import archives
+from stkd_keras.data.file_tree import FileTree, Layout, open_tree
+from stkd_keras.errors import InputError
+
+
+def layout(tree: FileTree) -> Layout:
+    """Reads which files of Tiny-ImageNet-200 are its images, and their labels.
+
+    A label is the index of the class's WordNet identifier (wnid) among the sorted ones of
+    wnids.txt, as torchvision's ImageFolder counts. The name of a class is the first of its names
+    in words.txt that no class before it has. The images of val, which are labelled, are the split
+    "test"; those of test, which aren't, are left out.
+
+    Args:
+        tree: the files as they are officially packed, or fewer images of them.
+
+    Raises:
+        InputError: if a file or a class is missing, or the annotations don't fit the images.
+    """
+    texts = _read_texts(tree)
+    wnids = sorted(set(texts["wnids.txt"].split()))
+    if len(wnids) != _NUM_CLASSES:
+        raise _broken(tree, f"has {len(wnids)} classes in wnids.txt, not {_NUM_CLASSES}")
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    train, val = _images(tree)
+    return Layout(
+        class_names=_class_names(tree, wnids, texts["words.txt"]),
+        splits={
+            "train": _label_train(tree, train, labels),
+            "test": _label_val(tree, val, labels, texts[_ANNOTATIONS]),
+        },
+    )
+
+
+class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+    """The TFDS builder. Images keep the bytes of the original JPEG files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Only needed where the archive can't be downloaded: manual_dir is the unpacked folder
+    tiny-imagenet-200, or a folder that holds it or tiny-imagenet-200.zip.
+    """
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=_SHAPE, encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=_NUM_CLASSES),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="http://cs231n.stanford.edu/",
+            citation=_CITATION,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        tree = open_tree(archives.obtain(dl_manager, self.name, _ADDRESS))
+        class_names, splits = layout(tree)
+        self.info.features["label"].names = list(class_names)
+        return {split: self._generate_examples(tree, images) for split, images in splits.items()}
+
+    def _generate_examples(self, tree: FileTree, images: list[tuple[str, int]]):
+        return archives.examples(tree, images, _SHAPE)
+
+
+_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_NUM_CLASSES = 200
+_SHAPE = (64, 64, 3)
+_ANNOTATIONS = "val/val_annotations.txt"
+_DESCRIPTION = """
+Tiny-ImageNet-200: 200 classes of ImageNet, 100,000 training and 10,000 test images (the official
+validation images) of 64x64 pixels. The official test images have no labels and are left out.
+"""
+_CITATION = """
+@article{le2015tiny,
+  title={Tiny {ImageNet} Visual Recognition Challenge},
+  author={Le, Ya and Yang, Xuan},
+  journal={CS 231N},
+  year={2015}
+}
+"""
+
+
+def _read_texts(tree: FileTree) -> dict[str, str]:
+    """Returns the content of the three text files by name."""
+    files = ("wnids.txt", "words.txt", _ANNOTATIONS)
+    present = set(tree.names())
+    for name in files:
+        if name not in present:
+            raise _broken(tree, f"has no {name}")
+    # words.txt names all of WordNet, whose other words needn't be readable.
+    return {name: content.decode(errors="replace") for name, content in tree.read_all(files)}
+
+
+def _class_names(tree: FileTree, wnids: list[str], words: str) -> tuple[str, ...]:
+    synonyms = {}
+    for line in words.splitlines():
+        wnid, _, names = line.partition("\t")
+        synonyms[wnid] = [name.strip() for name in names.split(",") if name.strip()]
+    chosen: dict[str, str] = {}
+    for wnid in wnids:
+        if not synonyms.get(wnid):
+            raise _broken(tree, f"has no name of {wnid} in words.txt")
+        unused = (name for name in synonyms[wnid] if name not in chosen)
+        chosen[next(unused, f"{synonyms[wnid][0]} ({wnid})")] = wnid
+    return tuple(chosen)
+
+
+def _images(tree: FileTree) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Returns the images of train by wnid, and those of val by the name of the file."""
+    train = collections.defaultdict(list)
+    val = {}
+    for name in tree.names():
+        *folders, file = name.split("/")
+        if file.startswith(".") or not file.lower().endswith(".jpeg"):
+            continue
+        if folders == ["val", "images"]:
+            val[file] = name
+        elif len(folders) == 3 and folders[0] == "train" and folders[2] == "images":
+            train[folders[1]].append(name)
+    return train, val
+
+
+def _label_train(
+    tree: FileTree, images: dict[str, list[str]], labels: dict[str, int]
+) -> list[tuple[str, int]]:
+    for wnid in labels:
+        if not images.get(wnid):
+            raise _broken(tree, f"has no images in train/{wnid}/images")
+    for wnid in images:
+        if wnid not in labels:
+            raise _broken(tree, f"has train/{wnid}, but no {wnid} in wnids.txt")
+    return [(name, label) for wnid, label in labels.items() for name in images[wnid]]
+
+
+def _label_val(
+    tree: FileTree, images: dict[str, str], labels: dict[str, int], annotations: str
+) -> list[tuple[str, int]]:
+    labelled: dict[str, int] = {}
+    for number, line in enumerate(annotations.splitlines(), 1):
+        if not line.strip():
+            continue
+        file, wnid = [*line.split("\t"), ""][:2]
+        where = f"in line {number} of {_ANNOTATIONS}"
+        if wnid not in labels:
+            raise _broken(tree, f"has the unknown class {wnid!r} {where}")
+        if file in labelled:
+            raise _broken(tree, f"has {file!r} once more {where}")
+        if file not in images:
+            raise _broken(tree, f"has {file!r} {where}, but not in val/images")
+        labelled[file] = labels[wnid]
+    for file in images:
+        if file not in labelled:
+            raise _broken(tree, f"has {images[file]}, but nothing of it in {_ANNOTATIONS}")
+    if not images:
+        raise _broken(tree, "has no images in val/images")
+    return [(images[file], label) for file, label in labelled.items()]
+
+
+def _broken(tree: FileTree, problem: str) -> InputError:
+    return InputError(
+        f"{tree.path!r} {problem}, expected Tiny-ImageNet as officially packed (train/WNID/images, "
+        f"val/images, {_ANNOTATIONS}, wnids.txt, words.txt): unpack or download it again"
+    )

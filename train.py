@@ -204,7 +204,8 @@ def main() -> None:
     train_split = with_unlabeled(labelled_split)
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
-    steps = data.steps_per_epoch(train_split, recipe["batch_size"])
+    batch_size = BATCH_SIZE.value or at_most(train_split, recipe["batch_size"], strategy)
+    steps = data.steps_per_epoch(train_split, batch_size)
     with (strategy or tf.distribute.get_strategy()).scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
@@ -231,7 +232,7 @@ def main() -> None:
         validation_split,
         run,
         epochs=recipe["epochs"],
-        batch_size=recipe["batch_size"],
+        batch_size=batch_size,
         learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
         augment=AUGMENT.value,
@@ -286,11 +287,23 @@ def split(
     fraction = VALIDATION_FRACTION.value
     own = dataset.validation if fraction is None else None
     if fraction is None:
-        fraction = DEFAULT_VALIDATION_FRACTION if own is None else 0.0
+        fraction = default_validation_fraction(dataset)
     train_split, validation_split = data.split_train(
         dataset, fraction, train_fraction, DATA_SEED.value, images_per_class=images_per_class
     )
     return train_split, validation_split if own is None else own
+
+
+def default_validation_fraction(dataset: data.Dataset) -> float:
+    """A tenth, or nothing where the data set has its own split or too few images."""
+    if dataset.validation is not None:
+        return 0.0
+    try:
+        data.split_train(dataset, DEFAULT_VALIDATION_FRACTION, seed=DATA_SEED.value)
+    except InputError:
+        print("too few images for a validation split; all are trained on")
+        return 0.0
+    return DEFAULT_VALIDATION_FRACTION
 
 
 def with_unlabeled(train_split: data.AnySplit) -> data.AnySplit:
@@ -361,10 +374,11 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
     if run.is_complete:
         print(f"teacher: {run.model}")
         return run.model
-    check_batch_size("the batch of the teacher's recipe", TEACHER_RECIPE["batch_size"])
     print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
     run.check(settings)
     train_split, validation_split = split(dataset)
+    batch_size = at_most(train_split, TEACHER_RECIPE["batch_size"])
+    check_batch_size("the batch of the teacher's recipe", batch_size)
     keras.utils.set_random_seed(TEACHER_SEED)
     trainer = stkd_keras.SimilarityTransferDistiller(
         build_for(name, dataset),
@@ -381,7 +395,7 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
         validation_split,
         run,
         epochs=recipe["teacher_epochs"],
-        **TEACHER_RECIPE,
+        **{**TEACHER_RECIPE, "batch_size": batch_size},
     )
     metrics = experiment.evaluate(trainer.student, None, dataset, {})
     write_json(run.metrics, metrics)
@@ -437,6 +451,12 @@ def in_a_path(name: str) -> str:
 def is_file_of_weights(file: str | None) -> bool:
     """Whether a file holds weights alone, and so doesn't know how pixels were normalised."""
     return file is not None and not file.endswith(".keras")
+
+
+def at_most(train_split: data.AnySplit, batch_size: int, strategy=None) -> int:
+    """A recipe's batch size, or all the images where there are fewer."""
+    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
+    return min(batch_size, max(replicas, len(train_split) // replicas * replicas))
 
 
 def check_batch_size(what: str, batch_size: int, strategy=None) -> None:

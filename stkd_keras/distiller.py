@@ -320,8 +320,7 @@ class SimilarityTransferDistiller(keras.Model):
         loss = self._regularization()
         if "labels" in targets:
             rows = label_rows(targets["labels"], self.num_classes)
-            # A row of zeros, an image without label, has a cross-entropy of 0.
-            label_loss = _scalar(self.label_loss(rows, logits, sample_weight))
+            label_loss = _scalar(self.label_loss(*_distributions(rows, logits, sample_weight)))
             if not training:
                 return loss + label_loss
             self._track("label_loss", label_loss, logits)
@@ -543,6 +542,17 @@ def _targets(y) -> dict:
     if isinstance(y, dict):
         return y
     return {} if y is None else {"labels": y}
+
+
+def _distributions(rows, logits, sample_weight) -> tuple:
+    """Labels that sum to 1, the logits, and sample weights that make up for it.
+
+    TensorFlow's gradient of the cross-entropy, softmax minus label, is that of its value only where
+    a label sums to 1. That of a mixture sums to the share of the images that have labels.
+    """
+    share = tf.reduce_sum(rows, axis=1)
+    weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
+    return tf.math.divide_no_nan(rows, share[:, None]), logits, weight
 
 
 def _scalar(loss) -> tf.Tensor:

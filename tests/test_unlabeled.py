@@ -25,6 +25,35 @@ def test_the_losses_are_those_of_numpy_by_hand(mixing, one_hot):
     np.testing.assert_allclose(logs["loss"], LABEL * expected[0] + SOFT * expected[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_students_step_follows_the_gradient_of_these_losses(weighted):
+    keras.utils.set_random_seed(0)
+    distiller = make(soft_weight=0.0, mixing=Mixup(1.0), compiled=False)
+    distiller.compile(keras.optimizers.SGD(1.0))
+    x, labels = networks.vectors(32)
+    labels[::2] = -1
+    rows = (np.eye(5)[labels] * (labels >= 0)[:, None]).astype("float32")
+    weights = np.random.default_rng(1).uniform(0, 2, (32, 1)).astype("float32")
+    weights = weights if weighted else None
+    mixed_x, mixed_y, mixed_weights = distiller.virtual_samples(x, rows, weights, tf.constant(0))
+    variables = distiller.student.trainable_variables
+    with tf.GradientTape() as tape:
+        log_probabilities = tf.nn.log_softmax(distiller.student(mixed_x))
+        losses = -tf.reduce_sum(mixed_y * log_probabilities, axis=1)
+        if weighted:
+            losses *= mixed_weights[:, 0]
+        loss = LABEL * tf.reduce_mean(losses)
+    expected = [
+        variable.numpy() - gradient.numpy()
+        for variable, gradient in zip(
+            variables, tape.gradient(loss, [v.value for v in variables]), strict=True
+        )
+    ]
+    distiller.fit(x, labels, sample_weight=weights, batch_size=32, shuffle=False, verbose=0)
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, atol=1e-5)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_metrics_are_of_the_images_with_labels(jit_compile):
     distiller = make(mixing=None, compiled=False)

@@ -1,5 +1,6 @@
 """Images in files: decoded once into memory, or whenever a batch needs them."""
 
+import atexit
 import collections
 import concurrent.futures
 import math
@@ -79,12 +80,12 @@ class FileSplit:
         return images, labels
 
     def _fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = aligned_empty((len(indices), *self.image_shape))
-        names = [self._names[index] for index in indices]
         with _calls:
+            images = aligned_empty((len(indices), *self.image_shape))
+            names = [self._names[index] for index in indices]
             # A list, so that errors of the threads are raised here.
             list(self._threads.map(self._decode_into, images, names))
-        return images, self.labels[indices]
+            return images, self.labels[indices]
 
     def _decode_into(self, pixels: np.ndarray, name: str) -> None:
         height, width, channels = self.image_shape
@@ -173,7 +174,7 @@ class _Calls:
 
 
 _calls = _Calls()
-# atexit.register(_calls.wait_for_end)
+atexit.register(_calls.wait_for_end)
 
 
 def _first_size(tree: FileTree, names: Sequence[str], what: str) -> tuple[str, tuple[int, int]]:

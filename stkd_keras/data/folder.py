@@ -29,18 +29,15 @@ def folder_layout(directory: str | os.PathLike) -> Layout:
     """
     root = pathlib.Path(directory)
     folders = _split_folders(root)
-    names = _image_names(root)
-    class_names = _class_folders(root / folders["train"])
+    train = root / "train"
+    class_names = _class_folders(train)
     if not class_names:
-        raise InputError(
-            f"{root / folders['train']} has no class folders, expected one folder of images for "
-            "each class"
-        )
+        raise InputError(f"{train} has no class folders, expected one of images for each class")
     if len(class_names) == 1:
         raise InputError(
-            f"{root / folders['train']} has only one class folder, {class_names[0]!r}, expected "
-            "two or more"
+            f"{train} has only one class folder, {class_names[0]!r}, expected two or more"
         )
+    names = _image_names(root)
     splits = {
         split: _labelled(root, folder, names, class_names) for split, folder in folders.items()
     }

@@ -33,7 +33,8 @@ def split_train(
         (train, validation), where validation is None if `validation_fraction` is 0.
 
     Raises:
-        InputError: if a number is out of range or a class would be left without an image.
+        InputError: if a number is out of range, a class would be left without an image to train
+            on, or the validation split without any.
     """
     _check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
     labels = dataset.train.labels
@@ -41,7 +42,11 @@ def split_train(
     held_out = np.zeros(len(labels), bool)
     if validation_fraction:
         shares = _equal_shares(left, validation_fraction)
-        _check_every_class(dataset, shares, f"validation_fraction={validation_fraction}")
+        if not shares.any():
+            raise InputError(
+                f"validation_fraction={validation_fraction} of {len(labels)} images is none, "
+                "expected at least one: choose a larger fraction, or 0"
+            )
         held_out = _choose(labels, held_out, shares, np.random.default_rng((seed, 0)))
         left = left - shares
 

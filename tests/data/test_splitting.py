@@ -93,7 +93,7 @@ class TestSplitTrain:
             {"validation_fraction": -0.1},
             {"validation_fraction": 1},
             {"validation_fraction": float("nan")},
-            {"validation_fraction": 0.01},
+            {"validation_fraction": 0.004},
             {"validation_fraction": 0.99},
             {"train_fraction": 0},
             {"train_fraction": 1.5},

@@ -11,7 +11,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_commands import assert_one_line, command  # noqa: F401
 
 QUICK = ("--method=ce", "--student=resnet8", "--epochs=1", "--batch_size=8", "--run_dir=run")
-CINIC_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CINIC_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 
 
 def write_images(folder, count, seed=0, mode="RGB", ending="png", size=(20, 16)):

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -21,3 +23,20 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}: it holds the data and weights this test needs (STKD_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def command(repository):
+    """Runs one of the commands in a folder."""
+
+    def run(script, *flags, cwd, timeout=170):
+        return subprocess.run(
+            [sys.executable, str(repository / script), *map(str, flags)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -18,23 +18,6 @@ QUICK = ("--epochs=1", "--teacher_epochs=1")
 
 
 @pytest.fixture(scope="module")
-def command(repository):
-    """Runs one of the commands in a folder."""
-
-    def run(script, *flags, cwd, timeout=170):
-        return subprocess.run(
-            [sys.executable, str(repository / script), *map(str, flags)],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def finished(command, tmp_path_factory):
     """A folder in which `python train.py` has run once."""
     folder = tmp_path_factory.mktemp("finished")

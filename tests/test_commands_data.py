@@ -1,6 +1,8 @@
 """train.py on a user's data: folders, archives, other data sets of TFDS, images without labels."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_commands import assert_one_line, command  # noqa: F401
+from test_commands import assert_one_line
 
 QUICK = ("--method=ce", "--student=resnet8", "--epochs=1", "--batch_size=8", "--run_dir=run")
 CINIC_CLASSES = [
@@ -50,7 +52,7 @@ def config_of(run):
     return json.loads((run / "config.json").read_text())
 
 
-def test_a_folder_of_photographs_trains_and_is_scored_again(command, photographs, tmp_path):  # noqa: F811
+def test_a_folder_of_photographs_trains_and_is_scored_again(command, photographs, tmp_path):
     flags = ("--dataset=folder", "--data_dir=photographs", "--image_size=16")
     completed = command("train.py", *flags, *QUICK, "--validation_fraction=0.2", cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
@@ -66,7 +68,7 @@ def test_a_folder_of_photographs_trains_and_is_scored_again(command, photographs
     assert json.loads(scored.stdout)["test"] == pytest.approx(metrics["test"], rel=1e-5)
 
 
-def test_what_cannot_be_read_is_named_or_left_out_and_listed(command, photographs, tmp_path):  # noqa: F811
+def test_what_cannot_be_read_is_named_or_left_out_and_listed(command, photographs, tmp_path):
     whole = (photographs / "train" / "cat" / "0-0.jpg").read_bytes()
     (photographs / "train" / "cat" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photographs / "test" / "dog" / "notes.txt").write_text("not an image")
@@ -83,7 +85,7 @@ def test_what_cannot_be_read_is_named_or_left_out_and_listed(command, photograph
     assert config_of(tmp_path / "run")["data"]["images"]["test"] == 8
 
 
-def test_images_without_labels_join_the_others(command, photographs, tmp_path):  # noqa: F811
+def test_images_without_labels_join_the_others(command, photographs, tmp_path):
     write_images(tmp_path / "more" / "deep", 9, ending="webp")
     write_images(tmp_path / "more", 2)
     # Fewer images than the recipes' batches have, the teacher's too.
@@ -98,7 +100,7 @@ def test_images_without_labels_join_the_others(command, photographs, tmp_path): 
     assert counts == {"train": 10, "unlabeled": 11, "test": 8}
 
 
-def test_cinic10_in_its_official_layout_trains(command, tmp_path):  # noqa: F811
+def test_cinic10_in_its_official_layout_trains(command, tmp_path):
     for split in ("train", "valid", "test"):
         for name in CINIC_CLASSES:
             write_images(tmp_path / "CINIC-10" / split / name, 3, size=(32, 32))
@@ -151,8 +153,47 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_data_end_with_one_line_and_status_2(name, command, photographs, tmp_path):  # noqa: F811
+def test_wrong_data_end_with_one_line_and_status_2(name, command, photographs, tmp_path):
     flags, named = WRONG[name]
     (tmp_path / "empty").mkdir()
     assert_one_line(command("train.py", "--dataset=folder", *flags, *QUICK, cwd=tmp_path), named)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_the_real_subset_of_tiny_imagenet_trains(command, shared, tmp_path, unpacked):
+    source = shared / "data" / "tiny-imagenet-200-subset.zip"
+    if unpacked:
+        shutil.unpack_archive(source, tmp_path / "unpacked")
+        source = tmp_path / "unpacked"
+    completed = command(
+        "train.py", "--dataset=tiny_imagenet", f"--data_dir={source}", "--method=ce",
+        "--student=resnet8", "--epochs=2", "--run_dir=run", cwd=tmp_path, timeout=600,
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    described = config_of(tmp_path / "run")["data"]
+    assert described["images"] == {"train": 10_800, "validation": 1_200, "test": 4_000}
+    assert len(set(described["classes"])) == 200
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    # Twice what guessing gives.
+    assert metrics["test"]["top5_accuracy"] > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [4.0, 0.05])
+def test_peak_memory_is_the_images_or_the_limit_and_at_most_1_5_gb(
+    repository, shared, tmp_path, limit
+):
+    flags = ["--dataset=cifar10", f"--data_dir={shared / 'data' / 'tfds'}", "--method=ce"]
+    flags += ["--student=resnet8", "--epochs=1", f"--memory_limit={limit}"]
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, str(repository / "train.py"), *flags, f"--run_dir={tmp_path / 'run'}"],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    images = min(60_000 * 32 * 32 * 3, limit * 1e9)
+    assert usage.ru_maxrss * 1024 <= images + 1.5e9

@@ -37,7 +37,6 @@ the run's directory. The same command resumes a run that was interrupted.
 
 # The teacher's own recipe. A teacher trained with another one is another teacher.
 TEACHER_SEED = 0
-DEFAULT_VALIDATION_FRACTION = 0.1
 TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
 DATASET = flags.DEFINE_string("dataset", "digits", f"data set: {', '.join(data.NAMES)}")
@@ -198,8 +197,12 @@ def main() -> None:
         refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
         check_batch_size("--batch_size", recipe["batch_size"], strategy)
     dataset = get_dataset()
-    labelled_split, validation_split = split(
-        dataset, TRAIN_FRACTION.value, TRAIN_IMAGES_PER_CLASS.value
+    labelled_split, validation_split = experiment.split(
+        dataset,
+        VALIDATION_FRACTION.value,
+        TRAIN_FRACTION.value,
+        DATA_SEED.value,
+        images_per_class=TRAIN_IMAGES_PER_CLASS.value,
     )
     train_split = with_unlabeled(labelled_split)
     description = experiment.describe(dataset, train_split, validation_split)
@@ -280,49 +283,18 @@ def get_dataset() -> data.Dataset:
     return dataset if FLIP.value is None else dataclasses.replace(dataset, flip=FLIP.value)
 
 
-def split(
-    dataset: data.Dataset, train_fraction: float = 1.0, images_per_class: int | None = None
-) -> tuple[data.AnySplit, data.AnySplit | None]:
-    """The images to train on and those to watch: the data set's own, or taken from the former."""
-    fraction = VALIDATION_FRACTION.value
-    own = dataset.validation if fraction is None else None
-    if fraction is None:
-        fraction = default_validation_fraction(dataset)
-    train_split, validation_split = data.split_train(
-        dataset, fraction, train_fraction, DATA_SEED.value, images_per_class=images_per_class
-    )
-    return train_split, validation_split if own is None else own
-
-
-def default_validation_fraction(dataset: data.Dataset) -> float:
-    """A tenth, or nothing where the data set has its own split or too few images."""
-    if dataset.validation is not None:
-        return 0.0
-    try:
-        data.split_train(dataset, DEFAULT_VALIDATION_FRACTION, seed=DATA_SEED.value)
-    except InputError:
-        print("too few images for a validation split; all are trained on")
-        return 0.0
-    return DEFAULT_VALIDATION_FRACTION
-
-
 def with_unlabeled(train_split: data.AnySplit) -> data.AnySplit:
     """The training images, joined by those without labels if there are any."""
     if UNLABELED_DIR.value is None:
         return train_split
-    if isinstance(train_split, data.RecordSplit):
-        raise InputError(
-            "--unlabeled_dir goes with training images in memory or in files, but these are "
-            "streamed from TFRecords: raise --memory_limit"
-        )
-    unlabeled, skipped = data.load_unlabeled(
+    joined, skipped = data.join_unlabeled(
+        train_split,
         UNLABELED_DIR.value,
-        train_split.image_shape,
         memory_limit=memory_limit(),
         skip_bad_images=SKIP_BAD_IMAGES.value,
     )
     list_skipped(skipped)
-    return data.Joined(train_split, unlabeled)
+    return joined
 
 
 def list_skipped(skipped: Sequence[str]) -> None:
@@ -376,7 +348,9 @@ def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
         return run.model
     print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
     run.check(settings)
-    train_split, validation_split = split(dataset)
+    train_split, validation_split = experiment.split(
+        dataset, VALIDATION_FRACTION.value, seed=DATA_SEED.value
+    )
     batch_size = at_most(train_split, TEACHER_RECIPE["batch_size"])
     check_batch_size("the batch of the teacher's recipe", batch_size)
     keras.utils.set_random_seed(TEACHER_SEED)

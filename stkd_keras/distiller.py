@@ -16,7 +16,7 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
-from stkd_keras.labels import label_rows
+from stkd_keras.labels import label_rows, weighted_distributions
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.metrics import on_rows
 from stkd_keras.mixing import Mixup
@@ -320,7 +320,8 @@ class SimilarityTransferDistiller(keras.Model):
         loss = self._regularization()
         if "labels" in targets:
             rows = label_rows(targets["labels"], self.num_classes)
-            label_loss = _scalar(self.label_loss(*_distributions(rows, logits, sample_weight)))
+            rows, weights = weighted_distributions(rows, sample_weight)
+            label_loss = _scalar(self.label_loss(rows, logits, weights))
             if not training:
                 return loss + label_loss
             self._track("label_loss", label_loss, logits)
@@ -542,17 +543,6 @@ def _targets(y) -> dict:
     if isinstance(y, dict):
         return y
     return {} if y is None else {"labels": y}
-
-
-def _distributions(rows, logits, sample_weight) -> tuple:
-    """Labels that sum to 1, the logits, and sample weights that make up for it.
-
-    TensorFlow's gradient of the cross-entropy, softmax minus label, is that of its value only where
-    a label sums to 1. That of a mixture sums to the share of the images that have labels.
-    """
-    share = tf.reduce_sum(rows, axis=1)
-    weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
-    return tf.math.divide_no_nan(rows, share[:, None]), logits, weight
 
 
 def _scalar(loss) -> tf.Tensor:

@@ -8,7 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
+from stkd_keras.data import (
+    AnySplit,
+    Dataset,
+    evaluation_pipeline,
+    pipeline,
+    split_train,
+    steps_per_epoch,
+)
 from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import fidelity, predict_logits, score
@@ -19,6 +26,7 @@ from stkd_keras.run_directory import Backup, RunDirectory
 from stkd_keras.teacher import FrozenTeacher
 
 EVALUATION_BATCH = 500
+DEFAULT_VALIDATION_FRACTION = 0.1
 WARMUP_SHARE = 0.05
 
 
@@ -105,6 +113,36 @@ def check_recipe(learning_rate: float, weight_decay: float) -> None:
         raise InputError(f"the learning rate is {learning_rate}, but must be a positive number")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
         raise InputError(f"the weight decay is {weight_decay}, but must be at least 0")
+
+
+def split(
+    dataset: Dataset,
+    validation_fraction: float | None = None,
+    train_fraction: float = 1.0,
+    seed: int = 0,
+    *,
+    images_per_class: int | None = None,
+) -> tuple[AnySplit, AnySplit | None]:
+    """Returns the images to train on and those to watch.
+
+    Args:
+        dataset: the data set.
+        validation_fraction: as in `split_train`. None for the data set's own validation split or,
+            where it has none, a tenth of the training images if they suffice for that.
+        train_fraction: as in `split_train`.
+        seed: as in `split_train`.
+        images_per_class: as in `split_train`.
+
+    Raises:
+        InputError: as `split_train`.
+    """
+    own = dataset.validation if validation_fraction is None else None
+    if validation_fraction is None:
+        validation_fraction = _default_validation_fraction(dataset, seed)
+    train_split, validation_split = split_train(
+        dataset, validation_fraction, train_fraction, seed, images_per_class=images_per_class
+    )
+    return train_split, validation_split if own is None else own
 
 
 def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) -> SGD:
@@ -270,6 +308,17 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
         ]
         lines.append(f"{name + ':':12}{', '.join(shown)}")
     return "\n".join(lines)
+
+
+def _default_validation_fraction(dataset: Dataset, seed: int) -> float:
+    if dataset.validation is not None:
+        return 0.0
+    try:
+        split_train(dataset, DEFAULT_VALIDATION_FRACTION, seed=seed)
+    except InputError:
+        print("too few images for a validation split: all are trained on")
+        return 0.0
+    return DEFAULT_VALIDATION_FRACTION
 
 
 def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:

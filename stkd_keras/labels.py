@@ -41,3 +41,21 @@ def label_rows(labels, num_classes: int, batch_size=None) -> tf.Tensor:
     message = f"labels must be integers from 0 to {num_classes - 1}, or -1 for none, but were"
     with tf.control_dependencies([tf.debugging.Assert(inside, [message, indices])]):
         return tf.one_hot(indices, num_classes)
+
+
+def weighted_distributions(rows: tf.Tensor, sample_weight) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns labels that sum to 1, and sample weights that make up for it.
+
+    TensorFlow's gradient of the cross-entropy, softmax minus label, belongs to its value only where
+    the label sums to 1. That of a mixture sums to the share of its images that have labels.
+
+    Args:
+        rows: float32 tensor (B, C), labels; a row of zeros is left as it is, with weight 0.
+        sample_weight: None, or (B,) or (B, 1).
+
+    Returns:
+        Float32 tensors (B, C) and (B,).
+    """
+    share = tf.reduce_sum(rows, axis=1)
+    weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
+    return tf.math.divide_no_nan(rows, share[:, None]), weight

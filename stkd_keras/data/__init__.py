@@ -9,8 +9,8 @@ from stkd_keras.data.loading import (
     DEFAULT_MEMORY_LIMIT,
     NAMES,
     check_name,
+    join_unlabeled,
     load,
-    load_unlabeled,
 )
 from stkd_keras.data.normalization import parse_normalization
 from stkd_keras.data.pipeline import evaluation_pipeline, pipeline, steps_per_epoch
@@ -30,8 +30,8 @@ __all__ = [
     "check_name",
     "evaluation_pipeline",
     "from_arrays",
+    "join_unlabeled",
     "load",
-    "load_unlabeled",
     "parse_normalization",
     "pipeline",
     "split_train",

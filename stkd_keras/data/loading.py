@@ -12,11 +12,20 @@ import numpy as np
 
 from stkd_keras.data import cinic10, tiny_imagenet
 from stkd_keras.data.archives import find_source
-from stkd_keras.data.dataset import UNLABELED, Dataset, Split, from_arrays, pixel_statistics
+from stkd_keras.data.dataset import (
+    UNLABELED,
+    AnySplit,
+    Dataset,
+    Joined,
+    Split,
+    from_arrays,
+    pixel_statistics,
+)
 from stkd_keras.data.file_tree import FileTree, Layout, open_tree
 from stkd_keras.data.files import FileSplit, load_files
 from stkd_keras.data.folder import folder_layout, unlabeled_files
 from stkd_keras.data.normalization import NORMALIZATIONS
+from stkd_keras.data.records import RecordSplit
 from stkd_keras.data.splitting import split_train
 from stkd_keras.data.tfds_loading import load_tfds, newest_version
 from stkd_keras.errors import InputError, unknown_name
@@ -125,38 +134,45 @@ def check_name(name: str) -> None:
         raise unknown_name("data set", name, NAMES)
 
 
-def load_unlabeled(
+def join_unlabeled(
+    split: AnySplit,
     directory: str | os.PathLike,
-    image_shape: tuple[int, int, int],
     *,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     skip_bad_images: bool = False,
-) -> tuple[Split | FileSplit, list[str]]:
-    """Loads all the images below a folder, as images without labels.
+) -> tuple[Joined, list[str]]:
+    """Adds all the images below a folder to training images, as images without labels.
 
     Args:
-        directory: the folder, searched in its subfolders too.
-        image_shape: (height, width, channels) that they are brought to, as `load` does.
-        memory_limit: as `load`.
+        split: the training images.
+        directory: the folder, searched in its subfolders too; its images are brought to the size
+            of the others, as `load` does.
+        memory_limit: bytes, of the images below the folder.
         skip_bad_images: as `load`.
 
     Returns:
-        The images, whose labels are -1, and what was left out, "NAME: REASON" each.
+        The images with label -1 for those that have none, and what was left out, "NAME: REASON"
+        each.
 
     Raises:
-        InputError: if there is no image, or one can't be read.
+        InputError: if there is no image, one can't be read, or `split` is streamed from TFRecords.
     """
-    files = [(name, UNLABELED) for name in unlabeled_files(directory)]
-    height, width, channels = image_shape
-    return load_files(
+    if isinstance(split, RecordSplit):
+        raise InputError(
+            "images without labels go with training images in memory or in files, but these are "
+            "streamed from TFRecords: raise --memory_limit, or leave --unlabeled_dir out"
+        )
+    height, width, channels = split.image_shape
+    unlabeled, skipped = load_files(
         open_tree(directory),
-        files,
+        [(name, UNLABELED) for name in unlabeled_files(directory)],
         (height, width),
         memory_limit=memory_limit,
         skip_bad_images=skip_bad_images,
         channels=channels,
-        what="unlabeled images",
+        what="images without labels",
     )
+    return Joined(split, unlabeled), skipped
 
 
 def _load_digits() -> Dataset:

@@ -1,7 +1,11 @@
 import collections
 import dataclasses
+import io
+import shutil
+import zipfile
 
 import numpy as np
+import PIL.Image
 import pytest
 import sklearn.datasets
 
@@ -70,3 +74,95 @@ class TestDigits:
 
 def round_up(image) -> bytes:
     return (image * 255 / 16 + 0.5).astype(np.uint8).tobytes()
+
+
+class TestTinyImagenet:
+    def test_the_real_subset_from_the_zip(self, shared):
+        source = shared / "data" / "tiny-imagenet-200-subset.zip"
+        dataset = data.load("tiny_imagenet", source)
+        assert (len(dataset.train), len(dataset.test)) == (12_000, 4_000)
+        assert dataset.image_shape == (64, 64, 3)
+        assert len(set(dataset.class_names)) == 200
+        with zipfile.ZipFile(source) as archive:
+            names = {name.split("/", 1)[1]: name for name in archive.namelist()}
+            wnids = sorted(archive.read(names["wnids.txt"]).decode().split())
+            lines = archive.read(names["val/val_annotations.txt"]).decode().splitlines()
+            annotations = [line.split("\t")[:2] for line in lines]
+            expected = [
+                (decoded(archive.read(names[f"val/images/{file}"])), wnids.index(wnid))
+                for file, wnid in annotations
+            ]
+        ours = zip(dataset.test.images, dataset.test.labels, strict=True)
+        assert collections.Counter(
+            (image.tobytes(), label) for image, label in ours
+        ) == collections.Counter(expected)
+
+
+def decoded(content) -> bytes:
+    return np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).tobytes()
+
+
+class TestCinic10:
+    NAMES = (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+    )  # fmt: skip
+
+    def write(self, root, count, seed=0):
+        random = np.random.default_rng(seed)
+        for split in ("train", "valid", "test"):
+            for name in self.NAMES:
+                folder = root / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+                    PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+
+    @pytest.mark.parametrize("given", ["folder", "parent", "tar.gz", "zip"])
+    def test_is_read_from_wherever_it_is(self, tmp_path, given):
+        root = tmp_path / "cinic" / "CINIC-10"
+        self.write(root, 2)
+        source = {"folder": root, "parent": root.parent}.get(given)
+        if source is None:
+            archive_format = {"tar.gz": "gztar", "zip": "zip"}[given]
+            source = shutil.make_archive(tmp_path / "CINIC-10", archive_format, root)
+        dataset = data.load("cinic10", source)
+        assert dataset.class_names == self.NAMES
+        assert [len(split) for split in dataset.splits.values()] == [20, 20, 20]
+        truth = np.asarray(PIL.Image.open(root / "valid" / "cat" / "1.png"))
+        (row,) = np.flatnonzero((dataset.validation.images == truth).all((1, 2, 3)))
+        assert dataset.class_names[dataset.validation.labels[row]] == "cat"
+
+    def test_the_version_tells_copies_apart_and_not_where_they_are(self, tmp_path):
+        self.write(tmp_path / "few", 1)
+        self.write(tmp_path / "more", 2)
+        shutil.make_archive(tmp_path / "few", "zip", tmp_path / "few")
+        versions = [data.load("cinic10", tmp_path / name).version for name in ("few", "more")]
+        assert versions[0] != versions[1]
+        assert data.load("cinic10", tmp_path / "few.zip").version == versions[0]
+
+    def test_what_is_larger_than_the_limit_is_read_while_it_is_used(self, tmp_path):
+        self.write(tmp_path, 2)
+        held = data.load("cinic10", tmp_path)
+        # The training images fit, the others don't any more.
+        for limit in (20 * 3072, 0):
+            streamed = data.load("cinic10", tmp_path, memory_limit=limit)
+            assert [isinstance(split, data.Split) for split in streamed.splits.values()] == [
+                limit > 0, False, False,
+            ]  # fmt: skip
+            for augment in ("none", "standard"):
+                pairs = zip(
+                    data.pipeline(held, "train", 8, 0, augment),
+                    data.pipeline(streamed, "train", 8, 0, augment),
+                    range(5),
+                    strict=False,
+                )
+                for (x, y), (other_x, other_y), _ in pairs:
+                    np.testing.assert_array_equal(x, other_x)
+                    np.testing.assert_array_equal(y, other_y)
+
+
+@pytest.mark.parametrize("name", ["cifar-10", "tiny-imagenet", "cinic", ""])
+def test_an_unknown_name_is_refused_with_the_nearest(name):
+    with pytest.raises(InputError, match="nearest known") as error:
+        data.load(name)
+    one_line(error)

@@ -52,12 +52,13 @@ DATA_DIR = flags.DEFINE_string(
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "as of train.py (default: the run's)", lower_bound=1
 )
-SKIP_BAD_IMAGES = flags.DEFINE_bool("skip_bad_images", False, "leave out what can't be read")
+SKIP_BAD_IMAGES = flags.DEFINE_bool(
+    "skip_bad_images", None, "leave out what can't be read (default: as the run did)"
+)
 MEMORY_LIMIT = flags.DEFINE_float(
     "memory_limit",
     data.DEFAULT_MEMORY_LIMIT / 1e9,
     "GB of decoded images; larger data sets are read while they are used",
-    lower_bound=0,
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
 
@@ -74,19 +75,27 @@ def main() -> None:
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)
     needs_weights("--model", source, WEIGHTS.value)
+    # Progress bars go to standard output, where --json promises JSON and nothing else.
+    with contextlib.redirect_stdout(sys.stderr):
+        dataset = load_dataset(recorded)
+        student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
+        teacher = load_teacher(recorded.get("teacher", {}), dataset)
+        metrics = experiment.evaluate(student, teacher, dataset, {})
+    print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
+
+
+def load_dataset(recorded: dict) -> data.Dataset:
+    """The data set of the flags, or else of the run."""
+    skip = SKIP_BAD_IMAGES.value
     dataset = data.load(
         DATASET.value or recorded.get("dataset", "digits"),
         DATA_DIR.value or recorded.get("data_dir"),
         image_size=IMAGE_SIZE.value or recorded.get("image_size"),
-        memory_limit=round(MEMORY_LIMIT.value * 1e9),
-        skip_bad_images=SKIP_BAD_IMAGES.value,
+        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
+        skip_bad_images=bool(recorded.get("skip_bad_images") if skip is None else skip),
     )
-    student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
-    teacher = load_teacher(recorded.get("teacher", {}), dataset)
-    # Keras's progress bar goes to standard output, where --json promises JSON and nothing else.
-    with contextlib.redirect_stdout(sys.stderr):
-        metrics = experiment.evaluate(student, teacher, dataset, {})
-    print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
+    command.list_skipped(dataset.skipped)
+    return dataset
 
 
 def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
@@ -100,7 +109,8 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
     content = read_json(config)
     if "dataset" not in content.get("settings", {}):
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
-    settings = {key: content["settings"].get(key) for key in ("dataset", "data_dir", "image_size")}
+    keys = ("dataset", "data_dir", "image_size", "skip_bad_images")
+    settings = {key: content["settings"].get(key) for key in keys}
     return str(student), {**settings, "teacher": content.get("teacher") or {}}
 
 

@@ -11,7 +11,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -59,7 +58,6 @@ MEMORY_LIMIT = flags.DEFINE_float(
     "memory_limit",
     data.DEFAULT_MEMORY_LIMIT / 1e9,
     "GB of decoded images; larger data sets are read while they are used",
-    lower_bound=0,
 )
 UNLABELED_DIR = flags.DEFINE_string(
     "unlabeled_dir", None, "a folder of images without labels, for the teacher to answer"
@@ -131,7 +129,11 @@ SEED = flags.DEFINE_integer(
     "seed", 0, "seed of the student's initial weights", lower_bound=0, upper_bound=2**32 - 1
 )
 DATA_SEED = flags.DEFINE_integer(
-    "data_seed", 0, "seed of splits, order, augmentation and mixing", lower_bound=0
+    "data_seed",
+    0,
+    "seed of splits, order, augmentation and mixing",
+    lower_bound=0,
+    upper_bound=2**63 - 1,
 )
 TRAIN_FRACTION = flags.DEFINE_float(
     "train_fraction", 1.0, "share of the training images to use, balanced over the classes"
@@ -204,7 +206,9 @@ def main() -> None:
         DATA_SEED.value,
         images_per_class=TRAIN_IMAGES_PER_CLASS.value,
     )
-    train_split = with_unlabeled(labelled_split)
+    train_split, skipped = with_unlabeled(labelled_split)
+    dataset = dataclasses.replace(dataset, skipped=(*dataset.skipped, *skipped))
+    command.list_skipped(dataset.skipped)
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
     batch_size = BATCH_SIZE.value or at_most(train_split, recipe["batch_size"], strategy)
@@ -258,6 +262,12 @@ def check_flags(recipe: dict, method: dict, mixing: stkd_keras.Mixup | None) -> 
             f"--teacher_normalization={TEACHER_NORMALIZATION.value} goes with --teacher_weights of "
             "a .weights.h5 or PyTorch file; other teachers bring their own, so leave it out"
         )
+    if UNLABELED_DIR.value and method["soft_weight"] == 0:
+        raise InputError(
+            "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
+            "choose --method=stkd or --method=kd, or leave it out"
+        )
+    command.bytes_of(MEMORY_LIMIT.value)
     models.check_source(recipe["student"])
     models.check_source(recipe["teacher"], weights=TEACHER_WEIGHTS.value)
 
@@ -271,41 +281,27 @@ def recipe_from_flags() -> dict:
 
 
 def get_dataset() -> data.Dataset:
-    """The data set that the flags name; what it left out is listed."""
+    """The data set that the flags name."""
     dataset = data.load(
         DATASET.value,
         DATA_DIR.value,
         image_size=IMAGE_SIZE.value,
-        memory_limit=memory_limit(),
+        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
         skip_bad_images=SKIP_BAD_IMAGES.value,
     )
-    list_skipped(dataset.skipped)
     return dataset if FLIP.value is None else dataclasses.replace(dataset, flip=FLIP.value)
 
 
-def with_unlabeled(train_split: data.AnySplit) -> data.AnySplit:
-    """The training images, joined by those without labels if there are any."""
+def with_unlabeled(train_split: data.AnySplit) -> tuple[data.AnySplit, list[str]]:
+    """The training images, joined by those without labels if there are any; what was left out."""
     if UNLABELED_DIR.value is None:
-        return train_split
-    joined, skipped = data.join_unlabeled(
+        return train_split, []
+    return data.join_unlabeled(
         train_split,
         UNLABELED_DIR.value,
-        memory_limit=memory_limit(),
+        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
         skip_bad_images=SKIP_BAD_IMAGES.value,
     )
-    list_skipped(skipped)
-    return joined
-
-
-def list_skipped(skipped: Sequence[str]) -> None:
-    """Says what was left out."""
-    if skipped:
-        print(f"left out {len(skipped)} images that can't be read:", *skipped, sep="\n  ")
-
-
-def memory_limit() -> int:
-    """The flag in bytes."""
-    return round(MEMORY_LIMIT.value * 1e9)
 
 
 def get_teacher(dataset: data.Dataset, recipe: dict, needed: bool) -> dict | None:
@@ -448,7 +444,7 @@ def flags_that_matter() -> dict:
     names = (
         "dataset teacher_weights teacher_normalization method temperature seed data_seed "
         "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
-        "skip_bad_images memory_limit augment flip distribute logical_devices mixed_precision "
+        "skip_bad_images augment flip distribute logical_devices mixed_precision "
         "deterministic"
     )
     settings = {name: flags.FLAGS[name].value for name in names.split()}

@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
@@ -26,6 +26,25 @@ def run(main: Callable[[], None], description: str) -> None:
         lambda _: _guarded(main),
         flags_parser=functools.partial(_parse, description=description),
     )
+
+
+def bytes_of(gigabytes: float) -> int:
+    """Returns the value of --memory_limit in bytes; infinity is the largest there is.
+
+    Raises:
+        InputError: if it is negative or not a number.
+    """
+    if not gigabytes >= 0:
+        raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
+    return round(min(gigabytes * 1e9, sys.maxsize / 2))
+
+
+def list_skipped(skipped: Sequence[str]) -> None:
+    """Says what was left out of a data set."""
+    if skipped:
+        lines = "\n  ".join([f"left out {len(skipped)} images that can't be read:", *skipped])
+        # File names may hold bytes that no text has.
+        print(lines.encode(errors="backslashreplace").decode())
 
 
 def _parse(argv: list[str], description: str) -> list[str]:

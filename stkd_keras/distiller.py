@@ -32,6 +32,8 @@ from stkd_keras.randomness import MIXING, step_seed
 from stkd_keras.teacher import FrozenTeacher
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
+# What `fit` logs of data without any label.
+WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -50,7 +52,8 @@ class SimilarityTransferDistiller(keras.Model):
     distillation (arXiv 1503.02531), `soft_weight=0` mixup training (arXiv 1710.09412), both
     together plain cross-entropy.
 
-    `fit` logs `loss`, `soft_loss`, `label_loss` (both without their weights),
+    `fit` logs `loss`, `soft_loss`, `label_loss` (both without their weights, and means over all
+    samples: those without label add 0 to `label_loss`),
     `teacher_agreement` (the share of virtual samples on which student and teacher name the same
     class) and the compiled metrics; `val_*` are the student's alone, on clean images, and never
     run the teacher: `val_loss` is the cross-entropy plus regularisation.
@@ -284,7 +287,7 @@ class SimilarityTransferDistiller(keras.Model):
         x, y, sample_weight = self.virtual_samples(
             x, y, sample_weight, tf.convert_to_tensor(self.step), replica
         )
-        targets = {"labels": y} if self._has_labels else {}
+        targets = {"labels": y}
         if self.teacher is not None:
             targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
         # At the end of data the batch never comes; nothing else would hold the count back.
@@ -306,7 +309,7 @@ class SimilarityTransferDistiller(keras.Model):
 
         Args:
             x: the virtual samples.
-            y: labels; in training, a dict of "labels", if there are any, and, with a teacher,
+            y: labels, or None; in training, a dict of "labels" and, with a teacher,
                 "teacher_logits".
             y_pred: the student's outputs, (B, C).
             sample_weight: None, or (B,) or (B, 1).
@@ -315,17 +318,16 @@ class SimilarityTransferDistiller(keras.Model):
         Returns:
             A scalar, scaled for distribution as Keras's losses are.
         """
-        targets = _targets(y)
+        targets = y if isinstance(y, dict) else {"labels": y}
         logits = self._logits(y_pred)
-        loss = self._regularization()
-        if "labels" in targets:
-            rows = label_rows(targets["labels"], self.num_classes)
-            rows, weights = weighted_distributions(rows, sample_weight)
-            label_loss = _scalar(self.label_loss(rows, logits, weights))
-            if not training:
-                return loss + label_loss
-            self._track("label_loss", label_loss, logits)
-            loss += self.label_weight * label_loss
+        rows, weights = weighted_distributions(
+            self._label_rows(logits, targets["labels"]), sample_weight
+        )
+        label_loss = _scalar(self.label_loss(rows, logits, weights))
+        if not training:
+            return label_loss + self._regularization()
+        self._track("label_loss", label_loss, logits)
+        loss = self.label_weight * label_loss
         if "teacher_logits" in targets:
             answers = targets["teacher_logits"]
             soft_loss = _scalar(self.soft_loss(answers, logits, sample_weight))
@@ -333,14 +335,11 @@ class SimilarityTransferDistiller(keras.Model):
             loss += self.soft_weight * soft_loss
             agrees = tf.argmax(answers, axis=-1) == tf.argmax(logits, axis=-1)
             self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
-        return loss
+        return loss + self._regularization()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with the images that have labels, which are rows to them."""
-        targets = _targets(y)
-        if "labels" not in targets:
-            return self._metrics_without_labels()
-        rows = label_rows(targets["labels"], self.num_classes)
+        rows = self._label_rows(y_pred, y["labels"] if isinstance(y, dict) else y)
         labelled = tf.reduce_any(rows > 0, axis=1)
         rows, y_pred = tf.boolean_mask(rows, labelled), tf.boolean_mask(y_pred, labelled)
         if sample_weight is not None:
@@ -349,11 +348,13 @@ class SimilarityTransferDistiller(keras.Model):
 
     def get_metrics_result(self) -> dict:
         """Returns the metrics by name; in evaluation, those of the student alone."""
-        if not self._has_labels and not self._hides_training_metrics:
-            return self._metrics_without_labels()
         results = super().get_metrics_result()
-        hidden = self._trackers if self._hides_training_metrics else ()
-        return {name: value for name, value in results.items() if name not in hidden}
+        if self._hides_training_metrics:
+            return {name: value for name, value in results.items() if name not in self._trackers}
+        if self._has_labels:
+            return results
+        # Nothing else has seen anything that it could be of.
+        return {n: v for n, v in results.items() if n in WITHOUT_LABELS}
 
     def mixing_seed(self, step, replica=0) -> tf.Tensor:
         """Returns the seed that `mixing` is given in training.
@@ -478,11 +479,11 @@ class SimilarityTransferDistiller(keras.Model):
         check_inputs(x, self.student)
         return tf.cast(x, tf.float32)
 
-    def _label_rows(self, x: tf.Tensor, y) -> tf.Tensor:
+    def _label_rows(self, batch: tf.Tensor, labels) -> tf.Tensor:
         """The labels of a batch as rows; zeros where there are none."""
-        if y is None:
-            return tf.zeros((tf.shape(x)[0], self.num_classes))
-        return label_rows(y, self.num_classes, tf.shape(x)[0])
+        if labels is None:
+            return tf.zeros((tf.shape(batch)[0], self.num_classes))
+        return label_rows(labels, self.num_classes, tf.shape(batch)[0])
 
     def _logits(self, outputs):
         if self._student_kind == "probabilities":
@@ -492,11 +493,6 @@ class SimilarityTransferDistiller(keras.Model):
     def _regularization(self):
         # Without a compiled loss, Keras's own sum is that of the regularisation losses.
         return super().compute_loss() if self.losses else 0.0
-
-    def _metrics_without_labels(self) -> dict:
-        # Nothing else has seen anything that it could be of.
-        means = [self._loss_tracker, *self._trackers.values()]
-        return {mean.name: mean.result() for mean in means if mean.name != "label_loss"}
 
     def _track(self, name: str, loss, logits) -> None:
         # Losses are divided by the number of replicas, so that their sum is the whole batch's.
@@ -536,13 +532,6 @@ class _Counter:
         self.variable = keras.Variable(
             0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
         )
-
-
-def _targets(y) -> dict:
-    """What a batch is held against; outside of training, its labels if it has any."""
-    if isinstance(y, dict):
-        return y
-    return {} if y is None else {"labels": y}
 
 
 def _scalar(loss) -> tf.Tensor:

@@ -284,7 +284,8 @@ def describe(
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "flip": dataset.flip,
-        "skipped": list(dataset.skipped),
+        # File names may hold bytes that no text has.
+        "skipped": [s.encode(errors="backslashreplace").decode() for s in dataset.skipped],
     }
 
 

@@ -83,6 +83,9 @@ def test_what_cannot_be_read_is_named_or_left_out_and_listed(command, photograph
         assert name in completed.stdout
         assert any(name in line for line in config_of(tmp_path / "run")["data"]["skipped"])
     assert config_of(tmp_path / "run")["data"]["images"]["test"] == 8
+    scored = command("evaluate.py", "--model=run", "--memory_limit=0", "--json", cwd=tmp_path)
+    assert json.loads(scored.stdout)["test"]["accuracy"] >= 0
+    assert "test/dog/notes.txt" in scored.stderr
 
 
 def test_images_without_labels_join_the_others(command, photographs, tmp_path):
@@ -141,10 +144,15 @@ WRONG = {
     "no data_dir": ([], "--data_dir"),
     "no such folder": (["--data_dir=nowhere"], "nowhere"),
     "an unlabelled folder that isn't there": (
-        ["--data_dir=photographs", "--image_size=8", "--unlabeled_dir=nowhere"],
+        ["--data_dir=photographs", "--image_size=8", "--unlabeled_dir=nowhere", "--method=kd"],
         "nowhere",
     ),
     "sizes that differ": (["--data_dir=photographs"], "--image_size"),
+    "a limit that is no number": (["--data_dir=photographs", "--memory_limit=nan"], "nan"),
+    "images without labels and without a teacher": (
+        ["--data_dir=photographs", "--image_size=8", "--unlabeled_dir=photographs"],
+        "needs a teacher",
+    ),
     "too many images a class": (
         ["--data_dir=photographs", "--image_size=8", "--train_images_per_class=50"],
         "images_per_class=50",
@@ -156,7 +164,7 @@ WRONG = {
 def test_wrong_data_end_with_one_line_and_status_2(name, command, photographs, tmp_path):
     flags, named = WRONG[name]
     (tmp_path / "empty").mkdir()
-    assert_one_line(command("train.py", "--dataset=folder", *flags, *QUICK, cwd=tmp_path), named)
+    assert_one_line(command("train.py", "--dataset=folder", *QUICK, *flags, cwd=tmp_path), named)
     assert not (tmp_path / "run").exists()
 
 

@@ -110,6 +110,14 @@ def test_a_student_trained_without_labels_is_validated_with_them():
     assert set(distiller.fit(x, labels, verbose=0).history) >= {"accuracy", "label_loss"}
 
 
+def test_labels_may_come_later():
+    for train in ("fit", "train_on_batch"):
+        distiller = make(label_weight=0.0)
+        x, labels = networks.vectors(32)
+        getattr(distiller, train)(x)
+        getattr(distiller, train)(x, labels)
+
+
 def test_missing_labels_are_refused_where_they_count():
     x, labels = networks.vectors(32)
     with pytest.raises(InputError, match="label_weight=0"):

@@ -255,7 +255,7 @@ def from_arrays(
 
     Args:
         images: uint8 array of shape (N, height, width, channels), in [0, 255].
-        labels: integer array of shape (N,), from 0 on.
+        labels: integer array of shape (N,) or (N, 1), from 0 on.
         test_images: as `images`.
         test_labels: as `labels`.
         class_names: one for each label; by default the numbers.
@@ -272,8 +272,10 @@ def from_arrays(
     batches = stkd_keras.data.pipeline(dataset, "train", batch_size=128, data_seed=0)
     ```
     """
-    train = Split(np.asarray(images), np.asarray(labels, np.int64))
-    test = Split(np.asarray(test_images), np.asarray(test_labels, np.int64))
+    train, test = (
+        Split(np.asarray(x), np.asarray(y, np.int64).reshape(-1))
+        for x, y in ((images, labels), (test_images, test_labels))
+    )
     if class_names is None:
         class_names = [str(label) for label in range(int(train.labels.max()) + 1)]
     mean, std = pixel_statistics(train)

@@ -125,6 +125,11 @@ class FileTree(abc.ABC):
         )
 
 
+def is_visible(name: str) -> bool:
+    """Whether a file is a user's own: not hidden, nor left behind by a file manager."""
+    return not any(part.startswith(".") or part in _OF_THE_SYSTEM for part in name.split("/"))
+
+
 def reason(error: Exception) -> str:
     """Returns what an exception says, in one line of at most 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")[:200]
@@ -307,7 +312,7 @@ def _below_top_folder(members: dict[str, Any]) -> tuple[list[str], dict[str, Any
 
 def _top_folder(names: Collection[str]) -> str | None:
     tops = {name.partition("/")[0] for name in names}
-    tops = {top for top in tops if not top.startswith(".") and top not in _OF_THE_SYSTEM}
+    tops = {top for top in tops if is_visible(top)}
     if len(tops) != 1:
         return None
     (top,) = tops

@@ -1,30 +1,17 @@
 """Images in files: decoded once into memory, or whenever a batch needs them."""
 
-import atexit
-import collections
 import concurrent.futures
 import math
-import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from stkd_keras.data.dataset import Split, aligned_empty
 from stkd_keras.data.file_tree import FileTree
 from stkd_keras.data.images import decode_image
+from stkd_keras.data.parallel import THREADS, calls_from_tensorflow, in_threads, with_progress
 from stkd_keras.errors import InputError
-
-# More than cores, because reading waits for the disk or the network.
-THREADS = min(32, (os.cpu_count() or 1) + 4)
-
-# In seconds.
-PROGRESS_AFTER = 3.0
-PROGRESS_INTERVAL = 0.5
-SILENCE = 0.5
 
 
 class FileSplit:
@@ -80,7 +67,7 @@ class FileSplit:
         return images, labels
 
     def _fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with _calls:
+        with calls_from_tensorflow:
             images = aligned_empty((len(indices), *self.image_shape))
             names = [self._names[index] for index in indices]
             # A list, so that errors of the threads are raised here.
@@ -146,37 +133,6 @@ def load_files(
     return Split(_close_gaps(images, good), labels), list(bad.values())
 
 
-class _Calls:
-    """Counts the calls from TensorFlow's threads, for the end of the process to wait for them.
-
-    Python ends the threads that come back to it then, and TensorFlow would wait for them forever.
-    """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._running = 0
-        self._last = -math.inf
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._running += 1
-
-    def __exit__(self, *error) -> None:
-        with self._lock:
-            self._running -= 1
-            self._last = time.monotonic()
-
-    def wait_for_end(self) -> None:
-        """Waits until there are no more. By now there is no thread to decode, so each fails."""
-        deadline = time.monotonic() + 20 * SILENCE
-        while time.monotonic() < min(deadline, self._last + SILENCE) or self._running:
-            time.sleep(0.01)
-
-
-_calls = _Calls()
-atexit.register(_calls.wait_for_end)
-
-
 def _first_size(tree: FileTree, names: Sequence[str], what: str) -> tuple[str, tuple[int, int]]:
     """Returns the first file that is an image, with its (height, width)."""
     reasons = []
@@ -238,7 +194,7 @@ def _decode_all(
             images[index] = image
         return index, None
 
-    outcomes = _with_progress(_in_threads(decode, _contents(tree, names)), len(names), what)
+    outcomes = with_progress(in_threads(decode, _contents(tree, names)), len(names), what)
     # An archive gives its files in an order of its own.
     return dict(sorted((index, reason) for index, reason in outcomes if reason is not None))
 
@@ -252,33 +208,6 @@ def _contents(tree: FileTree, names: Sequence[str]) -> Iterator[tuple[int, bytes
         indices = {name: index for index, name in enumerate(names)}
         for name, content in tree.read_all(names):
             yield indices[name], content
-
-
-def _in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Calls a function with the arguments of each job, in parallel; gives the results in order."""
-    # Not the executor's own map, which would first take all the jobs and so all the contents.
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-        pending: collections.deque[concurrent.futures.Future] = collections.deque()
-        for job in jobs:
-            pending.append(threads.submit(function, *job))
-            if len(pending) > 2 * THREADS:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _with_progress(results: Iterable, total: int, what: str) -> Iterator:
-    """Gives the results on, with Keras's progress bar if they take their time."""
-    progress = keras.utils.Progbar(total, interval=PROGRESS_INTERVAL, unit_name="image")
-    start = time.monotonic()
-    is_shown = False
-    for done, result in enumerate(results, start=1):
-        yield result
-        if not is_shown and time.monotonic() - start > PROGRESS_AFTER:
-            print(f"reading {what}")
-            is_shown = True
-        if is_shown:
-            progress.update(done)
 
 
 def _close_gaps(images: np.ndarray, good: Sequence[int]) -> np.ndarray:

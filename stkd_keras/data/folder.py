@@ -4,13 +4,10 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from stkd_keras.data.file_tree import Layout, open_tree
+from stkd_keras.data.file_tree import Layout, is_visible, open_tree
 from stkd_keras.errors import InputError
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
-
-# What file managers and archivers leave behind, beside names that begin with a dot.
-_CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def folder_layout(directory: str | os.PathLike) -> Layout:
@@ -78,15 +75,11 @@ def _split_folders(root: pathlib.Path) -> dict[str, str]:
 
 def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
     names = (path.name for path in folder.iterdir() if path.is_dir())
-    return tuple(sorted(name for name in names if _is_visible(name)))
+    return tuple(sorted(name for name in names if is_visible(name)))
 
 
 def _image_names(root: pathlib.Path) -> list[str]:
-    return [name for name in open_tree(root).names() if _is_visible(name)]
-
-
-def _is_visible(name: str) -> bool:
-    return not any(part.startswith(".") or part in _CLUTTER for part in name.split("/"))
+    return [name for name in open_tree(root).names() if is_visible(name)]
 
 
 def _labelled(

@@ -27,7 +27,7 @@ from stkd_keras.data.folder import folder_layout, unlabeled_files
 from stkd_keras.data.normalization import NORMALIZATIONS
 from stkd_keras.data.records import RecordSplit
 from stkd_keras.data.splitting import split_train
-from stkd_keras.data.tfds_loading import load_tfds, newest_version
+from stkd_keras.data.tfds_loading import default_root, load_tfds, newest_version
 from stkd_keras.errors import InputError, unknown_name
 
 DEFAULT_MEMORY_LIMIT = 4 * 10**9
@@ -208,11 +208,14 @@ def _load_folder(data_dir: str | os.PathLike | None, **options: Unpack[_Options]
 
 def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
     """Returns the archive or the unpacked folder that `data_dir` stands for, if it does."""
-    if name not in _LAYOUTS or data_dir is None:
+    if name not in _LAYOUTS:
         return None
-    if newest_version(pathlib.Path(data_dir) / name) is not None:
+    root = default_root() if data_dir is None else pathlib.Path(data_dir)
+    if newest_version(root / name) is not None:
         return None
-    return find_source(data_dir, name)
+    # The other is where TFDS looks for what somebody has downloaded by hand.
+    sources = (find_source(folder, name) for folder in (root, root / "downloads" / "manual"))
+    return next(filter(None, sources), None)
 
 
 def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_Options]) -> Dataset:

@@ -128,6 +128,11 @@ class _Share:
                 f"batch_size={batch_size} given, expected at most the {num_images} training "
                 "images: take a smaller batch or more images"
             )
+        if batch_size < of:
+            raise InputError(
+                f"batch_size={batch_size} given for num_shards={of}, expected at least one image "
+                "for each: take a larger batch"
+            )
         self.num_images, self.batch_size, self.index, self.of = num_images, batch_size, index, of
         self.steps = -(-num_images // batch_size)
 
@@ -137,18 +142,27 @@ class _Share:
         is_even = self.num_images % self.batch_size == 0 and self.batch_size % self.of == 0
         return self.batch_size // self.of if is_even else None
 
-    def within(self, batch_size):
-        """The share of a batch of a size: (first, end)."""
-        return self.index * batch_size // self.of, (self.index + 1) * batch_size // self.of
+    def begins(self, index: int, batch_size):
+        """Where the share of a worker begins in a batch of a size.
+
+        Shares differ by one image at most, and none is larger in a smaller batch.
+        """
+        left_over = tf.cast(batch_size % self.of, tf.int64)
+        return index * (batch_size // self.of) + tf.minimum(left_over, index)
 
     def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The share of batch k: (first, end), counted within the batch."""
-        return self.within(tf.minimum(self.num_images - k * self.batch_size, self.batch_size))
+        size = tf.minimum(self.num_images - k * self.batch_size, self.batch_size)
+        return self.begins(self.index, size), self.begins(self.index + 1, size)
 
     def of_epoch(self) -> tuple[int, int, int]:
         """The share of an epoch's images: (first, end), and its part of a full batch."""
         full, rest = divmod(self.num_images, self.batch_size)
-        (first, end), (first_left, end_left) = map(self.within, (self.batch_size, rest))
+        first, end, first_left, end_left = (
+            int(self.begins(index, size))
+            for size in (self.batch_size, rest)
+            for index in (self.index, self.index + 1)
+        )
         return full * first + first_left, full * end + end_left, end - first
 
 

@@ -1,6 +1,5 @@
 """Data sets of TensorFlow Datasets: found, downloaded, and read into memory or streamed."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import http.client
@@ -19,7 +18,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.dataset import AnySplit, Split, aligned_empty
+from stkd_keras.data.file_tree import reason
 from stkd_keras.data.images import decode_image
+from stkd_keras.data.parallel import calls_from_tensorflow, in_threads, with_progress
 from stkd_keras.data.records import RecordSplit, buffer_size
 from stkd_keras.errors import InputError
 
@@ -58,7 +59,7 @@ def load_tfds(
             can be downloaded.
     """
     root = tfds_root(data_dir)
-    builder = _prepared_builder(name, root)
+    builder = _prepared_builder(name, root, size)
     try:
         reader = _Reader.of(builder, name, size)
         names = _useful_splits(builder, name)
@@ -80,7 +81,7 @@ def load_tfds(
     except Exception as error:
         # Broken files make TFDS and TensorFlow raise almost anything.
         raise InputError(
-            f"{builder.data_dir} holds a broken or incomplete {name} ({_reason(error)}), expected "
+            f"{builder.data_dir} holds a broken or incomplete {name} ({reason(error)}), expected "
             "what TFDS prepares: remove it and prepare it again, or give another --data_dir"
         ) from error
 
@@ -91,8 +92,7 @@ def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
     Raises:
         InputError: if `data_dir` is no folder.
     """
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(default if data_dir is None else data_dir).expanduser()
+    root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
     if not root.is_dir() and (data_dir is not None or root.exists()):
         state = "is no folder" if root.exists() else "doesn't exist"
         raise InputError(
@@ -100,6 +100,11 @@ def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
             "correct --data_dir or make the folder"
         )
     return root
+
+
+def default_root() -> pathlib.Path:
+    """Returns the folder of the prepared data sets where nobody says another one."""
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
@@ -150,34 +155,65 @@ class _Reader:
 
     def read(self, split: str, skipped: list[str] | None) -> Split:
         """Reads a split into memory; names of bad images go to `skipped`, or raise if None."""
-        decoder = _exactly_decoded() if self.fits else tfds.decode.SkipDecoding()
         examples = self.builder.as_dataset(
             split=split,
-            decoders={self.image_key: decoder},
+            decoders=tfds.decode.PartialDecoding(self._features, self._decoders),
             # It would hold all the images once more.
             read_config=tfds.ReadConfig(try_autocache=False),
         )
         count = int(examples.cardinality())
+        pairs = examples.map(lambda each: (each[self.image_key], each[self.label_key]))
         images = aligned_empty((count, *self.image_shape))
         labels = np.empty(count, np.int64)
-        good = np.ones(count, bool)
-        done = 0
-        pairs = examples.map(lambda each: (each[self.image_key], each[self.label_key]))
-        progress = None if self.fits else keras.utils.Progbar(count, unit_name="image")
-        for some_images, some_labels in tfds.as_numpy(pairs.batch(BATCH).prefetch(1)):
-            rows = slice(done, done + len(some_labels))
-            if self.fits:
-                images[rows] = some_images
-            else:
-                names = [f"{self.builder.name}/{split}[{n}]" for n in range(rows.start, rows.stop)]
-                good[rows] = self._decode_into(images[rows], some_images, names, skipped)
-            labels[rows] = some_labels
-            done = rows.stop
-            if progress:
-                progress.update(done)
+        if self.fits:
+            done = self._copy(pairs, images, labels)
+            bad: dict[int, str] = {}
+        else:
+            done, bad = self._decode_all(pairs, images, labels, f"{self.builder.name}/{split}")
         if done != count:
             raise InputError(f"{done} of {count} images in {split}")
-        return Split(images, labels) if good.all() else Split(images[good], labels[good])
+        if bad and skipped is None:
+            reason_of_first = next(iter(bad.values()))
+            raise InputError(f"{reason_of_first}; leave such images out with --skip_bad_images")
+        if not bad:
+            return Split(images, labels)
+        assert skipped is not None
+        skipped += bad.values()
+        good = np.delete(np.arange(count), list(bad))
+        return Split(images[good], labels[good])
+
+    def _copy(self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray) -> int:
+        """Copies (image, label) pairs into arrays, and returns how many there were."""
+        done = 0
+        for some_images, some_labels in tfds.as_numpy(pairs.batch(BATCH).prefetch(1)):
+            rows = slice(done, done + len(some_labels))
+            images[rows], labels[rows] = some_images, some_labels
+            done = rows.stop
+        return done
+
+    def _decode_all(
+        self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray, what: str
+    ) -> tuple[int, dict[int, str]]:
+        """Decodes (file, label) pairs into arrays.
+
+        Returns:
+            How many there were, and for the number of each bad one why.
+        """
+
+        def decode(number: int, content: bytes) -> str | None:
+            try:
+                images[number] = self._decode(content, f"{what}[{number}]")
+            except InputError as error:
+                return str(error)
+            return None
+
+        def jobs():
+            for number, (content, label) in enumerate(tfds.as_numpy(pairs)):
+                labels[number] = label
+                yield number, content
+
+        reasons = list(with_progress(in_threads(decode, jobs()), len(labels), what))
+        return len(reasons), {n: reason for n, reason in enumerate(reasons) if reason}
 
     def stream(self, split: str, memory_limit: int) -> RecordSplit:
         """Describes a split that is read whenever it is needed."""
@@ -199,21 +235,33 @@ class _Reader:
             buffer_size=buffer_size(memory_limit, info.num_bytes / max(1, info.num_examples)),
         )
 
+    @property
+    def _features(self) -> dict[str, bool]:
+        return {self.image_key: True, self.label_key: True}
+
+    @property
+    def _decoders(self) -> dict[str, tfds.decode.Decoder]:
+        return {self.image_key: _exactly_decoded() if self.fits else tfds.decode.SkipDecoding()}
+
+    def _deserialize(self, record: tf.Tensor, decoders: dict[str, tfds.decode.Decoder]) -> dict:
+        partial = tfds.decode.PartialDecoding(self._features)
+        features = partial.extract_features(self.builder.info.features)
+        return features.deserialize_example(record, decoders=decoders)
+
     def _parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        decoder = _exactly_decoded() if self.fits else tfds.decode.SkipDecoding()
-        features = self.builder.info.features
-        example = features.deserialize_example(record, decoders={self.image_key: decoder})
+        example = self._deserialize(record, self._decoders)
         image, label = example[self.image_key], example[self.label_key]
         if not self.fits:
-            image = tf.numpy_function(self._decode, [image], tf.uint8, stateful=False)
+            image = tf.numpy_function(
+                self._decode_for_tensorflow, [image], tf.uint8, stateful=False
+            )
         return tf.ensure_shape(image, self.image_shape), tf.cast(label, tf.int64)
 
     def _labels(self, split: str, info) -> np.ndarray:
         """Reads the labels of all records, in the order of the files."""
-        features = self.builder.info.features
         skip = {self.image_key: tfds.decode.SkipDecoding()}
         records = tf.data.TFRecordDataset([str(file) for file in info.filepaths]).map(
-            lambda record: features.deserialize_example(record, decoders=skip)[self.label_key],
+            lambda record: self._deserialize(record, skip)[self.label_key],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -228,31 +276,13 @@ class _Reader:
             raise InputError(f"{found} of {info.num_examples} images in {split}")
         return np.concatenate(labels).astype(np.int64)
 
-    def _decode(self, content: bytes, name: str | None = None) -> np.ndarray:
+    def _decode(self, content: bytes, name: str) -> np.ndarray:
         height, width, channels = self.image_shape
-        name = name or f"an image of {self.builder.name}"
         return decode_image(content, name, (height, width), channels)
 
-    def _decode_into(
-        self, images: np.ndarray, contents, names: list[str], skipped: list[str] | None
-    ) -> np.ndarray:
-        """Decodes a batch in parallel and returns which of its images are good."""
-
-        def decode(row: int) -> str | None:
-            try:
-                images[row] = self._decode(contents[row], names[row])
-            except InputError as error:
-                return str(error)
-            return None
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            errors = list(threads.map(decode, range(len(names))))
-        bad = [error for error in errors if error is not None]
-        if bad and skipped is None:
-            raise InputError(f"{bad[0]}; leave such images out with --skip_bad_images")
-        if skipped is not None:
-            skipped += bad
-        return np.array([error is None for error in errors])
+    def _decode_for_tensorflow(self, content: bytes) -> np.ndarray:
+        with calls_from_tensorflow:
+            return self._decode(content, f"an image of {self.builder.name}")
 
 
 @functools.cache
@@ -283,7 +313,9 @@ def _useful_splits(builder, name: str) -> list[str]:
     return names
 
 
-def _prepared_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
+def _prepared_builder(
+    name: str, root: pathlib.Path, size: tuple[int, int] | None
+) -> tfds.core.DatasetBuilder:
     """Returns the builder of a data set that is there, or is now."""
     folder = newest_version(root / name)
     if folder is not None:
@@ -291,18 +323,20 @@ def _prepared_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder
             return tfds.builder_from_directory(folder)
         except Exception as error:
             raise InputError(
-                f"{folder} holds a broken or incomplete {name} ({_reason(error)}), expected what "
+                f"{folder} holds a broken or incomplete {name} ({reason(error)}), expected what "
                 "TFDS prepares: remove it and prepare it again, or give another --data_dir"
             ) from error
     try:
         builder = tfds.builder(name, data_dir=root)
     except Exception as error:
         raise InputError(
-            f"TFDS has no data set {name!r} ({_reason(error)}), expected a name of "
+            f"TFDS has no data set {name!r} ({reason(error)}), expected a name of "
             "https://www.tensorflow.org/datasets/catalog, as in --dataset=tfds:beans"
         ) from error
     is_elsewhere = root.absolute() not in pathlib.Path(builder.data_dir).absolute().parents
     if not is_elsewhere and not pathlib.Path(builder.data_dir).exists():
+        # What can't be used isn't worth its download.
+        _Reader.of(builder, name, size)
         _download(builder, name, root)
     return builder
 
@@ -310,26 +344,27 @@ def _prepared_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder
 def _download(builder, name: str, root: pathlib.Path) -> None:
     """Has TFDS download and prepare a data set, or raises within seconds if it can't."""
     # TFDS itself would try again for over three minutes before it gives up.
-    address = next(iter(builder.url_infos or ()), None)
+    # Our own builders have an address. Those of TFDS have checksums by address.
+    address = getattr(builder, "ADDRESS", None) or next(iter(builder.url_infos or ()), None)
     if address is not None and not _is_reachable(address):
         host = urllib.parse.urlsplit(address).hostname
         prepare = f"tfds.builder('{name}', data_dir='tfds').download_and_prepare()"
+        remedy = (
+            'on a connected machine run `python -c "import tensorflow_datasets as tfds; '
+            f'{prepare}"`, bring the folder tfds here and give it with --data_dir=tfds'
+        )
+        if hasattr(builder, "ADDRESS"):
+            remedy = f"get {address} on a connected machine, and give the archive with --data_dir"
         raise InputError(
-            f"no {name} found in {root / name} and {host} can't be reached to download it: on a "
-            f'connected machine run `python -c "import tensorflow_datasets as tfds; {prepare}"`, '
-            "bring the folder tfds here and give it with --data_dir=tfds"
+            f"no {name} found in {root / name} and {host} can't be reached to download it: {remedy}"
         )
     try:
         builder.download_and_prepare()
     except Exception as error:
         raise InputError(
-            f"{name} couldn't be downloaded and prepared in {root} ({_reason(error)}); nothing of "
+            f"{name} couldn't be downloaded and prepared in {root} ({reason(error)}); nothing of "
             "it is taken for complete: run the same again"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _is_reachable(address: str, seconds: float = 3.0) -> bool:

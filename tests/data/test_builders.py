@@ -17,10 +17,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from stkd_keras.data import archives
-from stkd_keras.data.cinic10 import Cinic10, cinic10_dataset_builder
+from stkd_keras.data.cinic10 import Cinic10
 from stkd_keras.data.cinic10 import layout as cinic10_layout
 from stkd_keras.data.file_tree import open_tree
-from stkd_keras.data.tiny_imagenet import TinyImagenet, tiny_imagenet_dataset_builder
+from stkd_keras.data.tiny_imagenet import TinyImagenet
 from stkd_keras.data.tiny_imagenet import layout as tiny_imagenet_layout
 from stkd_keras.errors import InputError
 
@@ -426,15 +426,15 @@ def server(monkeypatch):
 def serve_cinic10(server, monkeypatch):
     server.content = packed_tar(cinic10_files())
     address = f"http://127.0.0.1:{server.server_port}/bitstreams/0/content"
-    monkeypatch.setattr(cinic10_dataset_builder, "_ADDRESS", address)
+    monkeypatch.setattr(Cinic10, "ADDRESS", address)
     checksum = hashlib.md5(server.content).hexdigest()
-    monkeypatch.setattr(cinic10_dataset_builder, "_MD5", checksum)
+    monkeypatch.setattr(Cinic10, "MD5", checksum)
 
 
 def serve_tiny_imagenet(server, monkeypatch):
     server.content = packed_zip(tiny_imagenet_files())
     address = f"http://127.0.0.1:{server.server_port}/tiny-imagenet-200.zip"
-    monkeypatch.setattr(tiny_imagenet_dataset_builder, "_ADDRESS", address)
+    monkeypatch.setattr(TinyImagenet, "ADDRESS", address)
     info = tfds.download.checksums.UrlInfo(
         size=len(server.content),
         checksum=hashlib.sha256(server.content).hexdigest(),
@@ -590,7 +590,7 @@ class TestPreparationThatFails:
 
 class TestChecksums:
     def test_tiny_imagenets_is_found(self):
-        address = tiny_imagenet_dataset_builder._ADDRESS
+        address = TinyImagenet.ADDRESS
         assert TinyImagenet.url_infos[address].size == 248_100_043
         assert TinyImagenet.url_infos[address].filename == "tiny-imagenet-200.zip"
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from stkd_keras.data import files
+from stkd_keras.data import files, parallel
 from stkd_keras.data.dataset import UNLABELED, Split
 from stkd_keras.data.file_tree import open_tree
 from stkd_keras.data.files import FileSplit, load_files
@@ -359,7 +359,7 @@ class TestProgress:
 
     @pytest.mark.parametrize("memory_limit", [0, UNLIMITED])
     def test_what_takes_long_says_what_it_is(self, photos, monkeypatch, capsys, memory_limit):
-        monkeypatch.setattr(files, "PROGRESS_AFTER", 0.0)
+        monkeypatch.setattr(parallel, "PROGRESS_AFTER", 0.0)
         load_files(
             open_tree(photos),
             labelled(photos),

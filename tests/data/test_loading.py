@@ -132,6 +132,10 @@ class TestCinic10:
         (row,) = np.flatnonzero((dataset.validation.images == truth).all((1, 2, 3)))
         assert dataset.class_names[dataset.validation.labels[row]] == "cat"
 
+    def test_is_found_where_tfds_looks_for_what_was_downloaded_by_hand(self, tmp_path):
+        self.write(tmp_path / "downloads" / "manual" / "CINIC-10", 1)
+        assert len(data.load("cinic10", tmp_path).train) == 10
+
     def test_the_version_tells_copies_apart_and_not_where_they_are(self, tmp_path):
         self.write(tmp_path / "few", 1)
         self.write(tmp_path / "more", 2)

@@ -99,7 +99,7 @@ class TestPipeline:
         for order in epochs(recorded(tmp_path, count), batch_size, 3, 2):
             assert sorted(order) == list(range(count))
 
-    @pytest.mark.parametrize("num_shards", [2, 3, 4])
+    @pytest.mark.parametrize("num_shards", [2, 3, 5, 7])
     @pytest.mark.parametrize("count", [60, 61, 65, 47])
     def test_workers_share_every_epoch_without_overlap_or_loss(self, make_split, count, num_shards):
         split = make_split(count)
@@ -238,6 +238,7 @@ class TestPipeline:
             ({"batch_size": 5, "augment": "standart"}, "standard"),
             ({"batch_size": 5, "start_step": -1}, "start_step=-1"),
             ({"batch_size": 5, "shard_index": 2, "num_shards": 2}, "from 0 to 1"),
+            ({"batch_size": 5, "num_shards": 6}, "at least one image for each"),
             ({"batch_size": 5, "split": "trian"}, "train"),
             ({"batch_size": 5, "split": "validation"}, "split of made"),
         ],

@@ -252,6 +252,39 @@ class TestAnyOtherOfTfds:
         assert dataset.mean == (0.5071, 0.4867, 0.4408)
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("name", ["cifar100", "cinic10", "tiny_imagenet"])
+def test_what_cannot_be_downloaded_is_said_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(InputError, match="can't be reached") as error:
+        data.load(name, tmp_path)
+    assert time.monotonic() - start < 10
+    assert "--data_dir" in one_line(error)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_process_ends_while_images_are_still_streamed(tmp_path, repository):
+    square = pictures(400, sizes=[(12, 12)])
+    store(tmp_path, "pets", {"train": square, "test": square}, shape=(12, 12, 3))
+    program = (
+        "import sys\n"
+        "from stkd_keras import data\n"
+        "dataset = data.load('tfds:pets', sys.argv[1], image_size=64, memory_limit=1000)\n"
+        "batches = iter(data.pipeline(dataset, 'train', 16, 0))\n"
+        "for _ in range(3): next(batches)\n"
+    )
+    for _ in range(3):
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            cwd=repository,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+
+
 class LocalPictures(tfds.core.GeneratorBasedBuilder):
     """A data set of TFDS whose archive comes from this machine."""
 

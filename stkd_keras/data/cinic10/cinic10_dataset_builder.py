@@ -42,6 +42,13 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
     """The TFDS builder. Images keep the bytes of the original PNG files."""
 
     VERSION = tfds.core.Version("1.0.0")
+    # Of the item https://datashare.ed.ac.uk/handle/10283/3192. Since that site has new software,
+    # the addresses with bitstream/handle that are often quoted are reported to give a text instead.
+    ADDRESS = (
+        "https://datashare.ed.ac.uk/server/api/core/bitstreams/"
+        "e8e186cc-2688-48f1-aa5a-3fda1a43f8b6/content"
+    )
+    MD5 = "6ee4d0c996905fe93221de577967a372"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     Only needed where the archive can't be downloaded: manual_dir is the unpacked folder CINIC-10,
     or a folder that holds it or CINIC-10.tar.gz.
@@ -63,7 +70,7 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(archives.obtain(dl_manager, self.name, _ADDRESS, _MD5))
+        tree = open_tree(archives.obtain(dl_manager, self.name, self.ADDRESS, self.MD5))
         splits = layout(tree).splits
         return {split: self._generate_examples(tree, images) for split, images in splits.items()}
 
@@ -71,13 +78,6 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
         return archives.examples(tree, images, _SHAPE)
 
 
-# Of the item https://datashare.ed.ac.uk/handle/10283/3192. Since that site has new software, the
-# addresses with bitstream/handle, which are often quoted, are reported to give a text instead.
-_ADDRESS = (
-    "https://datashare.ed.ac.uk/server/api/core/bitstreams/"
-    "e8e186cc-2688-48f1-aa5a-3fda1a43f8b6/content"
-)
-_MD5 = "6ee4d0c996905fe93221de577967a372"
 _SHAPE = (32, 32, 3)
 _FOLDERS = {"train": "train", "validation": "valid", "test": "test"}
 _CLASS_NAMES = (

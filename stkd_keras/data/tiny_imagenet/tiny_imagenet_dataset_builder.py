@@ -42,6 +42,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     """The TFDS builder. Images keep the bytes of the original JPEG files."""
 
     VERSION = tfds.core.Version("1.0.0")
+    ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     Only needed where the archive can't be downloaded: manual_dir is the unpacked folder
     tiny-imagenet-200, or a folder that holds it or tiny-imagenet-200.zip.
@@ -63,7 +64,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(archives.obtain(dl_manager, self.name, _ADDRESS))
+        tree = open_tree(archives.obtain(dl_manager, self.name, self.ADDRESS))
         class_names, splits = layout(tree)
         self.info.features["label"].names = list(class_names)
         return {split: self._generate_examples(tree, images) for split, images in splits.items()}
@@ -72,7 +73,6 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         return archives.examples(tree, images, _SHAPE)
 
 
-_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _NUM_CLASSES = 200
 _SHAPE = (64, 64, 3)
 _ANNOTATIONS = "val/val_annotations.txt"

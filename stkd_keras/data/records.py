@@ -63,8 +63,8 @@ class RecordSplit:
         the stretch, the files and `buffer_size`.
 
         Args:
-            seed: int64 tensor of shape (2,), in a function of tf.data's; or None for the order of the
-                files.
+            seed: int64 tensor of shape (2,), inside a data set's function; None for the order of
+                the files.
             start: the first image of the stretch, in the order of the files.
             stop: the first that isn't in it any more; by default the end.
             skip: images that are left out at the beginning of the shuffled order. They are read,

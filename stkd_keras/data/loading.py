@@ -222,10 +222,18 @@ def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_O
     """Loads the files of a layout: into memory as long as they fit, the training images first."""
     splits: dict[str, Split | FileSplit] = {}
     skipped: list[str] = []
+    memory_left = options["memory_limit"]
     for name_of_split, files in layout.splits.items():
-        split, bad = load_files(tree, files, what=f"{name_of_split} images", **options)
+        split, bad = load_files(
+            tree,
+            files,
+            options["size"],
+            memory_limit=memory_left,
+            skip_bad_images=options["skip_bad_images"],
+            what=f"{name_of_split} images",
+        )
         if isinstance(split, Split):
-            options["memory_limit"] -= split.images.nbytes
+            memory_left -= split.images.nbytes
         splits[name_of_split] = split
         skipped += bad
     mean, std = pixel_statistics(splits["train"])
@@ -256,6 +264,7 @@ def _load_tfds(
     if "train" not in splits:
         raise InputError(f"{name} has training images without labels, expected a label for each")
     train = splits["train"]
+    test = splits.pop("test", None) or splits.pop("validation", None)
     mean, std = _STATISTICS.get(name) or pixel_statistics(train)
     dataset = Dataset(
         name,
@@ -265,13 +274,16 @@ def _load_tfds(
         std,
         flip=not any(part in name for part in _NOT_TO_BE_FLIPPED),
         train=train,
-        test=splits.get("test", splits.get("validation", train)),
-        validation=splits.get("validation") if "test" in splits else None,
+        test=test or train,
+        validation=splits.get("validation"),
         skipped=tuple(loaded.skipped),
     )
-    if dataset.test is train:
-        rest, fifth = split_train(dataset, _TEST_SHARE)
-        assert fifth is not None  # As the share isn't 0.
-        print(f"{name} has no test split: {len(fifth)} of its training images are it, a fifth")
-        return dataclasses.replace(dataset, train=rest, test=fifth)
-    return dataset
+    return _with_test_split(dataset) if test is None else dataset
+
+
+def _with_test_split(dataset: Dataset) -> Dataset:
+    """Takes a fifth of the training images, always the same, as the test split."""
+    train, test = split_train(dataset, _TEST_SHARE)
+    assert test is not None  # As the share isn't 0.
+    print(f"{dataset.name} has no test split: {len(test)} of its training images are it, a fifth")
+    return dataclasses.replace(dataset, train=train, test=test)

@@ -157,7 +157,7 @@ class _Reader:
         """Reads a split into memory; names of bad images go to `skipped`, or raise if None."""
         examples = self.builder.as_dataset(
             split=split,
-            decoders=tfds.decode.PartialDecoding(self._features, self._decoders),
+            decoders=self._decoders,
             # It would hold all the images once more.
             read_config=tfds.ReadConfig(try_autocache=False),
         )
@@ -236,20 +236,20 @@ class _Reader:
         )
 
     @property
-    def _features(self) -> dict[str, bool]:
-        return {self.image_key: True, self.label_key: True}
+    def _undecoded(self) -> dict[str, tfds.decode.Decoder]:
+        """Decoders that leave every image as it is stored, masks and the like too."""
+        features = self.builder.info.features.items()
+        images = (key for key, feature in features if isinstance(feature, tfds.features.Image))
+        return {key: tfds.decode.SkipDecoding() for key in images}
 
     @property
     def _decoders(self) -> dict[str, tfds.decode.Decoder]:
-        return {self.image_key: _exactly_decoded() if self.fits else tfds.decode.SkipDecoding()}
-
-    def _deserialize(self, record: tf.Tensor, decoders: dict[str, tfds.decode.Decoder]) -> dict:
-        partial = tfds.decode.PartialDecoding(self._features)
-        features = partial.extract_features(self.builder.info.features)
-        return features.deserialize_example(record, decoders=decoders)
+        exactly = {self.image_key: _exactly_decoded()} if self.fits else {}
+        return {**self._undecoded, **exactly}
 
     def _parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = self._deserialize(record, self._decoders)
+        features = self.builder.info.features
+        example = features.deserialize_example(record, decoders=self._decoders)
         image, label = example[self.image_key], example[self.label_key]
         if not self.fits:
             image = tf.numpy_function(
@@ -259,9 +259,9 @@ class _Reader:
 
     def _labels(self, split: str, info) -> np.ndarray:
         """Reads the labels of all records, in the order of the files."""
-        skip = {self.image_key: tfds.decode.SkipDecoding()}
+        features, undecoded = self.builder.info.features, self._undecoded
         records = tf.data.TFRecordDataset([str(file) for file in info.filepaths]).map(
-            lambda record: self._deserialize(record, skip)[self.label_key],
+            lambda record: features.deserialize_example(record, decoders=undecoded)[self.label_key],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

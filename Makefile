@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-unit test-slow lint clean
 
 demo: $(VENV)/installed
 	$(RUN) train.py --run_dir=runs/demo --overwrite
@@ -12,6 +12,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 -m "not slow and not alone"
 	$(RUN) -m pytest -m alone
+
+# What to run while working on something.
+test-unit: $(VENV)/installed-dev
+	$(RUN) -m pytest -n 2 -m "not slow and not alone and not process"
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow

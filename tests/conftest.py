@@ -10,6 +10,13 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Marks the tests that start processes, which need the repository for that."""
+    for item in items:
+        if "repository" in item.fixturenames:
+            item.add_marker(pytest.mark.process)
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
     """The folder of train.py."""

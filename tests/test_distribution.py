@@ -19,6 +19,9 @@ def promises():
     return [name for name in names if name != "make" and not name.startswith("_")]
 
 
+pytestmark = pytest.mark.process
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the script found."""

@@ -116,6 +116,9 @@ def test_labels_may_come_later():
         x, labels = networks.vectors(32)
         getattr(distiller, train)(x)
         getattr(distiller, train)(x, labels)
+        logged = distiller.get_metrics_result()
+        assert {"label_loss", "accuracy", "soft_loss"} <= set(logged)
+        assert logged["label_loss"] > 0
 
 
 def test_missing_labels_are_refused_where_they_count():

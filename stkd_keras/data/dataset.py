@@ -307,6 +307,17 @@ def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     return buffer[start : start + size].reshape(shape)
 
 
+def close_gaps(images: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """Moves the images of ascending indices to the front, in place, and returns them.
+
+    They still begin where `aligned_empty` made the array begin, and take no further memory.
+    """
+    for place, index in enumerate(kept):
+        if place != index:
+            images[place] = images[index]
+    return images[: len(kept)]
+
+
 def _some_images(split: AnySplit) -> Iterator[np.ndarray]:
     """Gives up to 10,000 images of a split, a few hundred at a time."""
     if isinstance(split, RecordSplit):

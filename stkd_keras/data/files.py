@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.data.dataset import Split, aligned_empty
+from stkd_keras.data.dataset import Split, aligned_empty, close_gaps
 from stkd_keras.data.file_tree import FileTree
 from stkd_keras.data.images import decode_image
 from stkd_keras.data.parallel import THREADS, calls_from_tensorflow, in_threads, with_progress
@@ -76,7 +76,7 @@ class FileSplit:
 
     def _decode_into(self, pixels: np.ndarray, name: str) -> None:
         height, width, channels = self.image_shape
-        pixels[...] = decode_image(_read(self._tree, name), name, (height, width), channels)
+        pixels[...] = decode_image(self._tree.read(name), name, (height, width), channels)
 
 
 def load_files(
@@ -130,7 +130,7 @@ def load_files(
     if images is None:
         return FileSplit(tree, [files[index] for index in good], shape), list(bad.values())
     labels = np.array([files[index][1] for index in good], np.int64)
-    return Split(_close_gaps(images, good), labels), list(bad.values())
+    return Split(close_gaps(images, good), labels), list(bad.values())
 
 
 def _first_size(tree: FileTree, names: Sequence[str], what: str) -> tuple[str, tuple[int, int]]:
@@ -138,7 +138,7 @@ def _first_size(tree: FileTree, names: Sequence[str], what: str) -> tuple[str, t
     reasons = []
     for name in names:
         try:
-            height, width, _ = decode_image(_read(tree, name), name, None).shape
+            height, width, _ = decode_image(tree.read(name), name, None).shape
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -181,7 +181,7 @@ def _decode_all(
         name = names[index]
         try:
             if content is None:
-                content = _read(tree, name)
+                content = tree.read(name)
             image = decode_image(content, name, size, shape[2])
         except InputError as error:
             return index, str(error)
@@ -208,21 +208,6 @@ def _contents(tree: FileTree, names: Sequence[str]) -> Iterator[tuple[int, bytes
         indices = {name: index for index, name in enumerate(names)}
         for name, content in tree.read_all(names):
             yield indices[name], content
-
-
-def _close_gaps(images: np.ndarray, good: Sequence[int]) -> np.ndarray:
-    """Moves the good images to the front, in place, and returns them."""
-    for place, index in enumerate(good):
-        if place != index:
-            images[place] = images[index]
-    return images[: len(good)]
-
-
-def _read(tree: FileTree, name: str) -> bytes:
-    try:
-        return tree.read(name)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def _unreadable(tree: FileTree, reasons: Sequence[str], total: int, what: str) -> InputError:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from stkd_keras.data.dataset import AnySplit, Split, aligned_empty
+from stkd_keras.data.dataset import AnySplit, Split, aligned_empty, close_gaps
 from stkd_keras.data.file_tree import reason
 from stkd_keras.data.images import decode_image
 from stkd_keras.data.parallel import calls_from_tensorflow, in_threads, with_progress
@@ -109,7 +109,7 @@ def default_root() -> pathlib.Path:
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the newest prepared version, or None if there is none."""
-    # TFDS names what it is still writing VERSION.incompleteXYZ.
+    # TFDS names what it is still writing incomplete.XYZ_VERSION.
     versions = [path for path in folder.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
 
@@ -179,8 +179,8 @@ class _Reader:
             return Split(images, labels)
         assert skipped is not None
         skipped += bad.values()
-        good = np.delete(np.arange(count), list(bad))
-        return Split(images[good], labels[good])
+        good = [number for number in range(count) if number not in bad]
+        return Split(close_gaps(images, good), labels[good])
 
     def _copy(self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray) -> int:
         """Copies (image, label) pairs into arrays, and returns how many there were."""

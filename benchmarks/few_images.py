@@ -23,7 +23,7 @@ from absl import flags
 import models
 import stkd_keras
 from stkd_keras import command, data, experiment
-from stkd_keras.evaluation import predict_logits, score
+from stkd_keras.evaluation import compiled, predict_logits, score
 from stkd_keras.run_directory import read_json
 
 RUN = flags.DEFINE_string("run", "runs/demo", "a run of train.py, for its teacher")
@@ -76,7 +76,8 @@ def train(method: str, seed: int, dataset, few, teacher) -> float:
     print(f"{method}, seed {seed}")
     distiller.fit(batches, steps_per_epoch=STEPS.value, shuffle=False)
     test = data.evaluation_pipeline(dataset.test, experiment.EVALUATION_BATCH)
-    return score(*predict_logits(distiller.student_logits, test, verbose=False))["accuracy"]
+    classifier = compiled(distiller.student_logits, dataset.image_shape)
+    return score(*predict_logits(classifier, test, verbose=False))["accuracy"]
 
 
 if __name__ == "__main__":

@@ -9,14 +9,27 @@ import tensorflow as tf
 ECE_BINS = 15
 
 
+def compiled(
+    classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: tuple[int, int, int]
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Compiles a classifier for batches of any size, so that several data sets share one graph.
+
+    Args:
+        classifier: a function from images to logits: a `FrozenTeacher`, or
+            `stkd_keras.outputs.logits_function` of a model.
+        image_shape: (height, width, channels).
+    """
+    images = tf.TensorSpec([None, *image_shape], tf.float32)
+    return tf.function(lambda x: classifier(x), input_signature=[images])
+
+
 def predict_logits(
     classifier: Callable[[tf.Tensor], tf.Tensor], dataset: tf.data.Dataset, verbose: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs a classifier over a data set, with Keras's progress bar.
 
     Args:
-        classifier: a function from images to logits: a `FrozenTeacher`, or
-            `stkd_keras.outputs.logits_function` of a model.
+        classifier: a function from images to logits, best of `compiled`.
         dataset: batches of (images, labels), finite.
         verbose: whether to show the bar.
 
@@ -24,14 +37,11 @@ def predict_logits(
         logits: float32 array (N, C).
         labels: integer array (N,).
     """
-    # One signature for the last, smaller batch too.
-    images = tf.TensorSpec([None, *dataset.element_spec[0].shape[1:]], tf.float32)
-    answer = tf.function(lambda x: classifier(x), input_signature=[images])
     size = int(dataset.cardinality())
     progress = keras.utils.Progbar(size if size > 0 else None, verbose=int(verbose))
     logits, labels = [], []
     for x, y in dataset:
-        logits.append(answer(x).numpy())
+        logits.append(classifier(x).numpy())
         labels.append(y.numpy())
         progress.add(1)
     return np.concatenate(logits), np.concatenate(labels)

@@ -18,7 +18,7 @@ from stkd_keras.data import (
 )
 from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError, unknown_name
-from stkd_keras.evaluation import fidelity, predict_logits, score
+from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
 from stkd_keras.optimizers import SGD
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
@@ -249,7 +249,7 @@ def evaluate(
         The content of metrics.json: the scores under the split's name, and with a teacher
         "teacher" and "fidelity", both on the test split.
     """
-    classifier = logits_function(student)
+    classifier = compiled(logits_function(student), dataset.image_shape)
     metrics = {}
     for name, split in {"test": dataset.test, **splits}.items():
         print(f"evaluating on the {name} split")
@@ -258,7 +258,7 @@ def evaluate(
         metrics[name] = score(logits, labels)
         if name == "test" and teacher is not None:
             print("evaluating the teacher on the test split")
-            answers, _ = predict_logits(teacher, batches)
+            answers, _ = predict_logits(compiled(teacher, dataset.image_shape), batches)
             metrics["teacher"] = score(answers, labels)
             metrics["fidelity"] = fidelity(logits, answers)
     return metrics

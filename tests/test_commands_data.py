@@ -99,6 +99,7 @@ def test_images_without_labels_join_the_others(command, photographs, tmp_path):
         "--run_dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert completed.returncode == 0, completed.stderr
+    assert "retracing" not in completed.stderr
     counts = config_of(tmp_path / "run")["data"]["images"]
     assert counts == {"train": 10, "unlabeled": 11, "test": 8}
 

@@ -1,7 +1,12 @@
-"""Weights from PyTorch's checkpoint files, for the models of the zoo."""
+"""Weights from and for PyTorch, for the models of the zoo."""
 
+import argparse
+import dataclasses
+import json
+import os
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -11,22 +16,62 @@ import safetensors.numpy
 from stkd_keras.errors import InputError
 
 SAFETENSORS_ENDING = ".safetensors"
-PICKLE_ENDINGS = (".pth", ".pt", ".th")
-ENDINGS = (SAFETENSORS_ENDING, *PICKLE_ENDINGS)
 
-# What implementations call differently: their name -> ours.
+# What implementations call differently: their name -> the one that tensors are matched by.
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
 
-# PyTorch's parameter -> (Keras's attribute, the axes that np.transpose turns the one into the
-# other by). Kernels are OIHW there and HWIO here, matrices (out, in) there and (in, out) here.
-_PARAMETERS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
-    keras.layers.Conv2D: {"weight": ("kernel", (2, 3, 1, 0)), "bias": ("bias", (0,))},
-    keras.layers.Dense: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
+
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """How a parameter of PyTorch's is kept in Keras: in which attribute, and in which layout."""
+
+    attribute: str
+    to_keras: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    to_pytorch: Callable[[np.ndarray], np.ndarray]
+
+
+def _transposed(attribute: str, *axes: int) -> _Parameter:
+    """A parameter that np.transpose turns into Keras's by these axes."""
+    return _Parameter(
+        attribute,
+        lambda tensor, shape: np.transpose(tensor, axes),
+        lambda tensor: np.transpose(tensor, np.argsort(axes)),
+    )
+
+
+def _groups_to_keras(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Turns a grouped 1x1 kernel (out, in / groups, 1, 1) into (groups, in / groups, out / groups).
+
+    PyTorch's output channels are those of the first group, then those of the second, and so on.
+    """
+    groups, per_group, out_per_group = shape
+    return tensor.reshape(groups, out_per_group, per_group).transpose(0, 2, 1)
+
+
+def _groups_to_pytorch(tensor: np.ndarray) -> np.ndarray:
+    per_group = tensor.shape[1]
+    return tensor.transpose(0, 2, 1).reshape(-1, per_group, 1, 1)
+
+
+# Kernels are OIHW there and HWIO here, matrices (out, in) there and (in, out) here.
+_PARAMETERS: dict[type, dict[str, _Parameter]] = {
+    keras.layers.Conv2D: {
+        "weight": _transposed("kernel", 2, 3, 1, 0),
+        "bias": _transposed("bias", 0),
+    },
+    keras.layers.DepthwiseConv2D: {"weight": _transposed("kernel", 2, 3, 0, 1)},
+    keras.layers.EinsumDense: {
+        "weight": _Parameter("kernel", _groups_to_keras, _groups_to_pytorch)
+    },
+    keras.layers.Dense: {
+        "weight": _transposed("kernel", 1, 0),
+        "bias": _transposed("bias", 0),
+    },
     keras.layers.BatchNormalization: {
-        "weight": ("gamma", (0,)),
-        "bias": ("beta", (0,)),
-        "running_mean": ("moving_mean", (0,)),
-        "running_var": ("moving_variance", (0,)),
+        "weight": _transposed("gamma", 0),
+        "bias": _transposed("beta", 0),
+        "running_mean": _transposed("moving_mean", 0),
+        "running_var": _transposed("moving_variance", 0),
     },
 }
 
@@ -36,24 +81,55 @@ def load_pytorch(model: keras.Model, path: str | pathlib.Path) -> keras.Model:
 
     Tensors find their layers by name: "layer1.0.conv1.weight" is the kernel of the layer
     "layer1_0_conv1". The head may be called `fc` or `linear`, a shortcut `downsample` or
-    `shortcut`. Every tensor has to be used (but `num_batches_tracked`) and every weight to be
+    `shortcut`, so that RepDistiller's and mdistiller's checkpoints fit, akamaster's, and those of
+    plain modules. Every tensor has to be used (but `num_batches_tracked`) and every weight to be
     filled; otherwise the model stays as it was.
 
     Args:
-        model: a model that `models.build` made.
-        path: a `.safetensors` file, or a `.pth`, `.pt` or `.th` file (needs PyTorch; only tensors
-            and plain containers are unpickled). The state dict may be the file's whole content or
-            its entry "state_dict" or "model", and a "module." of DataParallel before its names
-            is seen through.
+        model: a model that `models.build` made, with the options of the checkpoint's
+            (`models.load` sees them from the checkpoint).
+        path: a `.safetensors` file, or one of `torch.save`, whatever its ending (needs PyTorch;
+            only tensors and plain containers are unpickled). The state dict may be the file's
+            whole content or its entry "state_dict" or "model", and a "module." of DataParallel
+            before its names is seen through.
 
     Returns:
         The same model.
 
     Raises:
         InputError: if the file is missing, can't be read or isn't a state dict, if PyTorch is
-            needed and missing, or if tensors and weights don't match; names what doesn't.
+            needed and missing, if tensors and weights don't match, or if a number isn't finite;
+            names what is wrong.
     """
     return assign(model, read_state_dict(path), path)
+
+
+def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
+    """Writes a model's weights as the state dict of PyTorch's module of that family.
+
+    The module of the same name in github.com/HobbitLong/RepDistiller loads the file with
+    `load_state_dict(strict=True)`; of ResNets with `shortcut="identity"` that of
+    github.com/akamaster/pytorch_resnet_cifar10. It takes images that are normalised already: the
+    file's metadata has "mean" and "std", JSON lists for pixels in [0, 1].
+
+    Args:
+        model: a model of the zoo, also after training, saving and loading.
+        path: the `.safetensors` file to write.
+
+    Raises:
+        InputError: if the path doesn't end in `.safetensors`, or the model has weights that
+            PyTorch's names aren't known for.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != SAFETENSORS_ENDING:
+        raise InputError(f"{path} was given to write; expected a name ending in .safetensors")
+    state = {
+        target.name: np.ascontiguousarray(target.parameter.to_pytorch(target.variable.numpy()))
+        for target in _targets(model).values()
+    }
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    safetensors.numpy.save_file(state, unfinished, {"format": "pt", **_normalization(model)})
+    os.replace(unfinished, path)
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -63,8 +139,6 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         InputError: as `load_pytorch`.
     """
     path = pathlib.Path(path)
-    if path.suffix not in ENDINGS:
-        raise InputError(f"{path} isn't a PyTorch checkpoint; expected one of {', '.join(ENDINGS)}")
     if not path.is_file():
         raise InputError(f"no file {path}; expected a PyTorch checkpoint, check the path")
     read = _read_safetensors if path.suffix == SAFETENSORS_ENDING else _read_pickle
@@ -95,11 +169,11 @@ def assign(
             tensors[key] = (name, tensor)
     targets = _targets(model)
     unexpected += [name for key, (name, _) in tensors.items() if key not in targets]
-    missing = [key for key in targets if key not in tensors]
+    missing = [target.name for key, target in targets.items() if key not in tensors]
     misshapen = [
-        f"{key} (file {tensors[key][1].shape}, model {_pytorch_shape(variable, axes)})"
-        for key, (variable, axes) in targets.items()
-        if key in tensors and tensors[key][1].shape != _pytorch_shape(variable, axes)
+        f"{tensors[key][0]} (file {tensors[key][1].shape}, model {target.shape})"
+        for key, target in targets.items()
+        if key in tensors and tensors[key][1].shape != target.shape
     ]
     complaints = [
         f"{len(names)} {kind}: {_first_few(names)}"
@@ -112,17 +186,19 @@ def assign(
     ]
     if complaints:
         raise InputError(
-            f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; build the model "
-            "with the file's depth, shortcut, channels and number of classes"
+            f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; "
+            f"{_remedy(missing, unexpected, misshapen)}"
         )
-    for key, (variable, axes) in targets.items():
-        variable.assign(np.transpose(tensors[key][1], axes))
+    infinite = [name for name, tensor in tensors.values() if not np.isfinite(tensor).all()]
+    if infinite:
+        raise InputError(
+            f"{path} has NaNs or infinities in {_first_few(infinite)}; expected the weights of a "
+            "training that went well: take an earlier checkpoint"
+        )
+    for key, target in targets.items():
+        shape = tuple(target.variable.shape)
+        target.variable.assign(target.parameter.to_keras(tensors[key][1], shape))
     return model
-
-
-def has_projection_shortcuts(state: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict holds weights of shortcuts, by either of their names."""
-    return any({"downsample", "shortcut"} & set(name.split(".")) for name in state)
 
 
 def one_line(error: Exception, length: int = 200) -> str:
@@ -143,7 +219,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state dict of a `.pth`, `.pt` or `.th` file, unpickling nothing but tensors."""
+    """Reads the state dict that torch.save wrote, unpickling nothing but tensors and containers."""
     try:
         import torch
     except ImportError as error:
@@ -152,7 +228,10 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
             "or convert the file to .safetensors"
         ) from error
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        # RepDistiller keeps its command's flags beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of old kinds of pickle, which is no news to a user.
+            state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # Which kind depends on the byte at which a file is broken.
         # PyTorch's own message explains how to run the code in a file that isn't trusted.
         raise InputError(
@@ -163,7 +242,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         for wrapper in ("state_dict", "model"):
             if isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
-    if not isinstance(state, dict) or not all(
+    if not (isinstance(state, dict) and state) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
     ):
         raise InputError(
@@ -186,14 +265,29 @@ def _key(name: str) -> str:
     return "_".join(_SYNONYMS.get(module, module) for module in modules) + "." + parameter
 
 
-def _targets(model: keras.Model) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Returns the model's variables and the axes to transpose by, under `_key`'s names."""
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """A variable of a model and PyTorch's name for it."""
+
+    name: str
+    variable: Any
+    parameter: _Parameter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in PyTorch."""
+        return self.parameter.to_pytorch(np.broadcast_to(0.0, self.variable.shape)).shape
+
+
+def _targets(model: keras.Model) -> dict[str, _Target]:
+    """Returns the model's variables under `_key`'s names."""
     targets = {}
     for layer in model.layers:
-        for parameter, (attribute, axes) in _PARAMETERS.get(type(layer), {}).items():
-            variable = getattr(layer, attribute)
+        for name, parameter in _PARAMETERS.get(type(layer), {}).items():
+            variable = getattr(layer, parameter.attribute)
             if variable is not None:
-                targets[f"{layer.name}.{parameter}"] = (variable, axes)
+                pytorch_name = f"{layer.name.replace('_', '.')}.{name}"
+                targets[_key(pytorch_name)] = _Target(pytorch_name, variable, parameter)
     if len(targets) != len(model.weights):
         raise InputError(
             f"the model {model.name} has weights that PyTorch's names aren't known for; expected "
@@ -203,8 +297,27 @@ def _targets(model: keras.Model) -> dict[str, tuple[Any, tuple[int, ...]]]:
     return targets
 
 
-def _pytorch_shape(variable, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
+def _normalization(model: keras.Model) -> dict[str, str]:
+    """Returns the metadata for how a model of the zoo normalises pixels in [0, 1]."""
+    layer = next((x for x in model.layers if isinstance(x, keras.layers.Rescaling)), None)
+    if layer is None:
+        return {}
+    std = 1 / (255 * np.asarray(layer.scale))
+    return {
+        "mean": json.dumps(np.round(-np.asarray(layer.offset) * std, 6).tolist()),
+        "std": json.dumps(np.round(std, 6).tolist()),
+    }
+
+
+def _remedy(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """Returns what to do about a state dict that doesn't fit, as far as its names tell."""
+    if not missing and not unexpected and len(misshapen) <= 2:
+        return "build the model with the file's num_classes"
+    shortcuts = {"downsample", "shortcut"}
+    if not misshapen and all(shortcuts & set(name.split(".")) for name in missing + unexpected):
+        # A ResNet whose shortcuts have weights on one side only.
+        return f'build the model with shortcut="{"projection" if unexpected else "identity"}"'
+    return "build the model with the file's architecture, options and num_classes"
 
 
 def _first_few(names: list[str], count: int = 3) -> str:

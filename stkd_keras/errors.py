@@ -29,4 +29,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3) or names
-    return InputError(f"unknown {kind} {name!r}; the nearest known: {', '.join(nearest)}")
+    hint = f"the nearest known: {', '.join(nearest)}" if names else "there are none"
+    return InputError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,231 @@
+"""The models of the zoo by name: how they are built, and their features."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from models import imagenet_resnet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
+from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.normalization import fuse_batch_normalization
+
+_FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
+# Functions of (normalised images, number of classes, *, options) that return the logits.
+_REGISTRY = {name: function for family in _FAMILIES for name, function in family.MODELS.items()}
+ALIASES = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
+_FROM_STATE = {
+    name: family.options_from_state for family in (resnet, mobilenet_v2) for name in family.MODELS
+}
+
+
+def available() -> list[str]:
+    """Returns the names that `build` and `load` know, family by family, without the aliases."""
+    return list(_REGISTRY)
+
+
+def build(
+    name: str,
+    input_shape: Sequence[int | None],
+    num_classes: int,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    **options: Any,
+) -> keras.Model:
+    """Builds a model of the zoo with fresh weights.
+
+    The initial weights depend on the architecture and Keras's seed alone
+    (`keras.utils.set_random_seed`).
+
+    Args:
+        name: one of `available()`, or as the bench spells it ("ResNet50", "WRN-40-2"); options may
+            follow it, as in "mobilenet_v2:width=0.75".
+        input_shape: (height, width, channels); height and width may be None.
+        num_classes: number of logits, at least 2.
+        mean: what is subtracted from pixels / 255, one number or one a channel.
+        std: what is divided by after that, likewise.
+        options: what the family's function takes beyond these: of the ResNets for CIFAR `shortcut`,
+            "identity" (default) or "projection" (default of the x4); of ResNet-18, -34 and -50
+            `stem`, 32 (default) or 64; of MobileNetV2 `width`, 0.5 by default.
+
+    Returns:
+        A functional model from pixels, float32 in [0, 255] of shape (B, *input_shape), to logits,
+        float32 of shape (B, num_classes).
+
+    Raises:
+        InputError: if the name, an option or a value isn't known or doesn't fit.
+
+    Example:
+
+    ```python
+    model = build("resnet20", input_shape=(32, 32, 3), num_classes=10)
+    ```
+    """
+    name, named_options = parse_name(name)
+    for option in options:
+        if option not in options_of(name):
+            raise unknown_name(f"option of {name}", option, options_of(name))
+    height, width, channels = _checked_input_shape(input_shape)
+    if not _is_count(num_classes) or num_classes < 2:
+        raise InputError(f"num_classes is {num_classes!r}; expected an integer of at least 2")
+    pixels = keras.Input((height, width, channels), dtype="float32", name="pixels")
+    images = _normalization(mean, std, channels)(pixels)
+    try:
+        logits = _REGISTRY[name](images, num_classes, **{**named_options, **options})
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name} can't be built for images of {height}x{width}: they are too small for its "
+            "poolings; expected larger images"
+        ) from error
+    return fuse_batch_normalization(keras.Model(pixels, logits, name=name))
+
+
+def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Makes a model's inner outputs available, by names that all of the zoo's models share.
+
+    They are what the models of github.com/HobbitLong/RepDistiller return with `is_feat`:
+
+    - "stem": what the first stage receives, (B, H, W, C);
+    - "stage1" to "stage3", of some families "stage4": what the stages give, (B, H, W, C);
+    - "stage1_preactivation" and so on: the same before the last activation (with `preact`), of
+      Wide ResNets what the next normalisation makes of it; MobileNetV2 has no activation there;
+    - "embedding": the pooled features that the logits are made of, (B, C);
+    - "logits": (B, num_classes).
+
+    Args:
+        model: a model of the zoo, also after saving and loading, or any functional model; of that
+            the names of its layers stand for their outputs.
+        names: the features to return.
+
+    Returns:
+        A model of the same layers and inputs that gives a dict, from each name to its tensor.
+
+    Raises:
+        InputError: if a name isn't known.
+
+    Example:
+
+    ```python
+    model = build("resnet20", input_shape=(32, 32, 3), num_classes=10)
+    maps = features(model, ["stage1", "stage2", "embedding"])(images)
+    ```
+    """
+    known = {layer.name: layer.output for layer in model.layers}
+    known["logits"] = model.outputs[0]
+    for name in names:
+        if name not in known:
+            raise unknown_name(f"feature of {model.name}", name, _feature_names(known))
+    return keras.Model(
+        model.input, {name: known[name] for name in names}, name=f"{model.name}_features"
+    )
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Splits "mobilenet_v2:width=0.75" into the name of `available()` and the options.
+
+    Raises:
+        InputError: if the name or an option isn't known, or an option isn't NAME=VALUE.
+    """
+    given, *rest = str(name).split(":")
+    meant = _CANONICAL.get(_normalized(given))
+    if meant is None:
+        raise unknown_name("model", given, [*_REGISTRY, *ALIASES])
+    canonical, *implied = meant.split(":")
+    rest = [*implied, *rest]
+    options: dict[str, Any] = {}
+    for option in rest:
+        key, equals, value = option.partition("=")
+        if not equals or key not in options_of(canonical):
+            raise unknown_name(
+                f"option of {canonical}", option, [f"{each}=..." for each in options_of(canonical)]
+            )
+        options[key] = _number_or_text(value)
+    return canonical, options
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that `build` doesn't know.
+
+    Raises:
+        InputError: as `parse_name`.
+    """
+    parse_name(name)
+
+
+def options_from_state(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what a PyTorch state dict says of the options of a model that it shall fill."""
+    reader = _FROM_STATE.get(parse_name(name)[0])
+    return {} if reader is None else reader(state)
+
+
+def options_of(name: str) -> list[str]:
+    """Returns the names of a model's own options."""
+    parameters = inspect.signature(_REGISTRY[name]).parameters.values()
+    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+
+def _checked_input_shape(input_shape: Any) -> tuple[int | None, int | None, int]:
+    if isinstance(input_shape, Sequence) and len(input_shape) == 3:
+        height, width, channels = input_shape
+        if _is_count(channels) and all(side is None or _is_count(side) for side in (height, width)):
+            return height, width, channels
+    raise InputError(
+        f"input_shape is {input_shape!r}; expected (height, width, channels), such as (32, 32, 3)"
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
+
+
+def _normalization(mean: Any, std: Any, channels: int) -> keras.layers.Layer:
+    """Returns the layer that computes (pixels / 255 - mean) / std, in float32 always."""
+    means = _per_channel("mean", mean, channels)
+    stds = _per_channel("std", std, channels)
+    if not (stds > 0).all():
+        raise InputError(f"std is {std}; expected numbers above 0, in units where white is 1")
+    return keras.layers.Rescaling(
+        scale=(1 / (255 * stds)).tolist(),
+        offset=(-means / stds).tolist(),
+        dtype="float32",
+        name="normalization",
+    )
+
+
+def _per_channel(kind: str, value: Any, channels: int) -> np.ndarray:
+    try:
+        values = np.broadcast_to(np.asarray(value, np.float64), (channels,))
+    except (TypeError, ValueError):
+        values = np.asarray(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{kind} is {value!r}; expected a number, or one for each of the {channels} channels"
+        )
+    return values
+
+
+def _feature_names(known: Mapping[str, Any]) -> list[str]:
+    """Returns the shared names of the features that a model has, or else all its layers' names."""
+    shared = [name for name in known if name.startswith("stage") or name in ("stem", "embedding")]
+    return [*shared, "logits"] if shared else list(known)
+
+
+def _normalized(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+_CANONICAL = {_normalized(name): name for name in _REGISTRY} | {
+    _normalized(alias): name for alias, name in ALIASES.items()
+}

@@ -59,7 +59,8 @@ def check_teacher(teacher, student: keras.Model, num_classes: int | None) -> Non
     if None not in (teacher.num_classes, num_classes) and teacher.num_classes != num_classes:
         raise InputError(
             f"the student has {num_classes} classes and the teacher {teacher.num_classes}, but "
-            "both must have the same, in the same order"
+            "both must have the same, in the same order; FrozenTeacher's class_indices pick and "
+            "order the teacher's"
         )
     mine, its = input_shape(student), teacher.input_shape
     if mine and its and not compatible(mine, its):

@@ -21,7 +21,10 @@ _FOLDABLE = (
     keras.layers.DepthwiseConv2D,
     keras.layers.SeparableConv2D,
     keras.layers.Dense,
+    keras.layers.EinsumDense,
 )
+# A 1x1 convolution of each group of channels by itself, with a kernel for each group.
+_GROUPED = "bhwgi,gio->bhwgo"
 
 
 def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
@@ -29,7 +32,12 @@ def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
 
     Folded are float32 BatchNormalization layers whose only input comes straight from a Conv2D,
     DepthwiseConv2D, SeparableConv2D or Dense without an activation, where nothing else uses that
-    layer or its output, in functional and Sequential models, nested ones too.
+    layer or its output, in functional and Sequential models, nested ones too. A grouped 1x1
+    convolution may be an EinsumDense, as the zoo's ShuffleNet has it, before the Reshape that joins
+    its groups.
+
+    A normalisation that comes before its convolution, as in pre-activation networks, can't be
+    folded into it, since the ReLU is between them, nor into the sum before it: it stays.
 
     The model's answers in inference stay equal to about 1e-5 of their spread. It stays a plain
     Keras model: a folded normalisation keeps its shift as its moving mean.
@@ -49,16 +57,18 @@ def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
         uses = collections.Counter(
             id(t) for tensors in [graph.outputs, *(n.input_tensors for n in nodes)] for t in tensors
         )
+        used_once = {key for key, layer in producers.items() if uses[key] == calls[id(layer)] == 1}
         for node in nodes:
             normalization = node.operation
             if not _is_plain_normalization(normalization) or calls[id(normalization)] != 1:
                 continue
             source = node.input_tensors[0]
+            if id(source) in used_once and _joins_groups(producers[id(source)]):
+                source = producers[id(source)].input
             layer = producers.get(id(source))
             if (
                 type(layer) in _FOLDABLE
-                and calls[id(layer)] == 1
-                and uses[id(source)] == 1
+                and id(source) in used_once
                 and _is_linear(layer)
                 and _normalizes_channels(normalization, layer)
             ):
@@ -102,8 +112,18 @@ def _is_linear(layer) -> bool:
     )
 
 
+def _joins_groups(layer) -> bool:
+    """Whether a layer is a Reshape behind a grouped convolution, to (..., groups * channels)."""
+    if type(layer) is not keras.layers.Reshape or len(layer.input.shape) != 5:
+        return False
+    *before, groups, channels = layer.input.shape
+    return tuple(layer.output.shape) == (*before, groups * channels)
+
+
 def _normalizes_channels(normalization, layer) -> bool:
     rank = normalization.input_spec.ndim
+    if type(layer) is keras.layers.EinsumDense:
+        return layer.equation == _GROUPED and rank == 4 and normalization.axis % rank == 3
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
     return normalization.axis % rank == (1 if channels_first else rank - 1)
 
@@ -117,7 +137,8 @@ def _fold(layer, normalization) -> None:
     if normalization.center:
         shift = shift + normalization.beta.numpy()
     _scale_kernel(layer, scale)
-    if layer.use_bias:
+    has_bias = layer.bias is not None
+    if has_bias:
         layer.bias.assign(shift + scale * layer.bias.numpy())
         shift = np.zeros_like(shift)
 
@@ -128,9 +149,7 @@ def _fold(layer, normalization) -> None:
         normalization.beta.assign(np.zeros(scale.shape))
     normalization.moving_variance.assign(np.full(scale.shape, 1.0 - normalization.epsilon))
     normalization.moving_mean.assign(-shift)
-    normalization.call = types.MethodType(
-        _return_inputs if layer.use_bias else _add_shift, normalization
-    )
+    normalization.call = types.MethodType(_return_inputs if has_bias else _add_shift, normalization)
 
 
 def _return_inputs(normalization, inputs, training=None, mask=None):
@@ -152,6 +171,9 @@ def _scale_kernel(layer, scale) -> None:
     elif isinstance(layer, keras.layers.DepthwiseConv2D):
         kernel = layer.kernel
         scale = scale.reshape(kernel.shape[-2:])
+    elif isinstance(layer, keras.layers.EinsumDense):
+        kernel = layer.kernel
+        scale = scale.reshape(kernel.shape[0], 1, kernel.shape[2])
     else:
         kernel = layer.kernel
     kernel.assign(np.float64(kernel.numpy()) * scale)

@@ -1,6 +1,9 @@
 """The frozen teacher: the logits of any Keras classifier, for less than it costs as it is."""
 
+import copy
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +12,7 @@ from absl import logging
 
 from stkd_keras.errors import InputError
 from stkd_keras.folding import fold_batch_normalization
-from stkd_keras.normalization import fuse_batch_normalization
+from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_normalization
 from stkd_keras.outputs import (
     NOT_DESCRIBED,
     compatible,
@@ -45,11 +48,14 @@ class FrozenTeacher:
         outputs: what the models give: "logits", "probabilities", or "auto" to see from the last
             layer. A final softmax that "auto" recognises is removed. Of probabilities the logits
             are log(max(p, smallest normal float32)).
+        class_indices: where the models have other classes than the data, or the same in another
+            order: for each class of the data the index of the models' output that means it. The
+            other outputs are left out, and the softmax is over those kept. None: all, as they are.
 
     Raises:
         InputError: where a model isn't built, has several outputs, ends in something that
-            `outputs="auto"` doesn't recognise, or where the models differ in their number of
-            classes.
+            `outputs="auto"` doesn't recognise, where the models differ in their number of
+            classes, or where `class_indices` names an output twice or one that isn't there.
 
     Example:
 
@@ -59,7 +65,7 @@ class FrozenTeacher:
     ```
     """
 
-    def __init__(self, model, outputs: str = "auto"):
+    def __init__(self, model, outputs: str = "auto", class_indices: Sequence[int] | None = None):
         models = list(model) if isinstance(model, list | tuple) else [model]
         if not models:
             raise InputError("the list of teachers is empty; give at least one classifier")
@@ -67,6 +73,8 @@ class FrozenTeacher:
         for each in models:
             members = each._members if isinstance(each, FrozenTeacher) else [_Member(each, outputs)]
             self._members.extend(members)
+        if class_indices is not None:
+            self._members = [member.select(class_indices) for member in self._members]
         counts = {m.num_classes for m in self._members} - {None}
         if len(counts) > 1:
             raise InputError(
@@ -81,6 +89,16 @@ class FrozenTeacher:
             )
         self.input_shape: tuple | None = shapes[0] if shapes else None
         self.supports_jit = all(m.supports_jit for m in self._members)
+
+    @property
+    def num_normalizations(self) -> int:
+        """How many batch normalisations the models have."""
+        return sum(member.num_normalizations for member in self._members)
+
+    @property
+    def num_folded(self) -> int:
+        """How many of them are folded into the layers before them."""
+        return sum(member.num_folded for member in self._members)
 
     def __call__(self, x) -> tf.Tensor:
         """Returns the logits.
@@ -109,7 +127,7 @@ class FrozenTeacher:
     def from_config(cls, config: dict) -> "FrozenTeacher":
         """Makes a teacher with the architecture of `get_config` and random weights."""
         members = [
-            cls(keras.saving.deserialize_keras_object(m["model"]), m["outputs"])
+            cls(keras.saving.deserialize_keras_object(m["model"]), m["outputs"], m["class_indices"])
             for m in config["members"]
         ]
         return cls(members)
@@ -140,6 +158,7 @@ class _Member:
         self.kind = resolve_outputs(model, outputs, "teacher")
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
+        self.class_indices: list[int] | None = None
         self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
         self.snapshot = _rebuild(model)
         if self.snapshot is None:
@@ -149,28 +168,41 @@ class _Member:
             if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
                 self.kind = "logits"
             fuse_batch_normalization(self.snapshot)
-        total, folded = _count_normalizations(model), 0
+        self.num_normalizations, self.num_folded = _count_normalizations(model), 0
         if self.snapshot is not None:
-            folded, _ = fold_batch_normalization(self.snapshot)
-        if total and not folded:
+            self.num_folded, _ = fold_batch_normalization(self.snapshot)
+        if self.num_normalizations and not self.num_folded:
             logging.warning(
                 "none of the %d batch normalisations of the teacher %r could be folded: it is used "
                 "as it is",
-                total,
+                self.num_normalizations,
                 model.name,
             )
 
     def __call__(self, x):
         answer = self._call(x, training=False)
         if self.kind == "probabilities":
-            return logits_of_probabilities(answer)
-        return tf.cast(answer, tf.float32)
+            logits = logits_of_probabilities(answer)
+        else:
+            logits = tf.cast(answer, tf.float32)
+        if self.class_indices is None:
+            return logits
+        return tf.gather(logits, self.class_indices, axis=1)
+
+    def select(self, class_indices: Sequence[int]) -> "_Member":
+        """The same classifier, of these classes only and in this order."""
+        indices = _checked_indices(class_indices, self.num_classes)
+        selected = copy.copy(self)
+        before = self.class_indices
+        selected.class_indices = indices if before is None else [before[i] for i in indices]
+        selected.num_classes = len(indices)
+        return selected
 
     def get_config(self) -> dict:
         if self.snapshot is None:
             raise InputError(_NOT_SAVED)
         model = keras.saving.serialize_keras_object(self.snapshot)
-        return {"model": model, "outputs": self.outputs}
+        return {"model": model, "outputs": self.outputs, "class_indices": self.class_indices}
 
 
 def _check_classifier(model) -> None:
@@ -191,6 +223,22 @@ def _check_classifier(model) -> None:
         )
 
 
+def _checked_indices(class_indices: Any, num_classes: int | None) -> list[int]:
+    """The indices as a list of ints; num_classes is None where it isn't known."""
+    expected = "at least two different integers" + (
+        f" from 0 to {num_classes - 1}, the teacher's outputs" if num_classes else " of at least 0"
+    )
+    indices = list(class_indices) if isinstance(class_indices, Sequence | np.ndarray) else []
+    if len(indices) < 2 or not all(isinstance(index, int | np.integer) for index in indices):
+        raise InputError(f"class_indices is {class_indices!r}, but must be {expected}")
+    for position, index in enumerate(indices):
+        if index < 0 or (num_classes is not None and index >= num_classes):
+            raise InputError(f"class_indices has {index}, but must be {expected}")
+        if index in indices[:position]:
+            raise InputError(f"class_indices has {index} more than once, but must be {expected}")
+    return [int(index) for index in indices]
+
+
 def _rebuild(model: keras.Model) -> keras.Model | None:
     """A copy with the same answers, or None where the model's config can't make one."""
     if getattr(model, "outputs", None) and has_keras_call(model):
@@ -208,6 +256,8 @@ def _rebuild(model: keras.Model) -> keras.Model | None:
             if isinstance(layer, keras.layers.Normalization):
                 layer.finalize_state()
         copy.trainable = False
+        if has_fused_batch_normalization(model):
+            fuse_batch_normalization(copy)  # Else their answers differ by rounding.
         # A layer may leave arguments out of its config, or keep state that isn't a weight.
         return copy if _answer_alike(model, copy) else None
     except (*NOT_DESCRIBED, tf.errors.OpError) as error:
@@ -220,7 +270,8 @@ def _answer_alike(model: keras.Model, copy: keras.Model) -> bool:
     dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
     probe = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(dtype)
     answer, expected = (np.asarray(m(probe, training=False), "float64") for m in (copy, model))
-    return np.allclose(answer, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+    tolerance = 1e-4 * np.abs(expected).max(initial=1e-2)
+    return np.allclose(answer, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _with_copied_weights(model: keras.Model):

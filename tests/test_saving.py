@@ -90,7 +90,11 @@ def test_a_saved_distiller_keeps_several_teachers(tmp_path):
     one, other = networks.dense_classifier(), networks.dense_classifier(softmax=True)
     distiller = SimilarityTransferDistiller(
         networks.dense_classifier(width=3),
-        [one, FrozenTeacher(other, outputs="probabilities")],
+        [
+            one,
+            FrozenTeacher(other, outputs="probabilities"),
+            FrozenTeacher(networks.dense_classifier(7), class_indices=[6, 0, 5, 3, 1]),
+        ],
     )
     distiller.compile("sgd")
     distiller.save(tmp_path / "distiller.keras")

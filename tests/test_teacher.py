@@ -400,3 +400,65 @@ def test_a_squashed_layer_before_pooling_is_refused():
     x = layers.Conv2D(5, 3, activation="sigmoid")(inputs)
     with pytest.raises(InputError, match="GlobalAveragePooling2D"):
         FrozenTeacher(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("removable", [False, True])
+def test_class_indices_pick_and_order_the_outputs(softmax, removable):
+    model = networks.dense_classifier(6, softmax=softmax)
+    x, _ = networks.vectors()
+    outputs = model(x).numpy()
+    kind = "probabilities" if softmax else "logits"
+    teacher = FrozenTeacher(model, "auto" if removable else kind, class_indices=(4, 0, 3))
+    kept = (np.log(outputs) if softmax else outputs)[:, [4, 0, 3]]
+    # The softmax over those kept: probabilities are divided by their sum.
+    np.testing.assert_allclose(log_softmax(teacher(x)), log_softmax(kept), atol=1e-5)
+    assert teacher.num_classes == 3
+
+
+def test_class_indices_are_those_of_each_teacher():
+    one, other = networks.dense_classifier(6), networks.dense_classifier(6)
+    x, _ = networks.vectors()
+    mean = np.mean([np.exp(log_softmax(m(x).numpy()[:, [4, 0]])) for m in (one, other)], axis=0)
+    teacher = FrozenTeacher([one, other], class_indices=np.array([4, 0]))
+    np.testing.assert_allclose(teacher(x), np.log(mean), atol=1e-5)
+    apart = [FrozenTeacher(model, class_indices=[4, 0]) for model in (one, other)]
+    np.testing.assert_allclose(FrozenTeacher(apart)(x), teacher(x), atol=1e-6)
+    # Those of a teacher that has some already count its own.
+    twice = FrozenTeacher(FrozenTeacher(one, class_indices=[5, 4, 0]), class_indices=[1, 2])
+    np.testing.assert_allclose(twice(x), apart[0](x), atol=1e-6)
+    mixed = [FrozenTeacher(one, class_indices=[4, 0]), networks.dense_classifier(2)]
+    assert FrozenTeacher(mixed).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("indices", "named"),
+    [
+        ([0, 6], "class_indices has 6"),
+        ([0, -1], "class_indices has -1"),
+        ([0, 1, 0], "has 0 more than once"),
+        ([0], "at least two"),
+        ([], "at least two"),
+        ([0.0, 1.0], "different integers"),
+        (["0", "1"], "from 0 to 5"),
+        (3, "class_indices is 3"),
+    ],
+)
+def test_impossible_class_indices_are_refused_in_one_line(indices, named):
+    with pytest.raises(InputError, match=named) as caught:
+        FrozenTeacher(networks.dense_classifier(6), class_indices=indices)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_says_how_many_of_its_normalisations_are_folded():
+    def half_folded():
+        inputs = keras.Input((8, 8, 4))
+        x = layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs))
+        x = layers.BatchNormalization()(layers.ReLU()(x))
+        return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+
+    teacher = FrozenTeacher(half_folded())
+    assert (teacher.num_folded, teacher.num_normalizations) == (1, 2)
+    several = FrozenTeacher([teacher, half_folded()])
+    assert (several.num_folded, several.num_normalizations) == (2, 4)
+    assert FrozenTeacher(networks.dense_classifier()).num_normalizations == 0

@@ -39,6 +39,41 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
+def largest_batch(
+    batch_size: int, num_images: int, strategy: tf.distribute.Strategy | None = None
+) -> int:
+    """Returns a batch size, or all the images where there are fewer.
+
+    Args:
+        batch_size: images a step, over all replicas.
+        num_images: how many there are; what is returned splits evenly over the replicas.
+        strategy: the strategy, None for the current one.
+    """
+    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
+    return min(batch_size, max(replicas, num_images // replicas * replicas))
+
+
+def check_batch_size(
+    what: str, batch_size: int, strategy: tf.distribute.Strategy | None = None
+) -> None:
+    """Refuses a batch that doesn't split evenly over the replicas.
+
+    Args:
+        what: whose size it is, for the error.
+        batch_size: images a step, over all replicas.
+        strategy: the strategy, None for the current one.
+
+    Raises:
+        InputError: likewise.
+    """
+    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
+    if batch_size % replicas:
+        raise InputError(
+            f"{what} is {batch_size}, which doesn't split evenly over {replicas} replicas; choose "
+            "a multiple, or --distribute=none"
+        )
+
+
 def average_batch_statistics(model: keras.Model) -> None:
     """Gives every replica the mean of the replicas' batch statistics.
 

@@ -19,7 +19,7 @@ from stkd_keras.data import (
 from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
-from stkd_keras.optimizers import SGD
+from stkd_keras.optimizers import SGD, AdamW
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.run_directory import Backup, RunDirectory
@@ -39,10 +39,16 @@ class Recipe:
     epochs: int
     teacher_epochs: int
     batch_size: int = 128
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
 
 
+# The highest learning rate and the weight decay that suit each optimizer.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
+}
 RECIPES = {
     "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
 }
@@ -77,9 +83,17 @@ METHODS = {
 }
 
 
-def recipe_for(dataset: str) -> Recipe:
-    """Returns the recipe for a data set's name."""
-    return RECIPES.get(dataset, DEFAULT_RECIPE)
+def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
+    """Returns the recipe for a data set's name.
+
+    Raises:
+        InputError: for an unknown optimizer.
+    """
+    recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
+    check_optimizer(optimizer)
+    if optimizer == recipe.optimizer:
+        return recipe
+    return dataclasses.replace(recipe, optimizer=optimizer, **OPTIMIZERS[optimizer])
 
 
 def method_settings(method: str, **explicit) -> dict:
@@ -101,6 +115,16 @@ def method_settings(method: str, **explicit) -> dict:
     if {"mixup_alpha", "num_images", "mixing_epochs"} & set(given):
         settings["mixup_probability"] = 1.0
     return {**settings, **given}
+
+
+def check_optimizer(name: str) -> None:
+    """Refuses the name of an optimizer that `make_optimizer` doesn't know.
+
+    Raises:
+        InputError: with the known ones.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
 def check_recipe(learning_rate: float, weight_decay: float) -> None:
@@ -145,22 +169,28 @@ def split(
     return train_split, validation_split if own is None else own
 
 
-def make_optimizer(learning_rate: float, weight_decay: float, total_steps: int) -> SGD:
-    """Returns SGD with Nesterov momentum, a linear warm-up and a cosine decay to 0.
+def make_optimizer(
+    learning_rate: float, weight_decay: float, total_steps: int, optimizer: str = "sgd"
+) -> keras.optimizers.Optimizer:
+    """Returns an optimizer with a linear warm-up and a cosine decay to 0.
 
     Args:
         learning_rate: the highest; the warm-up reaches it after 5 % of the steps.
-        weight_decay: L2 added to the gradient.
+        weight_decay: of kernels; with "sgd" L2 added to the gradient, with "adamw" decoupled.
         total_steps: steps of the whole training.
+        optimizer: "sgd" (with Nesterov momentum 0.9) or "adamw".
 
     Raises:
-        InputError: as `check_recipe`.
+        InputError: as `check_recipe`, or for an unknown optimizer.
     """
+    check_optimizer(optimizer)
     check_recipe(learning_rate, weight_decay)
     warmup = max(1, round(WARMUP_SHARE * total_steps))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
     )
+    if optimizer == "adamw":
+        return AdamW(schedule, weight_decay=weight_decay)
     return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
 
 
@@ -175,6 +205,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
+    optimizer: str = "sgd",
     augment: str = "standard",
     steps_per_execution: int = 1,
 ) -> None:
@@ -189,7 +220,8 @@ def train(
         epochs: passes over the training images.
         batch_size: images a step, over all replicas.
         learning_rate: the highest.
-        weight_decay: L2 added to the gradient.
+        weight_decay: as in `make_optimizer`.
+        optimizer: likewise.
         augment: as in `stkd_keras.data.pipeline`.
         steps_per_execution: as in `keras.Model.compile`.
 
@@ -202,7 +234,7 @@ def train(
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
     with distiller.distribute_strategy.scope():
         distiller.compile(
-            make_optimizer(learning_rate, weight_decay, epochs * steps),
+            make_optimizer(learning_rate, weight_decay, epochs * steps, optimizer),
             metrics=metrics,
             steps_per_execution=steps_per_execution,
         )

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the field's recipes mean it."""
+"""Optimizers with weight decay as the field's recipes mean it."""
 
 import keras
 
@@ -40,9 +40,7 @@ class SGD(keras.optimizers.SGD):
     def build(self, variables):
         """Makes the velocities."""
         if not self.built:
-            self._decays = [
-                len(v.shape) > 1 and v.name not in ("bias", "gamma", "beta") for v in variables
-            ]
+            self._decays = [_decays(variable) for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
@@ -63,3 +61,33 @@ class SGD(keras.optimizers.SGD):
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "l2": self.l2}
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class AdamW(keras.optimizers.AdamW):
+    """Keras's AdamW, whose weight decay spares biases and normalisation.
+
+    The decay is decoupled (arXiv 1711.05101): each step a weight loses
+    learning_rate * weight_decay of itself, beside Adam's step. Biases, scales and offsets of
+    normalisation lose nothing, by the same rule as with `SGD`.
+
+    Args:
+        **kwargs: of `keras.optimizers.AdamW`.
+
+    Example:
+
+    ```python
+    distiller.compile(stkd_keras.optimizers.AdamW(learning_rate=1e-3, weight_decay=0.05))
+    ```
+    """
+
+    def build(self, variables):
+        """Makes the moments."""
+        if not self.built:
+            self.exclude_from_weight_decay([v for v in variables if not _decays(v)])
+        super().build(variables)
+
+
+def _decays(variable) -> bool:
+    """Whether a weight is one that weight decay is meant for."""
+    return len(variable.shape) > 1 and variable.name not in ("bias", "gamma", "beta")

@@ -1,10 +1,11 @@
-"""SGD is PyTorch's."""
+"""SGD is PyTorch's, and AdamW is but for what it spares."""
 
 import keras
 import numpy as np
 import pytest
 
 from stkd_keras import SGD
+from stkd_keras.optimizers import AdamW
 
 L2, EPSILON, STEPS = 0.05, 1e-5, 20
 
@@ -80,7 +81,40 @@ def test_twenty_steps_equal_pytorchs(nesterov, decays):
     np.testing.assert_allclose(norm.moving_variance.numpy(), variance, atol=1e-4)
 
 
-def test_weight_decay_spares_biases_and_normalisation():
+@pytest.mark.parametrize("decays", [False, True])
+def test_twenty_steps_of_adamw_equal_pytorchs(decays):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(4, 3)), rng.normal(size=3)
+    variables = [
+        keras.Variable(kernel, name="kernel", dtype="float32"),
+        keras.Variable(bias, name="bias", dtype="float32"),
+    ]
+    theirs = [torch.tensor(x, dtype=torch.float32) for x in (kernel, bias)]
+    reference = torch.optim.AdamW(
+        [{"params": theirs[:1], "weight_decay": L2}, {"params": theirs[1:], "weight_decay": 0.0}],
+        lr=0.01,
+        eps=1e-7,
+    )
+    rates = 0.01 * np.cos(np.linspace(0, 1.5, STEPS)) if decays else np.full(STEPS, 0.01)
+    optimizer = AdamW(0.01, weight_decay=L2)
+    for rate in rates:
+        gradients = [rng.normal(size=x.shape).astype("float32") for x in (kernel, bias)]
+        optimizer.learning_rate = rate
+        optimizer.apply(gradients, variables)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        for their, gradient in zip(theirs, gradients, strict=True):
+            their.grad = torch.tensor(gradient)
+        reference.step()
+    for ours, their in zip(variables, theirs, strict=True):
+        np.testing.assert_allclose(ours.numpy(), their.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SGD(1.0, momentum=0.0, l2=0.5), lambda: AdamW(1.0, weight_decay=0.5)]
+)
+def test_weight_decay_spares_biases_and_normalisation(make):
     inputs = keras.Input((5, 4))
     # Attention's biases have two dimensions.
     x = keras.layers.MultiHeadAttention(2, 3)(inputs, inputs)
@@ -88,7 +122,7 @@ def test_weight_decay_spares_biases_and_normalisation():
     model = keras.Model(inputs, keras.layers.Dense(3)(x))
     for weight in model.trainable_weights:
         weight.assign(np.ones(weight.shape))
-    optimizer = SGD(1.0, momentum=0.0, l2=0.5)
+    optimizer = make()
     optimizer.build(model.trainable_variables)
     optimizer.apply([np.zeros(w.shape, "float32") for w in model.trainable_variables])
     for weight in model.trainable_weights:

@@ -13,7 +13,9 @@ from typing import Any
 from absl import flags
 
 import models
-from stkd_keras import FrozenTeacher, command, data, experiment
+from models.loading import is_whole_model
+from models.teachers import TeacherSource, load_teachers, parse_teachers
+from stkd_keras import command, data, experiment
 from stkd_keras.errors import InputError
 from stkd_keras.run_directory import read_json
 
@@ -25,10 +27,15 @@ the test split and, beside a teacher, how often the two agree and the KL diverge
 """
 
 MODEL = flags.DEFINE_string(
-    "model", None, "a run's directory, a .keras file, or a model of the zoo with --weights"
+    "model",
+    None,
+    "a run's directory, a .keras file, or a model of the zoo or keras.applications:NAME with "
+    "--weights",
 )
 WEIGHTS = flags.DEFINE_string(
-    "weights", None, "weights of a model of the zoo: .weights.h5, .safetensors, .pth, .pt, .th"
+    "weights",
+    None,
+    "weights: .weights.h5 (of an application also .h5), or any other file, which is PyTorch's",
 )
 NORMALIZATION = flags.DEFINE_string(
     "normalization",
@@ -37,11 +44,17 @@ NORMALIZATION = flags.DEFINE_string(
     "cifar100, none, or six numbers (means, then standard deviations, in units of [0, 1])",
 )
 TEACHER = flags.DEFINE_string(
-    "teacher", None, "a .keras file, or a model of the zoo with --teacher_weights, to compare with"
+    "teacher",
+    None,
+    "what to compare with, as of train.py: .keras files, models of the zoo with --teacher_weights, "
+    "or keras.applications:NAME",
 )
-TEACHER_WEIGHTS = flags.DEFINE_string("teacher_weights", None, "as --weights, of the teacher")
+TEACHER_WEIGHTS = flags.DEFINE_string("teacher_weights", None, "as of train.py")
 TEACHER_NORMALIZATION = flags.DEFINE_string(
-    "teacher_normalization", None, "as --normalization, of the teacher"
+    "teacher_normalization", None, "as --normalization, of --teacher_weights"
+)
+TEACHER_CLASSES = flags.DEFINE_string(
+    "teacher_classes", None, "a text file with the teacher's classes, as of train.py"
 )
 DATASET = flags.DEFINE_string(
     "dataset", None, f"data set: {', '.join(data.NAMES)} (default: the run's, or digits)"
@@ -67,19 +80,24 @@ def main() -> None:
     """Runs the command."""
     if MODEL.value is None:
         raise InputError("--model is missing: a run's directory, a .keras file or a zoo's name")
-    if TEACHER.value is None and (TEACHER_WEIGHTS.value or TEACHER_NORMALIZATION.value):
-        raise InputError("--teacher_weights and --teacher_normalization need --teacher")
+    teacher_flags = (TEACHER_WEIGHTS, TEACHER_NORMALIZATION, TEACHER_CLASSES)
+    if TEACHER.value is None and any(flag.value for flag in teacher_flags):
+        raise InputError(
+            "--teacher_weights, --teacher_normalization and --teacher_classes need --teacher"
+        )
     source: str = MODEL.value
     recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)
-    needs_weights("--model", source, WEIGHTS.value)
+    if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
+        raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
+    sources = get_teachers(recorded)
     # Progress bars go to standard output, where --json promises JSON and nothing else.
     with contextlib.redirect_stdout(sys.stderr):
         dataset = load_dataset(recorded)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
-        teacher = load_teacher(recorded.get("teacher", {}), dataset)
+        teacher = load_teachers(dataset, sources)[0] if sources else None
         metrics = experiment.evaluate(student, teacher, dataset, {})
     print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
 
@@ -99,7 +117,7 @@ def load_dataset(recorded: dict) -> data.Dataset:
 
 
 def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
-    """The student's file of a run's directory, and what the run says of data set and teacher."""
+    """The student's file of a run's directory, and what the run says of data set and teachers."""
     student, config = folder / "student.keras", folder / "config.json"
     if not student.is_file() or not config.is_file():
         raise InputError(
@@ -111,32 +129,30 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
     keys = ("dataset", "data_dir", "image_size", "skip_bad_images")
     settings = {key: content["settings"].get(key) for key in keys}
-    return str(student), {**settings, "teacher": content.get("teacher") or {}}
+    return str(student), {**settings, "teachers": content.get("teachers") or []}
 
 
-def load_teacher(recorded: dict, dataset: data.Dataset) -> FrozenTeacher | None:
-    """The teacher of the flags, or else of the run; None where there is none."""
-    if TEACHER.value is not None:
-        needs_weights("--teacher", TEACHER.value, TEACHER_WEIGHTS.value)
-        recorded = {
-            "source": TEACHER.value,
-            "weights": TEACHER_WEIGHTS.value,
-            "normalization": TEACHER_NORMALIZATION.value,
-        }
-    if not recorded:
-        return None
-    file = pathlib.Path(recorded.get("weights") or recorded["source"])
-    if TEACHER.value is None and not file.is_file():
-        print(f"the run's teacher {file} isn't there any more; going on without", file=sys.stderr)
-        return None
-    return FrozenTeacher(models.load_for(dataset, **recorded))
-
-
-def needs_weights(flag: str, source: str, weights: str | None) -> None:
-    """Refuses a model of the zoo without weights: its answers would be noise."""
-    if weights is None and not source.endswith(".keras"):
-        option = "--weights" if flag == "--model" else f"{flag}_weights"
-        raise InputError(f"{flag}={source} has no weights yet; add {option}=FILE")
+def get_teachers(recorded: dict) -> list[TeacherSource]:
+    """The teachers of the flags, or else of the run; none where there are none."""
+    if TEACHER.value is None:
+        sources = [TeacherSource(**each) for each in recorded.get("teachers", [])]
+        for file in (file for source in sources for file in source.files):
+            if not pathlib.Path(file).is_file():
+                print(
+                    f"the run's teacher {file} isn't there any more; going on without",
+                    file=sys.stderr,
+                )
+                return []
+        return sources
+    sources = parse_teachers(
+        TEACHER.value, TEACHER_WEIGHTS.value, TEACHER_NORMALIZATION.value, TEACHER_CLASSES.value
+    )
+    for source in sources:
+        if not source.is_trained:
+            raise InputError(
+                f"--teacher={source.source} has no weights yet; add --teacher_weights=FILE"
+            )
+    return sources
 
 
 if __name__ == "__main__":

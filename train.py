@@ -5,13 +5,11 @@ import quiet_tensorflow  # noqa: F401
 
 # isort: on
 import dataclasses
-import hashlib
-import json
+import functools
 import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,9 +17,16 @@ from absl import flags
 
 import models
 import stkd_keras
+from models import teachers
+from models.loading import check_normalization, is_whole_model
 from stkd_keras import command, data, experiment
 from stkd_keras.checks import check_settings
-from stkd_keras.distribution import make_strategy, refuse_what_keras_cannot_do
+from stkd_keras.distribution import (
+    check_batch_size,
+    largest_batch,
+    make_strategy,
+    refuse_what_keras_cannot_do,
+)
 from stkd_keras.errors import InputError
 from stkd_keras.run_directory import RunDirectory, write_json
 
@@ -33,10 +38,6 @@ teacher, trains the student on mixtures of images that the teacher answers, scor
 split, and leaves config.json, history.csv, TensorBoard events, student.keras and metrics.json in
 the run's directory. The same command resumes a run that was interrupted.
 """
-
-# The teacher's own recipe. A teacher trained with another one is another teacher.
-TEACHER_SEED = 0
-TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
 DATASET = flags.DEFINE_string("dataset", "digits", f"data set: {', '.join(data.NAMES)}")
 DATA_DIR = flags.DEFINE_string(
@@ -70,13 +71,18 @@ AUGMENT = flags.DEFINE_enum(
 )
 FLIP = flags.DEFINE_bool("flip", None, "whether images may be mirrored (default: by data set)")
 TEACHER = flags.DEFINE_string(
-    "teacher", None, "a model of the zoo, or FILE.keras (default: by data set)"
+    "teacher",
+    None,
+    "a model of the zoo, FILE.keras or keras.applications:NAME; several, with commas between them, "
+    "count as one (default: by data set)",
 )
 TEACHER_WEIGHTS = flags.DEFINE_string(
     "teacher_weights",
     None,
-    "the teacher's weights: .keras, .weights.h5, .safetensors, or PyTorch's .pth, .pt, .th "
-    "(default: the teacher is trained, and kept under --teacher_dir)",
+    "the teacher's weights: .keras, .weights.h5 (of an application also .h5), or any other file, "
+    "which is PyTorch's; of several teachers as many, with nothing between the commas for none "
+    "(default: a model of the zoo is trained, and kept under --teacher_dir; an application has "
+    "those of ImageNet)",
 )
 TEACHER_NORMALIZATION = flags.DEFINE_string(
     "teacher_normalization",
@@ -84,12 +90,27 @@ TEACHER_NORMALIZATION = flags.DEFINE_string(
     "how the pixels of --teacher_weights were normalised: dataset (the default), imagenet, "
     "cifar10, cifar100, none, or six numbers (means, then standard deviations, in units of [0, 1])",
 )
+TEACHER_CLASSES = flags.DEFINE_string(
+    "teacher_classes",
+    None,
+    "a text file with the teacher's classes, one a line in its order, where they aren't the "
+    "data's; of several teachers one for all, or as many as for --teacher_weights",
+)
 TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
 TEACHER_EPOCHS = flags.DEFINE_integer(
     "teacher_epochs", None, "epochs of the teacher's training (default: by data set)", lower_bound=1
 )
 STUDENT = flags.DEFINE_string(
-    "student", None, "a model of the zoo, or FILE.keras to start from (default: by data set)"
+    "student",
+    None,
+    "a model of the zoo, keras.applications:NAME, or FILE.keras to start from (default: by data "
+    "set)",
+)
+STUDENT_WEIGHTS = flags.DEFINE_string(
+    "student_weights", None, "weights to start from, as --teacher_weights (default: fresh ones)"
+)
+STUDENT_NORMALIZATION = flags.DEFINE_string(
+    "student_normalization", None, "as --teacher_normalization, of --student_weights"
 )
 METHOD = flags.DEFINE_enum(
     "method",
@@ -102,11 +123,19 @@ EPOCHS = flags.DEFINE_integer("epochs", None, "epochs (default: by data set)", l
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "images a step, over all devices (default: by data set)", lower_bound=1
 )
+OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "sgd", list(experiment.OPTIMIZERS), "sgd (with Nesterov momentum 0.9) or adamw"
+)
 LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "the highest: linear warm-up, cosine decay (default: by data set)"
+    "learning_rate",
+    None,
+    "the highest: linear warm-up, cosine decay (default: by data set; 0.001 with adamw)",
 )
 WEIGHT_DECAY = flags.DEFINE_float(
-    "weight_decay", None, "L2 added to the gradient of kernels (default: by data set)"
+    "weight_decay",
+    None,
+    "of kernels: L2 added to the gradient, decoupled with adamw (default: by data set; 0.05 with "
+    "adamw)",
 )
 TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "temperature of the soft loss")
 SOFT_WEIGHT = flags.DEFINE_float(
@@ -164,7 +193,7 @@ MIXED_PRECISION = flags.DEFINE_enum(
     "mixed_precision",
     "none",
     ["none", "mixed_float16", "mixed_bfloat16"],
-    "Keras's policy for a student of the zoo",
+    "Keras's policy for a student that isn't FILE.keras",
 )
 STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "steps a call of the compiled function (one device)", lower_bound=1
@@ -187,9 +216,9 @@ def main() -> None:
         mixing_epochs=MIXING_EPOCHS.value,
     )
     mixing = make_mixing(method)
-    check_flags(recipe, method, mixing)
+    sources = check_flags(recipe, method, mixing)
     settings = {**flags_that_matter(), **recipe, **method}
-    run = RunDirectory(RUN_DIR.value or default_run_dir(recipe))
+    run = RunDirectory(RUN_DIR.value or default_run_dir(recipe, sources))
     run.check(settings, OVERWRITE.value)
 
     if DETERMINISTIC.value:
@@ -211,13 +240,12 @@ def main() -> None:
     command.list_skipped(dataset.skipped)
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
-    batch_size = BATCH_SIZE.value or at_most(train_split, recipe["batch_size"], strategy)
+    batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
     steps = data.steps_per_epoch(train_split, batch_size)
     with (strategy or tf.distribute.get_strategy()).scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
-        source = get_teacher(dataset, recipe, needed=method["soft_weight"] > 0)
-        teacher = stkd_keras.FrozenTeacher(models.load_for(dataset, **source)) if source else None
+        teacher, sources = get_teacher(dataset, recipe, sources, needed=method["soft_weight"] > 0)
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
             teacher if method["soft_weight"] > 0 else None,
@@ -228,8 +256,9 @@ def main() -> None:
             label_weight=method["label_weight"],
             data_seed=DATA_SEED.value,
         )
+    recorded = [dataclasses.asdict(source) for source in sources]
     run.start(
-        {"settings": settings, "teacher": source, "data": description, **provenance()},
+        {"settings": settings, "teachers": recorded, "data": description, **provenance()},
         OVERWRITE.value,
     )
     experiment.train(
@@ -242,6 +271,7 @@ def main() -> None:
         batch_size=batch_size,
         learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
+        optimizer=recipe["optimizer"],
         augment=AUGMENT.value,
         steps_per_execution=STEPS_PER_EXECUTION.value,
     )
@@ -253,29 +283,33 @@ def main() -> None:
     print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
 
 
-def check_flags(recipe: dict, method: dict, mixing: stkd_keras.Mixup | None) -> None:
-    """Refuses what can be seen to be wrong before anything is loaded."""
+def check_flags(
+    recipe: dict, method: dict, mixing: stkd_keras.Mixup | None
+) -> list[teachers.TeacherSource]:
+    """Refuses what can be seen to be wrong before anything is loaded; returns the teachers."""
     check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
     experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
-    if TEACHER_NORMALIZATION.value and not is_file_of_weights(TEACHER_WEIGHTS.value):
-        raise InputError(
-            f"--teacher_normalization={TEACHER_NORMALIZATION.value} goes with --teacher_weights of "
-            "a .weights.h5 or PyTorch file; other teachers bring their own, so leave it out"
-        )
     if UNLABELED_DIR.value and method["soft_weight"] == 0:
         raise InputError(
             "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
             "choose --method=stkd or --method=kd, or leave it out"
         )
     command.bytes_of(MEMORY_LIMIT.value)
-    models.check_source(recipe["student"])
-    models.check_source(recipe["teacher"], weights=TEACHER_WEIGHTS.value)
+    student = recipe["student"], STUDENT_WEIGHTS.value
+    check_normalization("student", STUDENT_NORMALIZATION.value, *student)
+    models.check_source(*student)
+    return teachers.parse_teachers(
+        recipe["teacher"],
+        TEACHER_WEIGHTS.value,
+        TEACHER_NORMALIZATION.value,
+        TEACHER_CLASSES.value,
+    )
 
 
 def recipe_from_flags() -> dict:
     """The data set's recipe, with the flags that were given in its place."""
     data.check_name(DATASET.value)
-    recipe = dataclasses.asdict(experiment.recipe_for(DATASET.value))
+    recipe = dataclasses.asdict(experiment.recipe_for(DATASET.value, OPTIMIZER.value))
     given = {name: flags.FLAGS[name].value for name in recipe}
     return {**recipe, **{name: value for name, value in given.items() if value is not None}}
 
@@ -304,72 +338,22 @@ def with_unlabeled(train_split: data.AnySplit) -> tuple[data.AnySplit, list[str]
     )
 
 
-def get_teacher(dataset: data.Dataset, recipe: dict, needed: bool) -> dict | None:
-    """Where the teacher is: its file, or that of one trained here; None if not needed."""
-    source, weights = recipe["teacher"], TEACHER_WEIGHTS.value
-    if weights is None and not source.endswith(".keras"):
-        return {"source": os.path.abspath(trained_teacher(dataset, recipe))} if needed else None
-    # Absolute, so that evaluate.py finds the teacher from any folder.
-    if weights is None:
-        return {"source": os.path.abspath(source)}
-    return {
-        "source": source,
-        "weights": os.path.abspath(weights),
-        "normalization": TEACHER_NORMALIZATION.value,
-    }
-
-
-def trained_teacher(dataset: data.Dataset, recipe: dict) -> pathlib.Path:
-    """The file of the teacher that this command trains once and finds again.
-
-    It never sees the validation images.
-    """
-    name = recipe["teacher"]
-    settings = {
-        "dataset": f"{dataset.name}-{dataset.version}",
-        "image_shape": dataset.image_shape,
-        "flip": dataset.flip,
-        "validation_fraction": VALIDATION_FRACTION.value,
-        "data_seed": DATA_SEED.value,
-        "teacher": name,
-        "epochs": recipe["teacher_epochs"],
-        "seed": TEACHER_SEED,
-        **TEACHER_RECIPE,
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = f"{in_a_path(settings['dataset'])}-{name}-{key}"
-    run = RunDirectory(pathlib.Path(TEACHER_DIR.value) / folder, "teacher.keras")
-    if run.is_complete:
-        print(f"teacher: {run.model}")
-        return run.model
-    print(f"training the teacher {name} for {recipe['teacher_epochs']} epochs: {run.path}")
-    run.check(settings)
-    train_split, validation_split = experiment.split(
-        dataset, VALIDATION_FRACTION.value, seed=DATA_SEED.value
-    )
-    batch_size = at_most(train_split, TEACHER_RECIPE["batch_size"])
-    check_batch_size("the batch of the teacher's recipe", batch_size)
-    keras.utils.set_random_seed(TEACHER_SEED)
-    trainer = stkd_keras.SimilarityTransferDistiller(
-        build_for(name, dataset),
-        mixing=None,
-        soft_weight=0.0,
-        label_weight=1.0,
-        data_seed=DATA_SEED.value,
-    )
-    run.start({"settings": settings, **provenance()})
-    experiment.train(
-        trainer,
-        dataset,
-        train_split,
-        validation_split,
-        run,
+def get_teacher(
+    dataset: data.Dataset, recipe: dict, sources: list[teachers.TeacherSource], needed: bool
+) -> tuple[stkd_keras.FrozenTeacher | None, list[teachers.TeacherSource]]:
+    """The teacher, and where it is; none where one would have to be trained and isn't needed."""
+    if not needed and not all(source.is_trained for source in sources):
+        return None, []
+    train = functools.partial(
+        teachers.train_teacher,
+        dataset=dataset,
+        folder=TEACHER_DIR.value,
         epochs=recipe["teacher_epochs"],
-        **{**TEACHER_RECIPE, "batch_size": batch_size},
+        validation_fraction=VALIDATION_FRACTION.value,
+        data_seed=DATA_SEED.value,
+        provenance=provenance(),
     )
-    metrics = experiment.evaluate(trainer.student, None, dataset, {})
-    write_json(run.metrics, metrics)
-    return run.model
+    return teachers.load_teachers(dataset, sources, train)
 
 
 def make_mixing(method: dict) -> stkd_keras.Mixup | None:
@@ -384,65 +368,33 @@ def make_mixing(method: dict) -> stkd_keras.Mixup | None:
 
 
 def get_student(dataset: data.Dataset, source: str) -> keras.Model:
-    """The student, from its file or fresh from the zoo."""
-    if source.endswith(".keras"):
-        return models.load_for(dataset, source)
+    """The student, from its file or by its name."""
+    weights = STUDENT_WEIGHTS.value
+    if is_whole_model(source, weights):
+        return models.load_for(dataset, source, weights)
     keras.utils.set_random_seed(SEED.value)
     policy = MIXED_PRECISION.value
     keras.config.set_dtype_policy("float32" if policy == "none" else policy)
-    student = build_for(source, dataset)
+    student = models.load_for(dataset, source, weights, STUDENT_NORMALIZATION.value)
     keras.config.set_dtype_policy("float32")
     return student
 
 
-def build_for(name: str, dataset: data.Dataset) -> keras.Model:
-    """A model of the zoo for a data set, which normalises as the data set asks."""
-    return models.build(
-        name, dataset.image_shape, dataset.num_classes, mean=dataset.mean, std=dataset.std
-    )
-
-
-def default_run_dir(recipe: dict) -> str:
+def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
     """runs/DATASET-TEACHER-STUDENT-METHOD-sSEED."""
-    weights = TEACHER_WEIGHTS.value or ""
-    teacher = pathlib.Path(weights if weights.endswith(".keras") else recipe["teacher"]).stem
-    student = pathlib.Path(recipe["student"]).stem
     dataset = DATASET.value
     if dataset == "folder" and DATA_DIR.value:
         dataset += f"-{pathlib.Path(DATA_DIR.value).resolve().name}"
-    return f"runs/{in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
-
-
-def in_a_path(name: str) -> str:
-    """A data set's name as a part of a file's."""
-    return name.replace(":", "-").replace("/", "-")
-
-
-def is_file_of_weights(file: str | None) -> bool:
-    """Whether a file holds weights alone, and so doesn't know how pixels were normalised."""
-    return file is not None and not file.endswith(".keras")
-
-
-def at_most(train_split: data.AnySplit, batch_size: int, strategy=None) -> int:
-    """A recipe's batch size, or all the images where there are fewer."""
-    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
-    return min(batch_size, max(replicas, len(train_split) // replicas * replicas))
-
-
-def check_batch_size(what: str, batch_size: int, strategy=None) -> None:
-    """Refuses a batch that doesn't split evenly over the replicas."""
-    replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
-    if batch_size % replicas:
-        raise InputError(
-            f"{what} is {batch_size}, which doesn't split evenly over {replicas} replicas; choose "
-            "a multiple, or --distribute=none"
-        )
+    teacher = "+".join(teachers.in_a_path(source.name) for source in sources)
+    student = teachers.in_a_path(recipe["student"])
+    return f"runs/{teachers.in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
 
 
 def flags_that_matter() -> dict:
     """The flags, beside those of recipe and method, that the result depends on."""
     names = (
-        "dataset teacher_weights teacher_normalization method temperature seed data_seed "
+        "dataset teacher_weights teacher_normalization teacher_classes student_weights "
+        "student_normalization method temperature seed data_seed "
         "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
         "skip_bad_images augment flip distribute logical_devices mixed_precision "
         "deterministic"

@@ -22,6 +22,7 @@ from absl import flags
 
 import models
 import stkd_keras
+from models.teachers import TeacherSource, load_teachers
 from stkd_keras import command, data, experiment
 from stkd_keras.evaluation import compiled, predict_logits, score
 from stkd_keras.run_directory import read_json
@@ -39,7 +40,7 @@ def main() -> None:
     """Runs the command."""
     config = read_json(pathlib.Path(RUN.value) / "config.json")
     dataset = data.load(config["settings"]["dataset"], DATA_DIR.value)
-    teacher = stkd_keras.FrozenTeacher(models.load_for(dataset, **config["teacher"]))
+    teacher, _ = load_teachers(dataset, [TeacherSource(**each) for each in config["teachers"]])
     few, _ = data.split_train(dataset, images_per_class=IMAGES_PER_CLASS.value)
     accuracies = {
         method: [train(method, seed, dataset, few, teacher) for seed in range(SEEDS.value)]

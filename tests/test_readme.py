@@ -8,6 +8,9 @@ import sys
 import keras
 import pytest
 
+import models
+from models.__main__ import table_row
+
 
 def test_the_example_of_fit_runs_and_leaves_a_plain_keras_model(repository, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
@@ -39,3 +42,25 @@ def test_every_link_to_a_file_leads_there(repository):
     for page in [repository / "README.md", *(repository / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def zoo_rows(repository):
+    table = re.search(
+        r"<!-- python -m models -->\n(.*?)<!--", (repository / "README.md").read_text(), re.DOTALL
+    )
+    return {re.search(r"`(\w+)`", row)[1]: row for row in table[1].splitlines()[2:] if row}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("resnet8", "mobilenet_v2", "shufflenet_v1")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in models.available()
+    ],
+)
+def test_readmes_table_of_the_zoo_is_what_the_code_says(name, repository):
+    rows = zoo_rows(repository)
+    assert list(rows) == models.available()
+    assert table_row(name) == rows[name]

@@ -21,8 +21,11 @@ from models import teachers
 from models.loading import check_normalization, is_whole_model
 from stkd_keras import command, data, experiment
 from stkd_keras.checks import check_settings
+from stkd_keras.cluster import lost_workers_named
 from stkd_keras.distribution import (
+    STRATEGIES,
     check_batch_size,
+    is_chief,
     largest_batch,
     make_strategy,
     refuse_what_keras_cannot_do,
@@ -183,8 +186,9 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the run in the run's 
 DISTRIBUTE = flags.DEFINE_enum(
     "distribute",
     "auto",
-    ["auto", "none", "mirrored"],
-    "mirrored: a replica on each device; auto: so where there are several GPUs",
+    list(STRATEGIES),
+    "mirrored: a replica on each device; auto: so where there are several GPUs; multi_worker: so "
+    "on every machine of a cluster that TF_CONFIG or Slurm describes",
 )
 LOGICAL_DEVICES = flags.DEFINE_integer(
     "logical_devices", 0, "divide the CPU into so many devices, to try --distribute=mirrored"
@@ -203,6 +207,7 @@ DETERMINISTIC = flags.DEFINE_bool(
 )
 
 
+@lost_workers_named()
 def main() -> None:
     """Runs the command."""
     recipe = recipe_from_flags()
@@ -227,6 +232,8 @@ def main() -> None:
     if strategy is not None:
         refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
         check_batch_size("--batch_size", recipe["batch_size"], strategy)
+        if not is_chief(strategy):
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     dataset = get_dataset()
     labelled_split, validation_split = experiment.split(
         dataset,
@@ -242,13 +249,16 @@ def main() -> None:
     print(experiment.format_description(description))
     batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
     steps = data.steps_per_epoch(train_split, batch_size)
-    with (strategy or tf.distribute.get_strategy()).scope():
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
-        teacher, sources = get_teacher(dataset, recipe, sources, needed=method["soft_weight"] > 0)
+    needed = method["soft_weight"] > 0
+    teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
+    with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
-            teacher if method["soft_weight"] > 0 else None,
+            teacher if needed else None,
             mixing=mixing,
             mixing_steps=method["mixing_epochs"] and method["mixing_epochs"] * steps,
             temperature=TEMPERATURE.value,
@@ -257,8 +267,10 @@ def main() -> None:
             data_seed=DATA_SEED.value,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
-    run.start(
+    experiment.start(
+        run,
         {"settings": settings, "teachers": recorded, "data": description, **provenance()},
+        strategy,
         OVERWRITE.value,
     )
     experiment.train(
@@ -275,6 +287,8 @@ def main() -> None:
         augment=AUGMENT.value,
         steps_per_execution=STEPS_PER_EXECUTION.value,
     )
+    if not is_chief(strategy):
+        return
     splits = {"train": labelled_split, "validation": validation_split}
     metrics = experiment.evaluate(
         distiller.student, teacher, dataset, {k: v for k, v in splits.items() if v is not None}
@@ -339,7 +353,11 @@ def with_unlabeled(train_split: data.AnySplit) -> tuple[data.AnySplit, list[str]
 
 
 def get_teacher(
-    dataset: data.Dataset, recipe: dict, sources: list[teachers.TeacherSource], needed: bool
+    dataset: data.Dataset,
+    recipe: dict,
+    sources: list[teachers.TeacherSource],
+    needed: bool,
+    strategy: tf.distribute.Strategy,
 ) -> tuple[stkd_keras.FrozenTeacher | None, list[teachers.TeacherSource]]:
     """The teacher, and where it is; none where one would have to be trained and isn't needed."""
     if not needed and not all(source.is_trained for source in sources):
@@ -352,8 +370,9 @@ def get_teacher(
         validation_fraction=VALIDATION_FRACTION.value,
         data_seed=DATA_SEED.value,
         provenance=provenance(),
+        strategy=strategy,
     )
-    return teachers.load_teachers(dataset, sources, train)
+    return teachers.load_teachers(dataset, sources, train, strategy)
 
 
 def make_mixing(method: dict) -> stkd_keras.Mixup | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from models import applications, zoo
 from models.applications import is_application
@@ -23,7 +24,13 @@ from models.loading import (
 )
 from stkd_keras import FrozenTeacher, SimilarityTransferDistiller, experiment
 from stkd_keras.data import Dataset
-from stkd_keras.distribution import check_batch_size, largest_batch
+from stkd_keras.distribution import (
+    check_alike,
+    check_batch_size,
+    is_chief,
+    largest_batch,
+    wait_for_all,
+)
 from stkd_keras.errors import InputError
 from stkd_keras.outputs import compatible, input_shape, num_classes
 from stkd_keras.run_directory import RunDirectory, write_json
@@ -106,6 +113,7 @@ def load_teachers(
     dataset: Dataset,
     sources: Sequence[TeacherSource],
     train: Callable[[str], str | pathlib.Path] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
     """Gets the teachers for a data set, and prints a line on each.
 
@@ -114,6 +122,7 @@ def load_teachers(
         sources: the teachers, at least one.
         train: makes the `.keras` file of one that isn't trained yet, from its name. None where
             all are.
+        strategy: what the teachers are made under; None for the current one.
 
     Returns:
         All of them as one teacher, and where each is now.
@@ -121,14 +130,18 @@ def load_teachers(
     Raises:
         InputError: if one can't be loaded or doesn't fit the data set.
     """
+    scope = (strategy or tf.distribute.get_strategy()).scope
     # What doesn't fit shall be found before the hours of training another one.
-    teachers = {n: load_teacher(dataset, s) for n, s in enumerate(sources) if s.is_trained}
+    with scope():
+        teachers = {n: load_teacher(dataset, s) for n, s in enumerate(sources) if s.is_trained}
     places = list(sources)
     for number, source in enumerate(sources):
         if train is not None and number not in teachers:
             places[number] = TeacherSource(os.path.abspath(train(source.source)))
-            teachers[number] = load_teacher(dataset, places[number], source.name)
-    return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
+            with scope():
+                teachers[number] = load_teacher(dataset, places[number], source.name)
+    with scope():
+        return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
 
 
 def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = None) -> FrozenTeacher:
@@ -205,10 +218,12 @@ def train_teacher(
     validation_fraction: float | None,
     data_seed: int,
     provenance: dict[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
 ) -> pathlib.Path:
     """Trains a teacher by cross-entropy, once: what was trained before is found again.
 
-    It never sees the validation images. A training that was interrupted goes on.
+    It never sees the validation images. A training that was interrupted goes on. Of several
+    workers all have to call it, and none within the strategy's scope.
 
     Args:
         name: a model of the zoo.
@@ -218,6 +233,7 @@ def train_teacher(
         validation_fraction: as in `stkd_keras.experiment.split`.
         data_seed: of the split, the order and the augmentation.
         provenance: what else config.json shall say.
+        strategy: what it is trained under; None for the current one.
 
     Returns:
         The teacher's `.keras` file.
@@ -238,21 +254,30 @@ def train_teacher(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
     run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras")
+    strategy = strategy or tf.distribute.get_strategy()
+    check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
     if run.is_complete:
         return run.model
     print(f"training the teacher {name} for {epochs} epochs: {run.path}")
     run.check(settings)
     train_split, validation_split = experiment.split(dataset, validation_fraction, seed=data_seed)
-    batch_size = largest_batch(TEACHER_RECIPE["batch_size"], len(train_split))
-    check_batch_size("the batch of the teacher's recipe", batch_size)
+    batch_size = largest_batch(TEACHER_RECIPE["batch_size"], len(train_split), strategy)
+    check_batch_size("the batch of the teacher's recipe", batch_size, strategy)
     keras.utils.set_random_seed(TEACHER_SEED)
-    trainer = SimilarityTransferDistiller(
-        load_for(dataset, name), mixing=None, soft_weight=0.0, label_weight=1.0, data_seed=data_seed
-    )
-    run.start({"settings": settings, **provenance})
+    with strategy.scope():
+        trainer = SimilarityTransferDistiller(
+            load_for(dataset, name),
+            mixing=None,
+            soft_weight=0.0,
+            label_weight=1.0,
+            data_seed=data_seed,
+        )
+    experiment.start(run, {"settings": settings, **provenance}, strategy)
     recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
     experiment.train(trainer, dataset, train_split, validation_split, run, epochs=epochs, **recipe)
-    write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
+    if is_chief(strategy):
+        write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
+    wait_for_all(strategy)
     return run.model
 
 

@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, WorkerLostError
+
+# Kubernetes' training operator restarts what ends with this status, which is the user's to give.
+WORKER_LOST = 138
 
 
 def run(main: Callable[[], None], description: str) -> None:
     """Parses the flags and runs a command, then ends the process.
 
     A wrong flag, an InputError and an error of the operating system end with one line and exit
-    status 2. `--help` shows the command's own flags and nothing of absl's.
+    status 2, the loss of another worker with one line and status 138. `--help` shows the command's
+    own flags and nothing of absl's.
 
     Args:
         main: the command.
@@ -65,15 +69,24 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except (InputError, OSError) as error:
         _fail(error)
+    except WorkerLostError as error:
+        sys.stdout.flush()
+        _print_error(error)
+        # What TensorFlow does at a process's end may wait for the lost worker.
+        os._exit(WORKER_LOST)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues where it was", file=sys.stderr)
         sys.exit(130)
 
 
 def _fail(error: Exception) -> None:
-    line = " ".join(str(error).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
+    _print_error(error)
     sys.exit(2)
+
+
+def _print_error(error: Exception) -> None:
+    line = " ".join(str(error).split())
+    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr, flush=True)
 
 
 def _help(description: str) -> str:

@@ -13,6 +13,8 @@ from stkd_keras.distribution import (
     call_unless_empty,
     check_first_batch,
     check_not_empty,
+    first_local_batch,
+    reducible,
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
@@ -293,7 +295,7 @@ class SimilarityTransferDistiller(keras.Model):
         # At the end of data the batch never comes; nothing else would hold the count back.
         with tf.control_dependencies([x]):
             self.step.assign_add(1)
-        return super().train_step((x, targets, sample_weight))
+        return reducible(super().train_step((x, targets, sample_weight)))
 
     def test_step(self, data):
         """Scores the student on clean images."""
@@ -302,7 +304,7 @@ class SimilarityTransferDistiller(keras.Model):
             raise InputError("the data have no labels to score against; pass (images, labels)")
         x = self._checked_inputs(x)
         with self._student_metrics_only():
-            return super().test_step((x, self._label_rows(x, y), sample_weight))
+            return reducible(super().test_step((x, self._label_rows(x, y), sample_weight)))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the loss of a batch.
@@ -508,15 +510,10 @@ class SimilarityTransferDistiller(keras.Model):
             self._hides_training_metrics = before
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras builds the model from the mean of the replicas' first batches, which fails where
-        # they differ in size, as in a validation set of an odd number of examples.
         if self._distribute_strategy is None:
             return
         for _, _, batches in iterator or ():
-            data_batch = keras.tree.map_structure(
-                lambda v: self.distribute_strategy.experimental_local_results(v)[0],
-                next(batches),
-            )
+            data_batch = first_local_batch(next(batches), self.distribute_strategy)
             break
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)

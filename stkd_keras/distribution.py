@@ -1,30 +1,46 @@
 """Several devices: which strategy, and what Keras leaves to do under one."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import InputError
+from stkd_keras.cluster import make_multi_worker_strategy
+from stkd_keras.errors import InputError, unknown_name
+
+# The version of Keras that `reducible` and `first_local_batch` were tried with.
+TRIED_WITH_WORKERS = "3.15"
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 
 
 def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.Strategy | None:
     """Returns the strategy for this machine.
 
     Args:
-        distribute: "none"; "mirrored" for one replica a device; or "auto", which is "mirrored"
-            where there are two or more GPUs.
+        distribute: "none"; "mirrored" for one replica a device; "auto", which is "mirrored"
+            where there are two or more GPUs; or "multi_worker" for the processes of a cluster,
+            which TF_CONFIG or Slurm's environment describes. All of them have to call it.
         logical_devices: where positive, the CPU is divided into so many devices, to try several
             replicas without GPUs. It has to come before TensorFlow's first operation.
 
     Returns:
-        A MirroredStrategy, or None for a single device.
+        A MirroredStrategy or MultiWorkerMirroredStrategy, or None for a single device.
 
     Raises:
-        InputError: for another word, or where devices can't be divided any more.
+        InputError: for another word, where devices can't be divided any more, or where the
+            cluster isn't described, or not rightly.
     """
-    if distribute not in ("auto", "none", "mirrored"):
-        raise InputError(f"distribute is {distribute!r}, but must be auto, none or mirrored")
+    if distribute not in STRATEGIES:
+        raise unknown_name("way to distribute", distribute, STRATEGIES)
     if logical_devices < 0:
         raise InputError(f"logical_devices is {logical_devices}, but must be 0 or more")
+    if distribute == "multi_worker":
+        if logical_devices:
+            raise InputError(
+                f"logical_devices is {logical_devices}, but a worker of several has one replica a "
+                "GPU, or one on its CPU; leave it out"
+            )
+        return make_multi_worker_strategy()
     if logical_devices:
         cpu = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration()] * logical_devices
@@ -78,16 +94,127 @@ def average_batch_statistics(model: keras.Model) -> None:
     """Gives every replica the mean of the replicas' batch statistics.
 
     Keras keeps the moving mean and variance of batch normalisation for each replica. Without
-    this, what is validated and saved would be the first replica's.
+    this, what is validated and saved would be the first replica's. All workers have to take part.
     """
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1:
         return
-    for variable in model.non_trainable_variables:
-        if keras.backend.is_float_dtype(variable.dtype):
-            values = strategy.experimental_local_results(variable.value)
-            if len(values) > 1:
-                variable.assign(tf.reduce_mean(tf.stack(values), axis=0))
+    variables = [v for v in model.non_trainable_variables if _is_float(v)]
+    means = [
+        tf.reduce_mean(tf.stack(strategy.experimental_local_results(v.value)), axis=0)
+        for v in variables
+    ]
+    for variable, mean in zip(variables, _means_over_workers(means, strategy), strict=True):
+        variable.assign(mean)
+
+
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes train the same model."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes what all have made."""
+    return strategy.extended.should_checkpoint
+
+
+def wait_for_all(strategy: tf.distribute.Strategy, number: int = 0) -> float:
+    """Waits until all workers are here.
+
+    Args:
+        strategy: what they share.
+        number: one of each worker.
+
+    Returns:
+        The mean of their numbers.
+    """
+    if not is_multi_worker(strategy):
+        return number
+    return float(_means_over_workers([tf.constant(float(number))], strategy)[0])
+
+
+def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> None:
+    """Refuses to go on where the workers don't see the same.
+
+    Args:
+        what: where each of them looked, for the error.
+        number: what this worker sees there.
+        strategy: what they share.
+
+    Raises:
+        InputError: likewise.
+    """
+    if abs(wait_for_all(strategy, number) - number) > 1e-3:
+        raise InputError(
+            f"the workers don't see the same in {what}; it has to be on a file system that all "
+            "of them share"
+        )
+
+
+def distributed(
+    share_of: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Returns training batches as `fit` takes them, of which each worker reads its share only.
+
+    TensorFlow would have each worker read all the data and throw the others' away.
+
+    Args:
+        share_of: as `stkd_keras.data.pipeline` with `shard_index` and `num_shards` yet to be
+            given; without them it returns the whole batches.
+        strategy: that of `fit`.
+    """
+    if not is_multi_worker(strategy):
+        return share_of()
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        # TensorFlow gives this worker's replicas one element after another.
+        replicas = context.num_replicas_in_sync
+        here = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * here
+        shares = [share_of(shard_index=first + n, num_shards=replicas) for n in range(here)]
+        if here == 1:
+            return shares[0]
+        return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(here).repeat())
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def distributed_by_example(
+    batches: tf.data.Dataset, strategy: tf.distribute.Strategy
+) -> tf.data.Dataset:
+    """Returns batches to evaluate, which TensorFlow is to divide by example and not by file.
+
+    There may be fewer files than workers.
+    """
+    if not is_multi_worker(strategy):
+        return batches
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options)
+
+
+def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns a step's metrics in the shape of which Keras can take the mean over workers.
+
+    With several workers Keras takes the mean over axis 0, which a scalar hasn't
+    (github.com/keras-team/keras/issues/20585, keras-team/keras/issues/20329).
+
+    Args:
+        logs: what `train_step` or `test_step` returned in a replica.
+    """
+    if not is_multi_worker(tf.distribute.get_strategy()):
+        return logs
+    return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
+
+
+def first_local_batch(batch, strategy: tf.distribute.Strategy):
+    """Returns the batch of this worker's first replica.
+
+    Keras builds the model from the mean of the replicas' first batches, which fails where they
+    differ in size, as in a validation set of an odd number of examples, and with several workers
+    always (github.com/keras-team/keras/issues/20585, keras-team/keras/issues/20329).
+    """
+    return keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
 
 
 def call_unless_empty(function, x, num_classes: int) -> tf.Tensor:
@@ -167,8 +294,15 @@ def refuse_what_keras_cannot_do(
     """Refuses arguments of `compile` under which Keras 3.15 fails on several replicas.
 
     Raises:
-        InputError: with the argument, before the first step.
+        InputError: with the argument, before the first step; with several workers also for a
+            version of Keras with which its remedies weren't tried.
     """
+    if is_multi_worker(strategy) and not keras.__version__.startswith(f"{TRIED_WITH_WORKERS}."):
+        raise InputError(
+            f"keras is {keras.__version__}, but several workers were tried with "
+            f"{TRIED_WITH_WORKERS} only, where `fit` needs two remedies: pip install "
+            f'"keras=={TRIED_WITH_WORKERS}.*", or train on one machine'
+        )
     if strategy.num_replicas_in_sync == 1:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -184,3 +318,18 @@ def refuse_what_keras_cannot_do(
                 f"{option} is {value}, which Keras can't do on several replicas; leave it out, or "
                 "train on one device"
             )
+
+
+def _is_float(variable: keras.Variable) -> bool:
+    return keras.backend.is_float_dtype(variable.dtype)
+
+
+def _means_over_workers(
+    tensors: list[tf.Tensor], strategy: tf.distribute.Strategy
+) -> list[tf.Tensor]:
+    """The means of what each worker has, by one message."""
+    if not tensors or not is_multi_worker(strategy):
+        return tensors
+    flat = tf.concat([tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors], axis=0)
+    means = tf.split(strategy.reduce("MEAN", flat, axis=None), [tf.size(t) for t in tensors])
+    return [tf.reshape(mean, t.shape) for mean, t in zip(means, tensors, strict=True)]

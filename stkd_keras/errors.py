@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class WorkerLostError(RuntimeError):
+    """Another of the workers that train together is gone. The message is one line."""
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, Python's or NumPy's."""
     return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -1,6 +1,7 @@
 """The steps of train.py, as functions that user code can call."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,13 @@ from stkd_keras.data import (
     steps_per_epoch,
 )
 from stkd_keras.distiller import SimilarityTransferDistiller
+from stkd_keras.distribution import (
+    check_alike,
+    distributed,
+    distributed_by_example,
+    is_chief,
+    wait_for_all,
+)
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
 from stkd_keras.optimizers import SGD, AdamW
@@ -194,6 +202,26 @@ def make_optimizer(
     return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
 
 
+def start(
+    run: RunDirectory,
+    config: dict[str, Any],
+    strategy: tf.distribute.Strategy,
+    overwrite: bool = False,
+) -> None:
+    """Starts a run: of several workers one does, once all have looked at what is there.
+
+    Args:
+        run: the run's directory, which all share.
+        config: as in `RunDirectory.start`.
+        strategy: that of the training.
+        overwrite: as in `RunDirectory.start`.
+    """
+    wait_for_all(strategy)
+    if is_chief(strategy):
+        run.start(config, overwrite)
+    wait_for_all(strategy)
+
+
 def train(
     distiller: SimilarityTransferDistiller,
     dataset: Dataset,
@@ -210,6 +238,8 @@ def train(
     steps_per_execution: int = 1,
 ) -> None:
     """Trains a distiller's student, from the run's last backup if there is one, and saves it.
+
+    Of several workers all have to call it, and one writes.
 
     Args:
         distiller: made under the strategy that it shall be trained under.
@@ -228,39 +258,54 @@ def train(
     Raises:
         InputError: where numbers are outside their ranges, or the loss stops being finite.
     """
+    strategy = distiller.distribute_strategy
+    chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
     metrics: list = ["accuracy"]
     if dataset.num_classes > 10:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
-    with distiller.distribute_strategy.scope():
+    with strategy.scope():
         distiller.compile(
             make_optimizer(learning_rate, weight_decay, epochs * steps, optimizer),
             metrics=metrics,
             steps_per_execution=steps_per_execution,
         )
-        done = run.restore(distiller)
+        done = run.restore(distiller, writes=chief)
+    check_alike(f"the run's directory {run.path}", done, strategy)
     if done:
         print(f"resuming after epoch {done} of {epochs}")
-    batches = pipeline(
-        dataset, train_split, batch_size, distiller.data_seed, augment, start_step=done * steps
+    share_of = functools.partial(
+        pipeline,
+        dataset,
+        train_split,
+        batch_size,
+        distiller.data_seed,
+        augment,
+        start_step=done * steps,
     )
-    validation = validation_split and evaluation_pipeline(validation_split, EVALUATION_BATCH)
-    _write_description(run, describe(dataset, train_split, validation_split))
+    validation = validation_split and distributed_by_example(
+        evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
+    )
+    callbacks: list = [keras.callbacks.TerminateOnNaN()]
+    if chief:
+        _write_description(run, describe(dataset, train_split, validation_split))
+        callbacks += _callbacks(run, done > 0, share_of(), batch_size, dataset)
     history = distiller.fit(
-        batches,
+        distributed(share_of, strategy),
         epochs=epochs,
         steps_per_epoch=steps,
         initial_epoch=done,
         shuffle=False,  # The pipeline does it.
         validation_data=validation,
-        callbacks=_callbacks(run, done > 0, batches, batch_size, dataset),
+        callbacks=callbacks,
     )
     if not np.isfinite(history.history.get("loss", [0.0])[-1]):
         raise InputError(
             f"the loss stopped being finite at step {distiller.step.numpy()}; lower the learning "
             f"rate (it was {learning_rate}) and start anew"
         )
-    run.save_model(distiller.student)
+    if chief:
+        run.save_model(distiller.student)
 
 
 def evaluate(
@@ -366,7 +411,6 @@ def _callbacks(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -
     callbacks = [
         keras.callbacks.TensorBoard(run.tensorboard, write_graph=False),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
-        keras.callbacks.TerminateOnNaN(),
         Backup(run),
     ]
     if batch_size >= NUM_SAMPLES:

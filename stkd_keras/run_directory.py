@@ -82,20 +82,26 @@ class RunDirectory:
         self.backup.mkdir(parents=True, exist_ok=True)
         write_json(self.config, config)
 
-    def restore(self, distiller: keras.Model) -> int:
+    def restore(self, distiller: keras.Model, writes: bool = True) -> int:
         """Loads the last backup into a compiled distiller.
+
+        Args:
+            distiller: the distiller.
+            writes: whether the history is this process's to trim.
 
         Returns:
             The number of epochs that are done.
         """
         backups = sorted(self.backup.glob("epoch-*.weights.h5"))
         if not backups:
-            self.history.unlink(missing_ok=True)
+            if writes:
+                self.history.unlink(missing_ok=True)
             return 0
         distiller.optimizer.build(distiller.trainable_variables)
         distiller.load_weights(backups[-1])
         epochs = int(backups[-1].name.split("-")[1].split(".")[0])
-        self._trim_history(epochs)
+        if writes:
+            self._trim_history(epochs)
         return epochs
 
     def save_model(self, model: keras.Model) -> None:

@@ -1,0 +1,134 @@
+"""The cluster that several workers form, as TF_CONFIG or Slurm describes it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from stkd_keras.errors import InputError, WorkerLostError
+
+SLURM_PORT = 8888
+JOBS = ("chief", "worker")
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
+
+
+class Place(NamedTuple):
+    """Where this process is in a cluster.
+
+    Attributes:
+        cluster: "host:port" of every task, by job.
+        job: this process's job.
+        number: its number within the job.
+    """
+
+    cluster: dict[str, list[str]]
+    job: str
+    number: int
+
+
+def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Returns the strategy of this process and the others of its cluster, once all are there.
+
+    Raises:
+        InputError: where the cluster isn't described, or not rightly.
+    """
+    place = find_place()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(place.cluster),
+        task_type=place.job,
+        task_id=place.number,
+        rpc_layer="grpc",
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+
+def find_place() -> Place:
+    """Reads where this process is: from TF_CONFIG, or without it from Slurm's environment.
+
+    Raises:
+        InputError: where neither is there, or what is there can't be right.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return _place_in_tf_config(os.environ["TF_CONFIG"])
+    if "SLURM_PROCID" in os.environ:
+        return _place_in_slurm()
+    raise InputError(
+        "several workers need to know of each other: set TF_CONFIG, or start them with Slurm's "
+        "srun; README shows both"
+    )
+
+
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Gives the loss of another worker a name.
+
+    TensorFlow's coordination service misses the heartbeats of a worker that is gone after 10
+    seconds, and then breaks off what waits for it.
+
+    Raises:
+        WorkerLostError: in place of what TensorFlow says then.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if "collective" not in str(error).lower():
+            raise
+        raise WorkerLostError(
+            "another worker was lost; start all of them again with the same command, which "
+            "continues from the last backup"
+        ) from error
+
+
+def _place_in_tf_config(text: str) -> Place:
+    try:
+        config = json.loads(text)
+        cluster = {job: list(addresses) for job, addresses in config["cluster"].items()}
+        job, index = config["task"]["type"], int(config["task"]["index"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"TF_CONFIG is {text!r}, but must be as "
+            '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
+            f'"task": {{"type": "worker", "index": 0}}}} ({type(error).__name__}: {error})'
+        ) from error
+    if not set(cluster) <= set(JOBS) or len(cluster.get("chief", [])) > 1:
+        raise InputError(
+            f"TF_CONFIG has the jobs {_sizes(cluster)}, but must have workers and at most one chief"
+        )
+    if not 0 <= index < len(cluster.get(job, [])):
+        raise InputError(
+            f"TF_CONFIG says that this is {job} {index}, but its cluster has {_sizes(cluster)}; "
+            "numbers begin at 0"
+        )
+    return Place(cluster, job, index)
+
+
+def _place_in_slurm() -> Place:
+    try:
+        # Slurm gives each task its GPUs already.
+        slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Slurm's environment doesn't describe the workers: {error}; start them with srun"
+        ) from error
+    # Its `cluster_spec` sorts the hosts by name, n10 before n2, but Slurm's own order numbers them.
+    addresses = [
+        f"{host}:{SLURM_PORT + n}"
+        for host, tasks in slurm._task_configuration.items()
+        for n in range(tasks)
+    ]
+    return Place({"worker": addresses}, "worker", slurm._rank)
+
+
+def _sizes(cluster: dict[str, list[str]]) -> str:
+    return ", ".join(f"{len(tasks)} {job}" for job, tasks in cluster.items()) or "nobody"

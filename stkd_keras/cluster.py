@@ -79,13 +79,22 @@ def lost_workers_named() -> Iterator[None]:
     """
     try:
         yield
-    except _LOST as error:
-        if "collective" not in str(error).lower():
+    except Exception as error:
+        if not _tells_of_a_loss(error):
             raise
         raise WorkerLostError(
             "another worker was lost; start all of them again with the same command, which "
             "continues from the last backup"
         ) from error
+
+
+def _tells_of_a_loss(error: BaseException | None) -> bool:
+    """Whether an error is TensorFlow's for it, or comes of that."""
+    if error is None:
+        return False
+    if isinstance(error, _LOST) and "collective" in str(error).lower():
+        return True
+    return _tells_of_a_loss(error.__cause__ or error.__context__)
 
 
 def _place_in_tf_config(text: str) -> Place:

@@ -226,6 +226,7 @@ WRONG = {
         ["--distribute=mirrored", "--logical_devices=2", "--steps_per_execution=2"],
         "steps_per_execution is 2",
     ),
+    "no cluster": ("train.py", ["--distribute=multi_worker"], "set TF_CONFIG"),
     "teacher weights without a teacher": (
         "evaluate.py",
         ["--model=no.keras", "--teacher_weights=t.keras"],

@@ -1,14 +1,23 @@
-"""Two replicas train as one device does, and say so in what they log."""
+"""Replicas, of one process or of several, train as one device does, and say so in what they log."""
 
 import ast
+import contextlib
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 
+import networks
+import numpy as np
 import pytest
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "two_replicas.py")
+TWO_WORKERS = os.path.join(os.path.dirname(__file__), "two_workers.py")
+QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def promises():
@@ -28,7 +37,7 @@ def results(tmp_path_factory):
     output = tmp_path_factory.mktemp("two_replicas") / "results.json"
     completed = subprocess.run(
         [sys.executable, SCRIPT, str(output)],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=QUIET,
         capture_output=True,
         text=True,
         timeout=300,
@@ -41,3 +50,119 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("promise", promises())
 def test_on_two_replicas(promise, results):
     assert results[promise] is None, results[promise]
+
+
+def free_ports(count):
+    """Ports that nothing listens on just now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def two_workers(arguments, folder):
+    """Starts the two processes of a cluster; whatever happens, they have ended at the end.
+
+    Args:
+        arguments: of Python, for each.
+        folder: where they run, and leave out0, err0, out1 and err1.
+    """
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
+    processes = []
+    with contextlib.ExitStack() as stack:
+        for index, own in enumerate(arguments):
+            config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, own)],
+                    cwd=folder,
+                    env={**QUIET, "TF_CONFIG": json.dumps(config)},
+                    stdout=stack.enter_context((folder / f"out{index}").open("w")),
+                    stderr=stack.enter_context((folder / f"err{index}").open("w")),
+                )
+            )
+            stack.callback(processes[-1].wait)
+            stack.callback(processes[-1].kill)
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """What each of two workers found, and one process with two logical devices."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    files = [folder / f"{name}.npz" for name in ("worker 0", "worker 1", "one process")]
+    with two_workers([(TWO_WORKERS, file) for file in files[:2]], folder) as processes:
+        alone = subprocess.run(
+            [sys.executable, TWO_WORKERS, files[2]],
+            env=QUIET,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        statuses = [process.wait(timeout=300) for process in processes]
+    errors = [(folder / f"err{n}").read_text()[-3000:] for n in range(2)]
+    assert statuses == [0, 0], "\n".join(errors)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    return [dict(np.load(file)) for file in files]
+
+
+def test_two_workers_log_and_train_the_same(numbers):
+    one, other, _ = numbers
+    assert set(one) == set(other)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_two_workers_log_and_train_as_two_devices_of_one_process(numbers):
+    workers, _, devices = numbers
+    assert set(workers) == set(devices)
+    for name, value in workers.items():
+        np.testing.assert_allclose(value, devices[name], atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(repository, tmp_path):
+    networks.small_convolutional_classifier().save(tmp_path / "teacher.keras")
+    command = [
+        repository / "train.py",
+        "--distribute=multi_worker",
+        "--method=kd",
+        "--teacher=teacher.keras",
+        "--epochs=12",
+        "--run_dir=run",
+    ]
+
+    with two_workers([command, command], tmp_path) as (chief, lost):
+        wait_for(lambda: list((tmp_path / "run" / "backup").glob("epoch-0000[2-9]*")), chief)
+        lost.send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        assert chief.wait(timeout=60) == 138
+        assert time.monotonic() - start < 60
+    lines = (tmp_path / "err0").read_text().splitlines()
+    assert len(lines) == 1
+    assert "another worker was lost" in lines[0]
+    assert "same command" in lines[0]
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+    with two_workers([command, command], tmp_path) as processes:
+        assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert re.search(r"resuming after epoch \d+ of 12", (tmp_path / "out0").read_text())
+    assert (tmp_path / "out1").read_text() == ""
+    assert (tmp_path / "err1").read_text() == ""
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.json", "history.csv", "tensorboard", "backup", "student.keras", "metrics.json",
+    }  # fmt: skip
+    epochs = [row.split(",")[0] for row in (tmp_path / "run" / "history.csv").read_text().split()]
+    assert epochs == ["epoch", *map(str, range(12))]
+
+
+def wait_for(condition, process, seconds=150):
+    """Waits until something is there, as long as a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,7 +50,10 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
         task_id=place.number,
         rpc_layer="grpc",
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    size = sum(map(len, place.cluster.values()))
+    print(f"waiting for all {size} workers: this is {place.job} {place.number}", flush=True)
+    with _signals_kept():
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
 
 
 def find_place() -> Place:
@@ -118,6 +123,25 @@ def _place_in_tf_config(text: str) -> Place:
             "numbers begin at 0"
         )
     return Place(cluster, job, index)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Has the process end by Ctrl-C while it waits in TensorFlow, and by SIGTERM ever after.
+
+    Python's own handler wouldn't have its turn, and TensorFlow takes SIGTERM for a notice, after
+    which it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _place_in_slurm() -> Place:

@@ -91,11 +91,10 @@ def test_the_loss_of_a_worker_is_told_from_other_errors():
     lost = tf.errors.UnavailableError(None, None, "Collective ops is aborted by: connection reset")
     with pytest.raises(WorkerLostError, match="the same command"), lost_workers_named():
         raise lost
+    wrapped = InputError("can't load teacher.keras")
+    wrapped.__cause__ = lost
     with pytest.raises(WorkerLostError), lost_workers_named():
-        try:
-            raise lost
-        except tf.errors.OpError as error:
-            raise InputError("can't load teacher.keras") from error
+        raise wrapped
     for other in (
         tf.errors.UnavailableError(None, None, "the bucket isn't reachable"),
         tf.errors.ResourceExhaustedError(None, None, "Collective ops is aborted by: no memory"),

@@ -1,5 +1,6 @@
 """Several devices: which strategy, and what Keras leaves to do under one."""
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -166,17 +167,7 @@ def distributed(
     if not is_multi_worker(strategy):
         return share_of()
 
-    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        # TensorFlow gives this worker's replicas one element after another.
-        replicas = context.num_replicas_in_sync
-        here = replicas // context.num_input_pipelines
-        first = context.input_pipeline_id * here
-        shares = [share_of(shard_index=first + n, num_shards=replicas) for n in range(here)]
-        if here == 1:
-            return shares[0]
-        return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(here).repeat())
-
-    return strategy.distribute_datasets_from_function(of_worker)
+    return strategy.distribute_datasets_from_function(functools.partial(_of_worker, share_of))
 
 
 def distributed_by_example(
@@ -318,6 +309,19 @@ def refuse_what_keras_cannot_do(
                 f"{option} is {value}, which Keras can't do on several replicas; leave it out, or "
                 "train on one device"
             )
+
+
+def _of_worker(
+    share_of: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """What a worker reads: TensorFlow gives its replicas one element after another."""
+    replicas = context.num_replicas_in_sync
+    here = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * here
+    shares = [share_of(shard_index=first + n, num_shards=replicas) for n in range(here)]
+    if here == 1:
+        return shares[0]
+    return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(here).repeat())
 
 
 def _is_float(variable: keras.Variable) -> bool:

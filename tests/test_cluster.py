@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from stkd_keras import InputError
 from stkd_keras.cluster import find_place, lost_workers_named
-from stkd_keras.distribution import make_strategy
+from stkd_keras.distribution import _of_worker, make_strategy
 from stkd_keras.errors import WorkerLostError
 
 TWO = {"worker": ["a:1", "b:1"]}
@@ -102,3 +102,14 @@ def test_the_loss_of_a_worker_is_told_from_other_errors():
     ):
         with pytest.raises(type(other)), lost_workers_named():
             raise other
+
+
+def test_a_worker_with_several_gpus_reads_their_shares_one_after_another():
+    def share_of(shard_index, num_shards):
+        return tf.data.Dataset.from_tensors((shard_index, num_shards)).repeat()
+
+    context = tf.distribute.InputContext(
+        num_input_pipelines=2, input_pipeline_id=1, num_replicas_in_sync=6
+    )
+    shares = list(_of_worker(share_of, context).take(5).as_numpy_iterator())
+    assert shares == [(3, 6), (4, 6), (5, 6), (3, 6), (4, 6)]

@@ -261,6 +261,7 @@ def train(
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
+    check_alike(f"the run's directory {run.path}", run.epochs_done, strategy)
     metrics: list = ["accuracy"]
     if dataset.num_classes > 10:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
@@ -271,7 +272,6 @@ def train(
             steps_per_execution=steps_per_execution,
         )
         done = run.restore(distiller, writes=chief)
-    check_alike(f"the run's directory {run.path}", done, strategy)
     if done:
         print(f"resuming after epoch {done} of {epochs}")
     share_of = functools.partial(

@@ -40,6 +40,12 @@ class RunDirectory:
         """Whether the run has ended well."""
         return self.metrics.is_file() and self.model.is_file()
 
+    @property
+    def epochs_done(self) -> int:
+        """The number of epochs that the last backup comes after."""
+        backup = self._last_backup()
+        return int(backup.name.split("-")[1].split(".")[0]) if backup else 0
+
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Sees, without changing anything, whether a run may write here.
 
@@ -92,23 +98,25 @@ class RunDirectory:
         Returns:
             The number of epochs that are done.
         """
-        backups = sorted(self.backup.glob("epoch-*.weights.h5"))
-        if not backups:
+        backup = self._last_backup()
+        if backup is None:
             if writes:
                 self.history.unlink(missing_ok=True)
             return 0
         distiller.optimizer.build(distiller.trainable_variables)
-        distiller.load_weights(backups[-1])
-        epochs = int(backups[-1].name.split("-")[1].split(".")[0])
+        distiller.load_weights(backup)
         if writes:
-            self._trim_history(epochs)
-        return epochs
+            self._trim_history(self.epochs_done)
+        return self.epochs_done
 
     def save_model(self, model: keras.Model) -> None:
         """Writes the model, whole or not at all."""
         temporary = self.path / f"tmp-{os.getpid()}.keras"
         model.save(temporary)
         os.replace(temporary, self.model)
+
+    def _last_backup(self) -> pathlib.Path | None:
+        return max(self.backup.glob("epoch-*.weights.h5"), default=None)
 
     def _is_run(self) -> bool:
         return self.path.is_dir() and (self.config.is_file() or not any(self.path.iterdir()))

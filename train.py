@@ -112,6 +112,12 @@ STUDENT_WEIGHTS = flags.DEFINE_string(
 STUDENT_NORMALIZATION = flags.DEFINE_string(
     "student_normalization", None, "as --teacher_normalization, of --student_weights"
 )
+REPLAY = flags.DEFINE_string(
+    "replay",
+    None,
+    "a file with the teacher's answers in this training, recorded if absent: for several students, "
+    "seeds, temperatures and loss weights",
+)
 METHOD = flags.DEFINE_enum(
     "method",
     "stkd",
@@ -246,15 +252,26 @@ def main() -> None:
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
         teacher, sources = get_teacher(dataset, recipe, sources, needed=method["soft_weight"] > 0)
+        samples = {
+            "mixing": mixing,
+            "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
+            "data_seed": DATA_SEED.value,
+        }
+        answers: stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None = None
+        if teacher is not None and method["soft_weight"] > 0:
+            answers = teacher
+            if REPLAY.value is not None:
+                answers = experiment.record(
+                    REPLAY.value, teacher, dataset, train_split, recipe["epochs"], batch_size,
+                    AUGMENT.value, **samples,
+                )  # fmt: skip
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
-            teacher if method["soft_weight"] > 0 else None,
-            mixing=mixing,
-            mixing_steps=method["mixing_epochs"] and method["mixing_epochs"] * steps,
+            answers,
             temperature=TEMPERATURE.value,
             soft_weight=method["soft_weight"],
             label_weight=method["label_weight"],
-            data_seed=DATA_SEED.value,
+            **samples,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
     run.start(
@@ -293,6 +310,11 @@ def check_flags(
         raise InputError(
             "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
             "choose --method=stkd or --method=kd, or leave it out"
+        )
+    if REPLAY.value is not None and method["soft_weight"] == 0:
+        raise InputError(
+            "--replay records a teacher's answers, but the soft weight is 0: choose --method=stkd "
+            "or --method=kd, or leave it out"
         )
     command.bytes_of(MEMORY_LIMIT.value)
     student = recipe["student"], STUDENT_WEIGHTS.value
@@ -402,7 +424,8 @@ def flags_that_matter() -> dict:
     settings = {name: flags.FLAGS[name].value for name in names.split()}
     # Elsewhere it only says where the same images are.
     folder = DATA_DIR.value if DATASET.value == "folder" else None
-    return {**settings, "data_dir": folder and os.path.abspath(folder)}
+    replays = REPLAY.value is not None
+    return {**settings, "data_dir": folder and os.path.abspath(folder), "replay": replays}
 
 
 def provenance() -> dict:

@@ -1,6 +1,7 @@
 """The frozen teacher: the logits of any Keras classifier, for less than it costs as it is."""
 
 import copy
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -115,6 +116,13 @@ class FrozenTeacher:
             logits = [tf.reduce_logsumexp(shares, axis=0) - np.log(len(self._members))]
         return tf.stop_gradient(logits[0])
 
+    def fingerprint(self) -> str:
+        """Returns a hash, 64 hexadecimal digits, of all that the answers depend on."""
+        digest = hashlib.sha256()
+        for member in self._members:
+            member.add_to(digest)
+        return digest.hexdigest()
+
     def get_config(self) -> dict:
         """Returns the architecture, without the weights.
 
@@ -159,11 +167,13 @@ class _Member:
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
         self.class_indices: list[int] | None = None
-        self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
+        self._layers = model._flatten_layers()
+        self.supports_jit = all(layer.supports_jit for layer in self._layers)
         self.snapshot = _rebuild(model)
         if self.snapshot is None:
-            self._call = _with_copied_weights(model)
+            self._call, self._weights = _with_copied_weights(model)
         else:
+            self._weights = self.snapshot.weights
             self._call = self.snapshot
             if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
                 self.kind = "logits"
@@ -197,6 +207,15 @@ class _Member:
         selected.class_indices = indices if before is None else [before[i] for i in indices]
         selected.num_classes = len(indices)
         return selected
+
+    def add_to(self, digest) -> None:
+        """Adds the classifier to a hash."""
+        # Not the names of layers, which count up in a process.
+        kinds = [type(layer).__name__ for layer in self._layers]
+        digest.update(repr((kinds, self.kind, self.class_indices, self.input_shape)).encode())
+        for weight in self._weights:
+            digest.update(repr(tuple(weight.shape)).encode())
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
 
     def get_config(self) -> dict:
         if self.snapshot is None:
@@ -275,14 +294,14 @@ def _answer_alike(model: keras.Model, copy: keras.Model) -> bool:
 
 
 def _with_copied_weights(model: keras.Model):
-    """The model's own call, on weights that are copies."""
+    """The model's own call, on weights that are copies, and the copies."""
     mapping = [(v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables]
 
     def call(x, training):
         with keras.StatelessScope(state_mapping=[(v, copy.value()) for v, copy in mapping]):
             return model(x, training=training)
 
-    return call
+    return call, [copy for _, copy in mapping]
 
 
 def _count_normalizations(model) -> int:

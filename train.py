@@ -29,6 +29,7 @@ from stkd_keras.distribution import (
 )
 from stkd_keras.errors import InputError
 from stkd_keras.run_directory import RunDirectory, write_json
+from stkd_keras.teacher import DTYPES
 
 DESCRIPTION = """
 python train.py --dataset=cifar10 --teacher=resnet110
@@ -95,6 +96,13 @@ TEACHER_CLASSES = flags.DEFINE_string(
     None,
     "a text file with the teacher's classes, one a line in its order, where they aren't the "
     "data's; of several teachers one for all, or as many as for --teacher_weights",
+)
+TEACHER_DTYPE = flags.DEFINE_enum(
+    "teacher_dtype",
+    None,
+    list(DTYPES),
+    "the precision that the teacher answers in (default: its own, float32 for all but .keras files "
+    "of another)",
 )
 TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
 TEACHER_EPOCHS = flags.DEFINE_integer(
@@ -375,7 +383,7 @@ def get_teacher(
         data_seed=DATA_SEED.value,
         provenance=provenance(),
     )
-    return teachers.load_teachers(dataset, sources, train)
+    return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value)
 
 
 def make_mixing(method: dict) -> stkd_keras.Mixup | None:
@@ -415,8 +423,8 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
 def flags_that_matter() -> dict:
     """The flags, beside those of recipe and method, that the result depends on."""
     names = (
-        "dataset teacher_weights teacher_normalization teacher_classes student_weights "
-        "student_normalization method temperature seed data_seed "
+        "dataset teacher_weights teacher_normalization teacher_classes teacher_dtype "
+        "student_weights student_normalization method temperature seed data_seed "
         "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
         "skip_bad_images augment flip distribute logical_devices mixed_precision "
         "deterministic"

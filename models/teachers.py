@@ -106,6 +106,7 @@ def load_teachers(
     dataset: Dataset,
     sources: Sequence[TeacherSource],
     train: Callable[[str], str | pathlib.Path] | None = None,
+    dtype: str | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
     """Gets the teachers for a data set, and prints a line on each.
 
@@ -114,6 +115,7 @@ def load_teachers(
         sources: the teachers, at least one.
         train: makes the `.keras` file of one that isn't trained yet, from its name. None where
             all are.
+        dtype: as of FrozenTeacher.
 
     Returns:
         All of them as one teacher, and where each is now.
@@ -122,16 +124,20 @@ def load_teachers(
         InputError: if one can't be loaded or doesn't fit the data set.
     """
     # What doesn't fit shall be found before the hours of training another one.
-    teachers = {n: load_teacher(dataset, s) for n, s in enumerate(sources) if s.is_trained}
+    teachers = {
+        n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
+    }
     places = list(sources)
     for number, source in enumerate(sources):
         if train is not None and number not in teachers:
             places[number] = TeacherSource(os.path.abspath(train(source.source)))
-            teachers[number] = load_teacher(dataset, places[number], source.name)
+            teachers[number] = load_teacher(dataset, places[number], source.name, dtype)
     return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
 
 
-def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = None) -> FrozenTeacher:
+def load_teacher(
+    dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
+) -> FrozenTeacher:
     """Gets one trained teacher for a data set, and prints a line on it.
 
     A teacher for images of another height and width resizes them itself, bilinearly.
@@ -140,6 +146,7 @@ def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = Non
         dataset: the data set.
         source: the teacher.
         name: what to call it in that line.
+        dtype: as of FrozenTeacher.
 
     Raises:
         InputError: if it can't be loaded or doesn't fit the data set.
@@ -159,7 +166,7 @@ def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = Non
             raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)
-    teacher = FrozenTeacher(model, class_indices=indices)
+    teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
     print(f"teacher {name or source.name}: {_description(model, teacher, dataset)}")
     return teacher
 

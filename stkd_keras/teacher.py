@@ -17,6 +17,7 @@ from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_n
 from stkd_keras.outputs import (
     NOT_DESCRIBED,
     compatible,
+    compute_in,
     has_keras_call,
     input_shape,
     logits_of_probabilities,
@@ -25,6 +26,7 @@ from stkd_keras.outputs import (
     resolve_outputs,
 )
 
+DTYPES = ("float32", "bfloat16", "float16")
 _NOT_SAVED = (
     "this teacher can't be saved within the distiller: the config of its class doesn't make it "
     "anew; save distiller.student, or use distiller.save_weights"
@@ -52,11 +54,14 @@ class FrozenTeacher:
         class_indices: where the models have other classes than the data, or the same in another
             order: for each class of the data the index of the models' output that means it. The
             other outputs are left out, and the softmax is over those kept. None: all, as they are.
+        dtype: "bfloat16" or "float16" to compute in half precision all but the preprocessing of the
+            pixels and the last layer, "float32" for none of it; None: as the models do.
 
     Raises:
         InputError: where a model isn't built, has several outputs, ends in something that
             `outputs="auto"` doesn't recognise, where the models differ in their number of
-            classes, or where `class_indices` names an output twice or one that isn't there.
+            classes, where `class_indices` names an output twice or one that isn't there, or where
+            `dtype` is another word or a model's config can't make it anew in that precision.
 
     Example:
 
@@ -66,13 +71,25 @@ class FrozenTeacher:
     ```
     """
 
-    def __init__(self, model, outputs: str = "auto", class_indices: Sequence[int] | None = None):
+    def __init__(
+        self,
+        model,
+        outputs: str = "auto",
+        class_indices: Sequence[int] | None = None,
+        dtype: str | None = None,
+    ):
+        if dtype not in (None, *DTYPES):
+            raise InputError(f"dtype is {dtype!r}, but must be {', '.join(DTYPES)} or None")
         models = list(model) if isinstance(model, list | tuple) else [model]
         if not models:
             raise InputError("the list of teachers is empty; give at least one classifier")
         self._members: list[_Member] = []
         for each in models:
-            members = each._members if isinstance(each, FrozenTeacher) else [_Member(each, outputs)]
+            members = (
+                each._members
+                if isinstance(each, FrozenTeacher)
+                else [_Member(each, outputs, dtype)]
+            )
             self._members.extend(members)
         if class_indices is not None:
             self._members = [member.select(class_indices) for member in self._members]
@@ -135,7 +152,12 @@ class FrozenTeacher:
     def from_config(cls, config: dict) -> "FrozenTeacher":
         """Makes a teacher with the architecture of `get_config` and random weights."""
         members = [
-            cls(keras.saving.deserialize_keras_object(m["model"]), m["outputs"], m["class_indices"])
+            cls(
+                keras.saving.deserialize_keras_object(m["model"]),
+                m["outputs"],
+                m["class_indices"],
+                m["dtype"],
+            )
             for m in config["members"]
         ]
         return cls(members)
@@ -160,9 +182,9 @@ class FrozenTeacher:
 class _Member:
     """One classifier of a teacher."""
 
-    def __init__(self, model: keras.Model, outputs: str):
+    def __init__(self, model: keras.Model, outputs: str, dtype: str | None):
         _check_classifier(model)
-        self.outputs = outputs
+        self.outputs, self.dtype = outputs, dtype
         self.kind = resolve_outputs(model, outputs, "teacher")
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
@@ -170,6 +192,11 @@ class _Member:
         self._layers = model._flatten_layers()
         self.supports_jit = all(layer.supports_jit for layer in self._layers)
         self.snapshot = _rebuild(model)
+        if self.snapshot is None and dtype is not None:
+            raise InputError(
+                f"the teacher {model.name!r} can't be computed in {dtype}: the config of its class "
+                "doesn't make it anew; leave dtype out"
+            )
         if self.snapshot is None:
             self._call, self._weights = _with_copied_weights(model)
         else:
@@ -177,10 +204,14 @@ class _Member:
             self._call = self.snapshot
             if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
                 self.kind = "logits"
+            if dtype is not None:
+                compute_in(self.snapshot, "float32")  # Only that is folded.
             fuse_batch_normalization(self.snapshot)
         self.num_normalizations, self.num_folded = _count_normalizations(model), 0
         if self.snapshot is not None:
             self.num_folded, _ = fold_batch_normalization(self.snapshot)
+            if dtype not in (None, "float32"):
+                compute_in(self.snapshot, f"mixed_{dtype}")
         if self.num_normalizations and not self.num_folded:
             logging.warning(
                 "none of the %d batch normalisations of the teacher %r could be folded: it is used "
@@ -212,7 +243,9 @@ class _Member:
         """Adds the classifier to a hash."""
         # Not the names of layers, which count up in a process.
         kinds = [type(layer).__name__ for layer in self._layers]
-        digest.update(repr((kinds, self.kind, self.class_indices, self.input_shape)).encode())
+        precision = self.dtype or sorted({x.compute_dtype for x in self._layers} - {"float32"})
+        facts = (kinds, self.kind, self.class_indices, self.input_shape, precision or "float32")
+        digest.update(repr(facts).encode())
         for weight in self._weights:
             digest.update(repr(tuple(weight.shape)).encode())
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
@@ -221,7 +254,12 @@ class _Member:
         if self.snapshot is None:
             raise InputError(_NOT_SAVED)
         model = keras.saving.serialize_keras_object(self.snapshot)
-        return {"model": model, "outputs": self.outputs, "class_indices": self.class_indices}
+        return {
+            "model": model,
+            "outputs": self.outputs,
+            "class_indices": self.class_indices,
+            "dtype": self.dtype,
+        }
 
 
 def _check_classifier(model) -> None:

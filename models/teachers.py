@@ -21,6 +21,7 @@ from models.loading import (
     load_for,
     takes_normalization,
 )
+from models.pytorch import WrongNumClassesError
 from stkd_keras import FrozenTeacher, SimilarityTransferDistiller, experiment
 from stkd_keras.data import Dataset
 from stkd_keras.distribution import check_batch_size, largest_batch
@@ -162,7 +163,8 @@ def load_teacher(
     try:
         model = _load(dataset, source, count)
     except InputError as error:
-        if source.classes is None and "num_classes" in str(error):
+        is_keras = source.weights is not None and source.weights.endswith(".h5")
+        if source.classes is None and (is_keras or isinstance(error, WrongNumClassesError)):
             raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)

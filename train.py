@@ -32,6 +32,7 @@ from stkd_keras.distribution import (
 )
 from stkd_keras.errors import InputError
 from stkd_keras.run_directory import RunDirectory, write_json
+from stkd_keras.teacher import DTYPES
 
 DESCRIPTION = """
 python train.py --dataset=cifar10 --teacher=resnet110
@@ -99,6 +100,13 @@ TEACHER_CLASSES = flags.DEFINE_string(
     "a text file with the teacher's classes, one a line in its order, where they aren't the "
     "data's; of several teachers one for all, or as many as for --teacher_weights",
 )
+TEACHER_DTYPE = flags.DEFINE_enum(
+    "teacher_dtype",
+    None,
+    list(DTYPES),
+    "the precision that the teacher answers in (default: its own, float32 for all but .keras files "
+    "of another)",
+)
 TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
 TEACHER_EPOCHS = flags.DEFINE_integer(
     "teacher_epochs", None, "epochs of the teacher's training (default: by data set)", lower_bound=1
@@ -114,6 +122,12 @@ STUDENT_WEIGHTS = flags.DEFINE_string(
 )
 STUDENT_NORMALIZATION = flags.DEFINE_string(
     "student_normalization", None, "as --teacher_normalization, of --student_weights"
+)
+REPLAY = flags.DEFINE_string(
+    "replay",
+    None,
+    "a file with the teacher's answers in this training, recorded if absent: for several students, "
+    "seeds, temperatures and loss weights",
 )
 METHOD = flags.DEFINE_enum(
     "method",
@@ -255,16 +269,27 @@ def main() -> None:
         student = get_student(dataset, recipe["student"])
     needed = method["soft_weight"] > 0
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
+    samples = {
+        "mixing": mixing,
+        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
+        "data_seed": DATA_SEED.value,
+    }
     with strategy.scope():
+        answers: stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None = None
+        if teacher is not None and needed:
+            answers = teacher
+            if REPLAY.value is not None:
+                answers = experiment.record(
+                    REPLAY.value, teacher, dataset, train_split, recipe["epochs"], batch_size,
+                    AUGMENT.value, **samples,
+                )  # fmt: skip
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
-            teacher if needed else None,
-            mixing=mixing,
-            mixing_steps=method["mixing_epochs"] and method["mixing_epochs"] * steps,
+            answers,
             temperature=TEMPERATURE.value,
             soft_weight=method["soft_weight"],
             label_weight=method["label_weight"],
-            data_seed=DATA_SEED.value,
+            **samples,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
     experiment.start(
@@ -307,6 +332,16 @@ def check_flags(
         raise InputError(
             "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
             "choose --method=stkd or --method=kd, or leave it out"
+        )
+    if REPLAY.value is not None and method["soft_weight"] == 0:
+        raise InputError(
+            "--replay records a teacher's answers, but the soft weight is 0: choose --method=stkd "
+            "or --method=kd, or leave it out"
+        )
+    if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
+        raise InputError(
+            "--replay is for the devices of one machine; leave out --replay or "
+            "--distribute=multi_worker"
         )
     command.bytes_of(MEMORY_LIMIT.value)
     student = recipe["student"], STUDENT_WEIGHTS.value
@@ -372,7 +407,7 @@ def get_teacher(
         provenance=provenance(),
         strategy=strategy,
     )
-    return teachers.load_teachers(dataset, sources, train, strategy)
+    return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value, strategy)
 
 
 def make_mixing(method: dict) -> stkd_keras.Mixup | None:
@@ -412,8 +447,8 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
 def flags_that_matter() -> dict:
     """The flags, beside those of recipe and method, that the result depends on."""
     names = (
-        "dataset teacher_weights teacher_normalization teacher_classes student_weights "
-        "student_normalization method temperature seed data_seed "
+        "dataset teacher_weights teacher_normalization teacher_classes teacher_dtype "
+        "student_weights student_normalization method temperature seed data_seed "
         "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
         "skip_bad_images augment flip distribute logical_devices mixed_precision "
         "deterministic"
@@ -421,7 +456,8 @@ def flags_that_matter() -> dict:
     settings = {name: flags.FLAGS[name].value for name in names.split()}
     # Elsewhere it only says where the same images are.
     folder = DATA_DIR.value if DATASET.value == "folder" else None
-    return {**settings, "data_dir": folder and os.path.abspath(folder)}
+    replays = REPLAY.value is not None
+    return {**settings, "data_dir": folder and os.path.abspath(folder), "replay": replays}
 
 
 def provenance() -> dict:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import h5py
 import keras
 
 from models.pytorch import one_line
@@ -18,6 +19,7 @@ from stkd_keras.errors import InputError, unknown_name
 
 PREFIX = "keras.applications:"
 IMAGENET_CLASSES = 1000
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # Seconds. Without it, a network that swallows what is sent into it is waited for for minutes.
 _NETWORK_TIMEOUT = 5.0
 
@@ -121,6 +123,31 @@ def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
     """
     function = _FUNCTIONS[source.removeprefix(PREFIX)]
     return sys.modules[function.__module__].preprocess_input(images, data_format="channels_last")
+
+
+def restore_scale(model: keras.Model, file: str) -> None:
+    """Makes up for a layer that Keras gives EfficientNet with the weights of ImageNet alone.
+
+    These networks divide by the root of the deviation of ImageNet's pixels once more than those
+    built without weights do. Such a layer has no weights, so that a file of the one fills the other
+    without a word. A file that names it gets the same factor into the normalisation's variance.
+
+    Args:
+        model: an application that was filled from the file.
+        file: `.weights.h5`, or Keras's older `.h5`.
+    """
+    norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
+    scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
+    if len(norms) != 1 or len(scales) != 1 or not model.name.startswith("efficientnetb"):
+        return
+    with h5py.File(file) as content:
+        root = content.get("model_weights", content)
+        names = list(root["layers"]) if "layers" in root else list(root.attrs["layer_names"])
+    rescalings = [str(name) for name in names if "rescaling" in str(name)]
+    if len(rescalings) == 2:
+        (norm,) = norms
+        norm.adapt_variance.assign(norm.adapt_variance.numpy() * IMAGENET_STD)
+        norm.finalize_state()
 
 
 def check_images(source: str, image_shape: Sequence[int | None]) -> None:

@@ -38,7 +38,7 @@ def _of(block: Callable, num_blocks: tuple[int, int, int, int]) -> Callable:
         Raises:
             InputError: if the stem isn't one of the two.
         """
-        if stem not in _STRIDES_OF_STEM:
+        if not isinstance(stem, int) or stem not in _STRIDES_OF_STEM:
             raise InputError(f"stem is {stem!r}; expected 32 or 64, for images of so many pixels")
         x = convolution(images, _WIDTHS[0], "conv1", strides=_STRIDES_OF_STEM[stem])
         x = batch_normalization(x, "bn1")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from models import applications, pytorch
 from models.applications import is_application
 from models.pytorch import one_line
-from models.zoo import build, check_name, options_from_state
+from models.zoo import build, check_name, options_from_state, parse_name
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError
 from stkd_keras.normalization import fuse_batch_normalization
@@ -208,7 +209,9 @@ def fill(model: keras.Model, name: str, file: str) -> keras.Model:
             f"can't fill {name} from {file} ({one_line(error)}); expected the weights of the same "
             "architecture: check the name, its options and num_classes"
         ) from error
-    return model
+    if is_application(name):
+        applications.restore_scale(model, file)
+    return _checked_finite(model, file)
 
 
 def check_file(file: str) -> None:
@@ -232,7 +235,7 @@ def _build_with_weights(
     if file.endswith(".weights.h5"):
         return fill(build(name, input_shape, num_classes, **settings), name, file)
     state = pytorch.read_state_dict(file)
-    settings = {**options_from_state(name, state), **settings}
+    settings = {**options_from_state(name, state), **parse_name(name)[1], **settings}
     return pytorch.assign(build(name, input_shape, num_classes, **settings), state, file)
 
 
@@ -258,7 +261,18 @@ def _load_keras_file(
     expected_output = None if num_classes is None else (None, num_classes)
     _check_shape(file, "inputs", _declared_shape(model, "input_shape"), expected_input)
     _check_shape(file, "outputs", _declared_shape(model, "output_shape"), expected_output)
-    return fuse_batch_normalization(model)
+    return fuse_batch_normalization(_checked_finite(model, file))
+
+
+def _checked_finite(model: keras.Model, file: str) -> keras.Model:
+    """Refuses weights that are no numbers, which a ReLU would hide."""
+    for weight in model.weights:
+        if weight.dtype.startswith(("float", "bfloat")) and not np.isfinite(weight.numpy()).all():
+            raise InputError(
+                f"{file} has NaNs or infinities in {weight.path}; expected the weights of a "
+                "training that went well: take an earlier file"
+            )
+    return model
 
 
 def _declared_shape(model: keras.Model, attribute: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from models.blocks import (
@@ -77,15 +78,29 @@ def mobilenet_v2(
 MODELS = {"mobilenet_v2": mobilenet_v2}
 ALIASES = {
     "MobileNetV2": "mobilenet_v2",
-    "mobile_half": "mobilenet_v2",
+    "mobile_half": "mobilenet_v2:width=0.5",
     "mobile_full": "mobilenet_v2:width=1.0",
 }
 
 
 def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a PyTorch state dict says of the options: the width of its widest block."""
-    kernel = state.get("blocks.6.0.conv.6.weight")
-    return {} if kernel is None or kernel.ndim != 4 else {"width": kernel.shape[0] / 320}
+    """Returns what a PyTorch state dict says of the options: a width that gives its channels."""
+    channels = {"conv1.0.weight": 32}
+    channels |= {f"blocks.{group}.0.conv.6.weight": row[1] for group, row in enumerate(_GROUPS)}
+    counts = [
+        (of, len(state[name])) for name, of in channels.items() if np.ndim(state.get(name, 0))
+    ]
+    if np.ndim(state.get("conv2.0.weight", 0)) and len(state["conv2.0.weight"]) > 1280:
+        counts.append((1280, len(state["conv2.0.weight"])))
+    if not counts:
+        return {}
+    lowest = max(count / of for of, count in counts)
+    highest = min((count + 1) / of for of, count in counts)
+    # Whole hundredths are what users set; else any number between will do.
+    for width in (round(lowest, 2), round(lowest + 0.005, 2), (lowest + highest) / 2):
+        if all(int(of * width) == count for of, count in counts):
+            return {"width": width}
+    return {}
 
 
 def _inverted_residual(x, width: int, expansion: int, strides: int, name: str) -> keras.KerasTensor:

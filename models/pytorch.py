@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from stkd_keras.errors import InputError
@@ -53,6 +55,16 @@ def _groups_to_pytorch(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(0, 2, 1).reshape(-1, per_group, 1, 1)
 
 
+# The function that NumPy's numbers are pickled with; it makes nothing but numbers.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+# What training scripts keep beside the weights: their command's flags, and numbers of NumPy's.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
 # Kernels are OIHW there and HWIO here, matrices (out, in) there and (in, out) here.
 _PARAMETERS: dict[type, dict[str, _Parameter]] = {
     keras.layers.Conv2D: {
@@ -74,6 +86,10 @@ _PARAMETERS: dict[type, dict[str, _Parameter]] = {
         "running_var": _transposed("moving_variance", 0),
     },
 }
+
+
+class WrongNumClassesError(InputError):
+    """A checkpoint that fits a model but for the number of classes."""
 
 
 def load_pytorch(model: keras.Model, path: str | pathlib.Path) -> keras.Model:
@@ -117,8 +133,8 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
         path: the `.safetensors` file to write.
 
     Raises:
-        InputError: if the path doesn't end in `.safetensors`, or the model has weights that
-            PyTorch's names aren't known for.
+        InputError: if the path doesn't end in `.safetensors` or can't be written to, or the model
+            has weights that PyTorch's names aren't known for.
     """
     path = pathlib.Path(path)
     if path.suffix != SAFETENSORS_ENDING:
@@ -128,8 +144,12 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
         for target in _targets(model).values()
     }
     unfinished = path.with_name(f"{path.name}.unfinished")
-    safetensors.numpy.save_file(state, unfinished, {"format": "pt", **_normalization(model)})
-    os.replace(unfinished, path)
+    try:
+        safetensors.numpy.save_file(state, unfinished, {"format": "pt", **_normalization(model)})
+        os.replace(unfinished, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"can't write {path} ({one_line(error)}); check the folder") from error
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -142,8 +162,16 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"no file {path}; expected a PyTorch checkpoint, check the path")
     read = _read_safetensors if path.suffix == SAFETENSORS_ENDING else _read_pickle
-    state = read(path)
-    return {_without_module(name): tensor for name, tensor in state.items()}
+    state: dict[str, np.ndarray] = {}
+    for name, tensor in read(path).items():
+        plain = _without_module(name)
+        if plain in state:
+            raise InputError(
+                f"{path} has {_shown(plain)} twice, with and without 'module.' before it; expected "
+                "each tensor once: save model.state_dict() alone"
+            )
+        state[plain] = tensor
+    return state
 
 
 def assign(
@@ -185,16 +213,24 @@ def assign(
         if names
     ]
     if complaints:
-        raise InputError(
+        kind = (
+            WrongNumClassesError if _is_head_alone(missing, unexpected, misshapen) else InputError
+        )
+        raise kind(
             f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; "
             f"{_remedy(missing, unexpected, misshapen)}"
         )
-    infinite = [name for name, tensor in tensors.values() if not np.isfinite(tensor).all()]
-    if infinite:
-        raise InputError(
-            f"{path} has NaNs or infinities in {_first_few(infinite)}; expected the weights of a "
-            "training that went well: take an earlier checkpoint"
-        )
+    named = list(tensors.values())
+    for what, names in (
+        ("integers or complex numbers", [n for n, x in named if x.dtype.kind not in "fV"]),
+        ("NaNs or infinities", [n for n, x in named if not np.isfinite(x).all()]),
+        ("negative numbers", [n for n, x in named if n.endswith("_var") and (x < 0).any()]),
+    ):
+        if names:
+            raise InputError(
+                f"{path} has {what} in {_first_few(names)}; expected the weights of a training "
+                "that went well: take an earlier checkpoint"
+            )
     for key, target in targets.items():
         shape = tuple(target.variable.shape)
         target.variable.assign(target.parameter.to_keras(tensors[key][1], shape))
@@ -214,7 +250,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except Exception as error:  # Which kind depends on the byte at which a file is broken.
         raise InputError(
-            f"can't read {path} ({one_line(error)}); expected a safetensors file: get it again"
+            f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
+            "tensors: get it again"
         ) from error
 
 
@@ -227,9 +264,9 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"reading {path} needs PyTorch, which isn't installed; pip install torch, "
             "or convert the file to .safetensors"
         ) from error
+    _check_zip(path)
     try:
-        # RepDistiller keeps its command's flags beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of old kinds of pickle, which is no news to a user.
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # Which kind depends on the byte at which a file is broken.
@@ -249,8 +286,39 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} holds no state dict; expected names with tensors, at the top or under "
             '"state_dict" or "model": save model.state_dict()'
         )
+    odd = [
+        name
+        for name, tensor in state.items()
+        if tensor.layout is not torch.strided
+        or tensor.is_quantized
+        or tensor.is_nested
+        or tensor.is_meta
+        or tensor.is_complex()
+    ]
+    if odd:
+        raise InputError(
+            f"{path} has tensors that are sparse, quantised, complex or without content: "
+            f"{_first_few(odd)}; expected ordinary ones: save the state dict of the trained module"
+        )
     # NumPy has no bfloat16.
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """Refuses a file whose parts aren't what they were when it was written; PyTorch doesn't look.
+
+    Raises:
+        InputError: likewise.
+    """
+    if not zipfile.is_zipfile(path):  # As PyTorch wrote them before 2020.
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception:  # Which kind depends on the byte; PyTorch may still know better.
+        return
+    if broken is not None:
+        raise InputError(f"{path} is damaged (in {_shown(broken)}); get it again")
 
 
 def _without_module(name: str) -> str:
@@ -311,7 +379,7 @@ def _normalization(model: keras.Model) -> dict[str, str]:
 
 def _remedy(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
     """Returns what to do about a state dict that doesn't fit, as far as its names tell."""
-    if not missing and not unexpected and len(misshapen) <= 2:
+    if _is_head_alone(missing, unexpected, misshapen):
         return "build the model with the file's num_classes"
     shortcuts = {"downsample", "shortcut"}
     if not misshapen and all(shortcuts & set(name.split(".")) for name in missing + unexpected):
@@ -320,6 +388,21 @@ def _remedy(missing: list[str], unexpected: list[str], misshapen: list[str]) -> 
     return "build the model with the file's architecture, options and num_classes"
 
 
+def _is_head_alone(missing: list[str], unexpected: list[str], misshapen: list[str]) -> bool:
+    heads = ("fc.", "linear.", "classifier.")
+    return (
+        bool(misshapen)
+        and not (missing or unexpected)
+        and all(name.startswith(heads) for name in misshapen)
+    )
+
+
 def _first_few(names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(map(_shown, names[:count])) + more
+
+
+def _shown(name: str, length: int = 100) -> str:
+    """A name from a file, on one line and not longer than that."""
+    text = " ".join(name.split())
+    return text if len(text) <= length else text[: length - 3] + "..."

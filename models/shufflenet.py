@@ -61,7 +61,12 @@ def shufflenet_v2(images: keras.KerasTensor, num_classes: int) -> keras.KerasTen
 
 
 MODELS = {"shufflenet_v1": shufflenet_v1, "shufflenet_v2": shufflenet_v2}
-ALIASES = {"ShuffleV1": "shufflenet_v1", "ShuffleV2": "shufflenet_v2"}
+ALIASES = {
+    "ShuffleV1": "shufflenet_v1",
+    "ShuffleV2": "shufflenet_v2",
+    "ShuffleNetV1": "shufflenet_v1",
+    "ShuffleNetV2": "shufflenet_v2",
+}
 
 
 def _stem(images, name: str) -> keras.KerasTensor:

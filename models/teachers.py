@@ -22,6 +22,7 @@ from models.loading import (
     load_for,
     takes_normalization,
 )
+from models.pytorch import WrongNumClassesError
 from stkd_keras import FrozenTeacher, SimilarityTransferDistiller, experiment
 from stkd_keras.data import Dataset
 from stkd_keras.distribution import (
@@ -113,6 +114,7 @@ def load_teachers(
     dataset: Dataset,
     sources: Sequence[TeacherSource],
     train: Callable[[str], str | pathlib.Path] | None = None,
+    dtype: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
     """Gets the teachers for a data set, and prints a line on each.
@@ -122,6 +124,7 @@ def load_teachers(
         sources: the teachers, at least one.
         train: makes the `.keras` file of one that isn't trained yet, from its name. None where
             all are.
+        dtype: as of FrozenTeacher.
         strategy: what the teachers are made under; None for the current one.
 
     Returns:
@@ -133,18 +136,22 @@ def load_teachers(
     scope = (strategy or tf.distribute.get_strategy()).scope
     # What doesn't fit shall be found before the hours of training another one.
     with scope():
-        teachers = {n: load_teacher(dataset, s) for n, s in enumerate(sources) if s.is_trained}
+        teachers = {
+            n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
+        }
     places = list(sources)
     for number, source in enumerate(sources):
         if train is not None and number not in teachers:
             places[number] = TeacherSource(os.path.abspath(train(source.source)))
             with scope():
-                teachers[number] = load_teacher(dataset, places[number], source.name)
+                teachers[number] = load_teacher(dataset, places[number], source.name, dtype)
     with scope():
         return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
 
 
-def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = None) -> FrozenTeacher:
+def load_teacher(
+    dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
+) -> FrozenTeacher:
     """Gets one trained teacher for a data set, and prints a line on it.
 
     A teacher for images of another height and width resizes them itself, bilinearly.
@@ -153,6 +160,7 @@ def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = Non
         dataset: the data set.
         source: the teacher.
         name: what to call it in that line.
+        dtype: as of FrozenTeacher.
 
     Raises:
         InputError: if it can't be loaded or doesn't fit the data set.
@@ -168,11 +176,12 @@ def load_teacher(dataset: Dataset, source: TeacherSource, name: str | None = Non
     try:
         model = _load(dataset, source, count)
     except InputError as error:
-        if source.classes is None and "num_classes" in str(error):
+        is_keras = source.weights is not None and source.weights.endswith(".h5")
+        if source.classes is None and (is_keras or isinstance(error, WrongNumClassesError)):
             raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)
-    teacher = FrozenTeacher(model, class_indices=indices)
+    teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
     print(f"teacher {name or source.name}: {_description(model, teacher, dataset)}")
     return teacher
 

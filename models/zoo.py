@@ -104,7 +104,7 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
         A model of the same layers and inputs that gives a dict, from each name to its tensor.
 
     Raises:
-        InputError: if a name isn't known.
+        InputError: if a name isn't known, none is given, or the model isn't a functional one.
 
     Example:
 
@@ -113,13 +113,21 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
     maps = features(model, ["stage1", "stage2", "embedding"])(images)
     ```
     """
-    known = {layer.name: layer.output for layer in model.layers}
-    known["logits"] = model.outputs[0]
+    if not names:
+        raise InputError("no feature is named; expected at least one, such as 'embedding'")
+    try:
+        known = {layer.name: layer.output for layer in model.layers}
+        known["logits"] = model.outputs[0]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the model {model.name!r} has no graph to take features from; expected a model of "
+            "models.build, or another functional one"
+        ) from error
     for name in names:
         if name not in known:
             raise unknown_name(f"feature of {model.name}", name, _feature_names(known))
     return keras.Model(
-        model.input, {name: known[name] for name in names}, name=f"{model.name}_features"
+        model.inputs[0], {name: known[name] for name in names}, name=f"{model.name}_features"
     )
 
 

@@ -6,6 +6,7 @@ from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.mixing import Mixup
 from stkd_keras.normalization import fuse_batch_normalization
 from stkd_keras.optimizers import SGD
+from stkd_keras.replay import RecordedTeacher, record_teacher
 from stkd_keras.teacher import FrozenTeacher
 from stkd_keras.version import __version__
 
@@ -14,8 +15,10 @@ __all__ = [
     "FrozenTeacher",
     "InputError",
     "Mixup",
+    "RecordedTeacher",
     "SimilarityTransferDistiller",
     "SoftTargetLoss",
     "__version__",
     "fuse_batch_normalization",
+    "record_teacher",
 ]

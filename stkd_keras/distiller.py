@@ -21,7 +21,7 @@ from stkd_keras.errors import InputError
 from stkd_keras.labels import label_rows, weighted_distributions
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.metrics import on_rows
-from stkd_keras.mixing import Mixup
+from stkd_keras.mixing import Mixup, virtual_samples
 from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_normalization
 from stkd_keras.outputs import (
     input_shape,
@@ -31,6 +31,7 @@ from stkd_keras.outputs import (
     resolve_outputs,
 )
 from stkd_keras.randomness import MIXING, step_seed
+from stkd_keras.replay import RecordedTeacher
 from stkd_keras.teacher import FrozenTeacher
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
@@ -62,8 +63,8 @@ class SimilarityTransferDistiller(keras.Model):
 
     Args:
         student: a keras.Model that takes one tensor (B, ...) and gives (B, C).
-        teacher: a keras.Model, a `FrozenTeacher`, or a list of them; None where `soft_weight`
-            is 0.
+        teacher: a keras.Model, a `FrozenTeacher`, or a list of them; a `RecordedTeacher`, whose
+            `attach` the training data then go through; None where `soft_weight` is 0.
         mixing: a `Mixup`, or a callable with its signature; None for no mixing.
         mixing_steps: integer, steps after which mixing stops; None for never.
         temperature: positive float, T.
@@ -108,7 +109,9 @@ class SimilarityTransferDistiller(keras.Model):
         # Pixels must reach the student as they are: its own policy decides where they are cast.
         super().__init__(name=name, dtype=precision_policy(student), autocast=False)
         self.student = student
-        if teacher is not None and not isinstance(teacher, FrozenTeacher):
+        if isinstance(teacher, RecordedTeacher):
+            teacher.check_distiller(mixing, mixing_steps, data_seed)
+        elif teacher is not None and not isinstance(teacher, FrozenTeacher):
             teacher = FrozenTeacher(teacher)
         self.teacher = teacher
         self.mixing = mixing
@@ -248,6 +251,11 @@ class SimilarityTransferDistiller(keras.Model):
         split = kwargs.get("validation_split", 0.0)
         check_first_batch(x, batch_size, split, self.distribute_strategy)
         before = int(self.step.numpy())
+        if getattr(x, "first_step", before) != before:  # Of RecordedTeacher.attach.
+            raise InputError(
+                f"the recorded batches begin with step {x.first_step}, but the next step is "
+                f"{before}; give attach a pipeline with start_step={before}"
+            )
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
@@ -276,6 +284,7 @@ class SimilarityTransferDistiller(keras.Model):
         """Mixes the batch, asks the teacher, and lets Keras do the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
+        y, answers = self._recorded_answers(y)
         self._has_labels = y is not None
         if not self._has_labels and self.label_weight > 0:
             raise InputError(
@@ -290,7 +299,9 @@ class SimilarityTransferDistiller(keras.Model):
             x, y, sample_weight, tf.convert_to_tensor(self.step), replica
         )
         targets = {"labels": y}
-        if self.teacher is not None:
+        if answers is not None:
+            targets["teacher_logits"] = answers
+        elif self.teacher is not None:
             targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
         # At the end of data the batch never comes; nothing else would hold the count back.
         with tf.control_dependencies([x]):
@@ -383,18 +394,9 @@ class SimilarityTransferDistiller(keras.Model):
         Returns:
             (x, y, sample_weight).
         """
-        if self.mixing is None:
-            return x, y, sample_weight
-
-        def mix():
-            return self.mixing(x, y, sample_weight, seed=self.mixing_seed(step, replica))
-
-        if self.mixing_steps is None:
-            return mix()
-        still_mixes = step < self.mixing_steps
-        if sample_weight is None:
-            return *tf.cond(still_mixes, lambda: mix()[:2], lambda: (x, y)), None
-        return tf.cond(still_mixes, mix, lambda: (x, y, sample_weight))
+        return virtual_samples(
+            self.mixing, self.mixing_steps, self.data_seed, x, y, sample_weight, step, replica
+        )
 
     def get_config(self) -> dict:
         """Returns the student, the teacher's architecture and the settings."""
@@ -421,7 +423,12 @@ class SimilarityTransferDistiller(keras.Model):
         if config.pop("has_fused_student"):
             fuse_batch_normalization(config["student"])
         if config["teacher"] is not None:
-            config["teacher"] = FrozenTeacher.from_config(config["teacher"])
+            recording = config["teacher"].get("recording")
+            config["teacher"] = (
+                RecordedTeacher(recording)
+                if recording
+                else FrozenTeacher.from_config(config["teacher"])
+            )
         return cls(**config)
 
     def get_compile_config(self) -> dict:
@@ -448,12 +455,12 @@ class SimilarityTransferDistiller(keras.Model):
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the teacher's weights; Keras calls it for `.keras` files only."""
-        if self.teacher is not None:
+        if isinstance(self.teacher, FrozenTeacher):
             self.teacher.save_weights(dir_path)
 
     def load_assets(self, dir_path: str) -> None:
         """Reads the teacher's weights."""
-        if self.teacher is not None:
+        if isinstance(self.teacher, FrozenTeacher):
             self.teacher.load_weights(dir_path)
 
     def save(self, *args, **kwargs) -> None:
@@ -480,6 +487,21 @@ class SimilarityTransferDistiller(keras.Model):
             self.build(tuple(x.shape))
         check_inputs(x, self.student)
         return tf.cast(x, tf.float32)
+
+    def _recorded_answers(self, y):
+        """The labels of a batch, and what a recorded teacher answered on it (None without one)."""
+        if not isinstance(self.teacher, RecordedTeacher):
+            return y, None
+        if not isinstance(y, dict) or "teacher_logits" not in y:
+            raise InputError(
+                f"the teacher is the recording {self.teacher.path}, but the data have no answers "
+                "of it; pass fit its attach(train_ds)"
+            )
+        message = "the recorded answers aren't those of step"
+        step = tf.cast(tf.convert_to_tensor(self.step), y["step"].dtype)
+        is_next = tf.debugging.Assert(tf.reduce_all(y["step"] == step), [message, step])
+        with tf.control_dependencies([is_next] if is_next is not None else []):
+            return y["labels"], tf.identity(y["teacher_logits"])
 
     def _label_rows(self, batch: tf.Tensor, labels) -> tf.Tensor:
         """The labels of a batch as rows; zeros where there are none."""

@@ -157,7 +157,7 @@ def _return_inputs(normalization, inputs, training=None, mask=None):
 
 
 def _add_shift(normalization, inputs, training=None, mask=None):
-    shift = -tf.convert_to_tensor(normalization.moving_mean)
+    shift = tf.cast(-tf.convert_to_tensor(normalization.moving_mean), inputs.dtype)
     if inputs.shape.rank != 4:
         return inputs + shift
     # TensorFlow fuses this op, and not an addition, with the convolution and the ReLU around it.

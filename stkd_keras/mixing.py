@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.errors import InputError, is_number
+from stkd_keras.randomness import MIXING, step_seed
 
 # Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
 # least 1, so that all of these are refused about once in 10^10 draws.
@@ -138,6 +139,38 @@ class Mixup:
     def from_config(cls, config: dict) -> "Mixup":
         """Makes it anew from what `get_config` returned."""
         return cls(**config)
+
+
+def virtual_samples(
+    mixing, mixing_steps: int | None, data_seed: int, x, y, sample_weight, step, replica=0
+):
+    """Returns the virtual samples of a training's step; the samples where nothing is mixed.
+
+    Args:
+        mixing: a `Mixup`, or a callable with its signature; None for no mixing.
+        mixing_steps: integer, steps after which mixing stops; None for never.
+        data_seed: integer.
+        x: float32 tensor (B, ...).
+        y: float32 tensor (B, C), labels as rows.
+        sample_weight: None, or float32 tensor (B,) or (B, 1).
+        step: scalar integer tensor, the batches trained on before this one.
+        replica: integer, or scalar integer tensor.
+
+    Returns:
+        (x, y, sample_weight).
+    """
+    if mixing is None:
+        return x, y, sample_weight
+
+    def mix():
+        return mixing(x, y, sample_weight, seed=step_seed(data_seed, MIXING, step, replica))
+
+    if mixing_steps is None:
+        return mix()
+    still_mixes = step < mixing_steps
+    if sample_weight is None:
+        return *tf.cond(still_mixes, lambda: mix()[:2], lambda: (x, y)), None
+    return tf.cond(still_mixes, mix, lambda: (x, y, sample_weight))
 
 
 def _as_floats(values) -> tf.Tensor:

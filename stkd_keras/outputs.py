@@ -35,6 +35,11 @@ _LINEAR = (
     keras.layers.BatchNormalization,
     keras.layers.GlobalAveragePooling2D,
 )
+_PREPROCESSING = (
+    keras.layers.Normalization,
+    keras.layers.Rescaling,
+    keras.layers.Resizing,
+)
 
 
 def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
@@ -112,6 +117,23 @@ def precision_policy(model: keras.Model) -> keras.DTypePolicy:
             prefix = "mixed_" if layer.variable_dtype == "float32" else ""
             return keras.DTypePolicy(prefix + layer.compute_dtype)
     return model.dtype_policy
+
+
+def compute_in(model: keras.Model, policy: str) -> None:
+    """Makes a model of our own compute in another precision; its variables stay as they are.
+
+    What preprocesses pixels and the last layer, which gives the logits, compute in float32 always:
+    half precision would round them more than a teacher's answer may be.
+
+    Args:
+        model: the model.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16".
+    """
+    last = _last_layer(model)
+    for layer in model._flatten_layers(include_self=False):
+        is_exact = layer is last or isinstance(layer, _PREPROCESSING)
+        if not isinstance(layer, keras.Model | keras.layers.InputLayer):
+            layer.dtype_policy = keras.DTypePolicy("float32" if is_exact else policy)
 
 
 def compatible(one: tuple, other: tuple) -> bool:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from stkd_keras.distiller import SimilarityTransferDistiller
+from stkd_keras.teacher import FrozenTeacher
 
 NUM_SAMPLES = 8
 SAMPLES_A_ROW = 4
@@ -70,7 +71,7 @@ def virtual_samples(distiller: SimilarityTransferDistiller, images, labels, step
     images, rows, _ = distiller.virtual_samples(images, rows, None, step)
     images, rows = images[:NUM_SAMPLES], rows[:NUM_SAMPLES]
     answers = {"mixed label": rows}
-    if distiller.teacher is not None:
+    if isinstance(distiller.teacher, FrozenTeacher):  # A recorded one answered other samples.
         answers["teacher"] = tf.nn.softmax(distiller.teacher(images))
     answers["student"] = tf.nn.softmax(distiller.student_logits(images))
     return images, answers

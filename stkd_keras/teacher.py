@@ -1,6 +1,7 @@
 """The frozen teacher: the logits of any Keras classifier, for less than it costs as it is."""
 
 import copy
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_n
 from stkd_keras.outputs import (
     NOT_DESCRIBED,
     compatible,
+    compute_in,
     has_keras_call,
     input_shape,
     logits_of_probabilities,
@@ -24,6 +26,7 @@ from stkd_keras.outputs import (
     resolve_outputs,
 )
 
+DTYPES = ("float32", "bfloat16", "float16")
 _NOT_SAVED = (
     "this teacher can't be saved within the distiller: the config of its class doesn't make it "
     "anew; save distiller.student, or use distiller.save_weights"
@@ -51,11 +54,14 @@ class FrozenTeacher:
         class_indices: where the models have other classes than the data, or the same in another
             order: for each class of the data the index of the models' output that means it. The
             other outputs are left out, and the softmax is over those kept. None: all, as they are.
+        dtype: "bfloat16" or "float16" to compute in half precision all but the preprocessing of the
+            pixels and the last layer, "float32" for none of it; None: as the models do.
 
     Raises:
         InputError: where a model isn't built, has several outputs, ends in something that
             `outputs="auto"` doesn't recognise, where the models differ in their number of
-            classes, or where `class_indices` names an output twice or one that isn't there.
+            classes, where `class_indices` names an output twice or one that isn't there, or where
+            `dtype` is another word or a model's config can't make it anew in that precision.
 
     Example:
 
@@ -65,13 +71,25 @@ class FrozenTeacher:
     ```
     """
 
-    def __init__(self, model, outputs: str = "auto", class_indices: Sequence[int] | None = None):
+    def __init__(
+        self,
+        model,
+        outputs: str = "auto",
+        class_indices: Sequence[int] | None = None,
+        dtype: str | None = None,
+    ):
+        if dtype not in (None, *DTYPES):
+            raise InputError(f"dtype is {dtype!r}, but must be {', '.join(DTYPES)} or None")
         models = list(model) if isinstance(model, list | tuple) else [model]
         if not models:
             raise InputError("the list of teachers is empty; give at least one classifier")
         self._members: list[_Member] = []
         for each in models:
-            members = each._members if isinstance(each, FrozenTeacher) else [_Member(each, outputs)]
+            members = (
+                each._members
+                if isinstance(each, FrozenTeacher)
+                else [_Member(each, outputs, dtype)]
+            )
             self._members.extend(members)
         if class_indices is not None:
             self._members = [member.select(class_indices) for member in self._members]
@@ -115,6 +133,13 @@ class FrozenTeacher:
             logits = [tf.reduce_logsumexp(shares, axis=0) - np.log(len(self._members))]
         return tf.stop_gradient(logits[0])
 
+    def fingerprint(self) -> str:
+        """Returns a hash, 64 hexadecimal digits, of all that the answers depend on."""
+        digest = hashlib.sha256()
+        for member in self._members:
+            member.add_to(digest)
+        return digest.hexdigest()
+
     def get_config(self) -> dict:
         """Returns the architecture, without the weights.
 
@@ -127,7 +152,12 @@ class FrozenTeacher:
     def from_config(cls, config: dict) -> "FrozenTeacher":
         """Makes a teacher with the architecture of `get_config` and random weights."""
         members = [
-            cls(keras.saving.deserialize_keras_object(m["model"]), m["outputs"], m["class_indices"])
+            cls(
+                keras.saving.deserialize_keras_object(m["model"]),
+                m["outputs"],
+                m["class_indices"],
+                m["dtype"],
+            )
             for m in config["members"]
         ]
         return cls(members)
@@ -152,25 +182,36 @@ class FrozenTeacher:
 class _Member:
     """One classifier of a teacher."""
 
-    def __init__(self, model: keras.Model, outputs: str):
+    def __init__(self, model: keras.Model, outputs: str, dtype: str | None):
         _check_classifier(model)
-        self.outputs = outputs
+        self.outputs, self.dtype = outputs, dtype
         self.kind = resolve_outputs(model, outputs, "teacher")
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
         self.class_indices: list[int] | None = None
-        self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
+        self._layers = model._flatten_layers()
+        self.supports_jit = all(layer.supports_jit for layer in self._layers)
         self.snapshot = _rebuild(model)
+        if self.snapshot is None and dtype is not None:
+            raise InputError(
+                f"the teacher {model.name!r} can't be computed in {dtype}: the config of its class "
+                "doesn't make it anew; leave dtype out"
+            )
         if self.snapshot is None:
-            self._call = _with_copied_weights(model)
+            self._call, self._weights = _with_copied_weights(model)
         else:
+            self._weights = self.snapshot.weights
             self._call = self.snapshot
             if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
                 self.kind = "logits"
+            if dtype is not None:
+                compute_in(self.snapshot, "float32")  # Only that is folded.
             fuse_batch_normalization(self.snapshot)
         self.num_normalizations, self.num_folded = _count_normalizations(model), 0
         if self.snapshot is not None:
             self.num_folded, _ = fold_batch_normalization(self.snapshot)
+            if dtype not in (None, "float32"):
+                compute_in(self.snapshot, f"mixed_{dtype}")
         if self.num_normalizations and not self.num_folded:
             logging.warning(
                 "none of the %d batch normalisations of the teacher %r could be folded: it is used "
@@ -198,11 +239,27 @@ class _Member:
         selected.num_classes = len(indices)
         return selected
 
+    def add_to(self, digest) -> None:
+        """Adds the classifier to a hash."""
+        # Not the names of layers, which count up in a process.
+        kinds = [type(layer).__name__ for layer in self._layers]
+        precision = self.dtype or sorted({x.compute_dtype for x in self._layers} - {"float32"})
+        facts = (kinds, self.kind, self.class_indices, self.input_shape, precision or "float32")
+        digest.update(repr(facts).encode())
+        for weight in self._weights:
+            digest.update(repr(tuple(weight.shape)).encode())
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+
     def get_config(self) -> dict:
         if self.snapshot is None:
             raise InputError(_NOT_SAVED)
         model = keras.saving.serialize_keras_object(self.snapshot)
-        return {"model": model, "outputs": self.outputs, "class_indices": self.class_indices}
+        return {
+            "model": model,
+            "outputs": self.outputs,
+            "class_indices": self.class_indices,
+            "dtype": self.dtype,
+        }
 
 
 def _check_classifier(model) -> None:
@@ -275,14 +332,14 @@ def _answer_alike(model: keras.Model, copy: keras.Model) -> bool:
 
 
 def _with_copied_weights(model: keras.Model):
-    """The model's own call, on weights that are copies."""
+    """The model's own call, on weights that are copies, and the copies."""
     mapping = [(v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables]
 
     def call(x, training):
         with keras.StatelessScope(state_mapping=[(v, copy.value()) for v, copy in mapping]):
             return model(x, training=training)
 
-    return call
+    return call, [copy for _, copy in mapping]
 
 
 def _count_normalizations(model) -> int:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from stkd_keras import FrozenTeacher, InputError
+from stkd_keras import FrozenTeacher, InputError, SimilarityTransferDistiller
 from stkd_keras.folding import fold_batch_normalization
 
 
@@ -462,3 +462,40 @@ def test_a_teacher_says_how_many_of_its_normalisations_are_folded():
     several = FrozenTeacher([teacher, half_folded()])
     assert (several.num_folded, several.num_normalizations) == (2, 4)
     assert FrozenTeacher(networks.dense_classifier()).num_normalizations == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_teacher_in_half_precision_answers_nearly_alike(dtype, softmax, tmp_path):
+    model = networks.convolutional_classifier(softmax=softmax)
+    x, _ = networks.images()
+    exact, half = FrozenTeacher(model)(x).numpy(), FrozenTeacher(model, dtype=dtype)
+    answer = half(x).numpy()
+    assert answer.dtype == np.float32
+    assert 0 < np.abs(answer - exact).max() <= 0.02 * np.abs(exact).max()
+    assert (half.num_folded, half.num_normalizations) == (4, 4)
+    # Pixels aren't rounded, the last layer isn't either, the model passed in stays as it was.
+    snapshot = half._members[0].snapshot
+    dtypes = [layer.compute_dtype for layer in snapshot.layers]
+    assert dtypes[:3] == ["float32", "float32", dtype]
+    assert dtypes[-1] == "float32"
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert {weight.dtype for weight in snapshot.weights} == {"float32"}
+    assert half.fingerprint() != FrozenTeacher(model).fingerprint()
+    assert FrozenTeacher(model, dtype="float32").fingerprint() == FrozenTeacher(model).fingerprint()
+
+
+def test_a_half_precision_teacher_is_saved_with_the_distiller(tmp_path):
+    x, _ = networks.images()
+    teacher = FrozenTeacher(networks.convolutional_classifier(), dtype="bfloat16")
+    distiller = SimilarityTransferDistiller(networks.small_convolutional_classifier(), teacher)
+    distiller.compile("sgd")
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_allclose(loaded.teacher(x), teacher(x), atol=1e-3)
+    assert loaded.teacher.num_folded == 4
+
+
+def test_an_unknown_precision_is_refused_and_so_is_what_cannot_have_another():
+    with pytest.raises(InputError, match="dtype is 'half'"):
+        FrozenTeacher(networks.dense_classifier(), dtype="half")

@@ -1,6 +1,7 @@
 """What a data set is: its images with their labels, and what a model needs to know of them."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -20,6 +21,7 @@ ALIGNMENT = 64
 
 STATISTICS_IMAGES = 10_000
 STATISTICS_BATCH = 500
+HASHED_BYTES = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -299,6 +301,19 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
 
+def content_hash(split: AnySplit) -> str:
+    """Returns a hash, 64 hexadecimal digits, of a split's images and labels in their order.
+
+    Of more than 1 GB of images, 10,000 are read.
+    """
+    digest = hashlib.sha256(repr((len(split), split.image_shape)).encode())
+    digest.update(np.asarray(split.labels, np.int64).tobytes())
+    is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
+    for images in _some_images(split, len(split) if is_small else STATISTICS_IMAGES):
+        digest.update(images.tobytes())
+    return digest.hexdigest()
+
+
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     """Returns a fresh uint8 array that TensorFlow can use without copying it."""
     size = math.prod(shape)
@@ -318,12 +333,12 @@ def close_gaps(images: np.ndarray, kept: Sequence[int]) -> np.ndarray:
     return images[: len(kept)]
 
 
-def _some_images(split: AnySplit) -> Iterator[np.ndarray]:
-    """Gives up to 10,000 images of a split, a few hundred at a time."""
+def _some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
+    """Gives up to so many images of a split, a few hundred at a time."""
     if isinstance(split, RecordSplit):
-        batches = split.examples().take(STATISTICS_IMAGES).batch(STATISTICS_BATCH)
+        batches = split.examples().take(count).batch(STATISTICS_BATCH)
     else:
-        rows = np.linspace(0, len(split) - 1, min(len(split), STATISTICS_IMAGES), dtype=np.int32)
+        rows = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
         batches = tf.data.Dataset.from_tensor_slices(rows).batch(STATISTICS_BATCH).map(split.fetch)
     for images, _ in batches:
         yield images.numpy()

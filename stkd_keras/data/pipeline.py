@@ -1,11 +1,13 @@
 """The tf.data pipelines for training and evaluation."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from stkd_keras.data.augmentation import AUGMENTATIONS, Augmentation
-from stkd_keras.data.dataset import AnySplit, Dataset, RandomAccessSplit
+from stkd_keras.data.dataset import AnySplit, Dataset, RandomAccessSplit, content_hash
 from stkd_keras.data.records import RecordSplit
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.randomness import AUGMENTATION, ORDER, step_seed
@@ -76,7 +78,56 @@ def pipeline(
         batches = _streamed_batches(split, share, data_seed, start_step)
     else:
         batches = _fetched_batches(split, share, data_seed, start_step)
-    return _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, share, data_seed)
+    result = _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, share, data_seed)
+    result.source = PipelineSource(
+        dataset, split, batch_size, data_seed, augment, start_step, shard_index, num_shards
+    )
+    return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PipelineSource:
+    """What a pipeline's batches follow from: the arguments of `pipeline`.
+
+    A pipeline has it as its attribute `source`, for who has to make the same batches again.
+    """
+
+    dataset: Dataset
+    split: AnySplit
+    batch_size: int
+    data_seed: int
+    augment: str
+    start_step: int
+    shard_index: int
+    num_shards: int
+
+    def starting_at(self, step: int) -> tf.data.Dataset:
+        """Returns the same pipeline from another step on."""
+        return pipeline(
+            self.dataset,
+            self.split,
+            self.batch_size,
+            self.data_seed,
+            self.augment,
+            start_step=step,
+            shard_index=self.shard_index,
+            num_shards=self.num_shards,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Returns, by name, what the batches of two pipelines are equal by.
+
+        "images" is a hash of images and labels in their order; of more than 1 GB of images, of all
+        the labels and of 10,000 of the images.
+        """
+        return {
+            "images": content_hash(self.split),
+            "batch_size": self.batch_size,
+            "pipeline_data_seed": self.data_seed,
+            "augment": self.augment,
+            "flip": bool(self.dataset.flip),
+            "num_workers": self.num_shards,
+        }
 
 
 def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:

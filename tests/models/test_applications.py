@@ -149,6 +149,30 @@ def test_mixed_precision_reaches_the_application_but_not_its_preprocessing():
     assert np.abs(answer - expected).max() <= 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
+def test_a_file_of_imagenets_efficientnet_answers_as_that_does(ending, tmp_path, monkeypatch):
+    name = "keras.applications:EfficientNetB0"
+    plain = networks.trained_looking(
+        keras.applications.EfficientNetB0(weights=None, classifier_activation=None)
+    )
+    cached = tmp_path / "cached.weights.h5"
+    plain.save_weights(cached)
+    module = sys.modules[keras.applications.EfficientNetB0.__module__]
+    # Keras's cache, where there is no network: it is asked for this file and no other.
+    monkeypatch.setattr(module.file_utils, "get_file", lambda *_, **__: cached)
+    imagenets = keras.applications.EfficientNetB0(classifier_activation=None)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3)).astype("float32")
+    for model in (imagenets, plain):
+        save = model.save if ending == ".h5" else model.save_weights
+        save(tmp_path / f"w{ending}")
+        ours = applications.build_as_published(name, 1000)
+        models.loading.fill(ours, name, str(tmp_path / f"w{ending}"))
+        # Before the network's depth makes all images alike.
+        inner = [keras.Model(m.inputs[0], m.get_layer("stem_conv").output) for m in (model, ours)]
+        expected, answer = (each(pixels).numpy() for each in inner)
+        np.testing.assert_allclose(answer, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def refusal(*args, **options):
     with pytest.raises(InputError) as caught:
         models.load(*args, **options)

@@ -222,6 +222,104 @@ def test_what_isnt_a_state_dict_is_refused(model, tmp_path):
         assert "no state dict" in _refusal(models.load_pytorch, model, path)
 
 
+def test_tensors_that_are_no_ordinary_numbers_are_refused_by_name(model, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(x) for name, x in state.items()}
+    weight = tensors["linear.weight"]
+    for odd in (
+        weight.to_sparse(),
+        weight.to("meta"),
+        torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        torch.nested.nested_tensor([weight[0], weight[1]]),
+        weight.to(torch.complex64),
+    ):
+        torch.save({**tensors, "linear.weight": odd}, tmp_path / "m.pth")
+        message = _refusal(models.load_pytorch, model, tmp_path / "m.pth")
+        assert "linear.weight" in message or "can't read" in message
+    for kind in ("complex64", "int32"):
+        state["linear.weight"] = state["linear.weight"].astype(kind)
+        message = _refused_load(model, state, tmp_path / "m.safetensors")
+        assert "integers or complex numbers in linear.weight" in message
+
+
+def test_a_damaged_pytorch_file_is_refused(model, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.tensor(x) for name, x in state.items()}, tmp_path / "m.pth")
+    content = bytearray((tmp_path / "m.pth").read_bytes())
+    content[len(content) // 2] ^= 0x10
+    (tmp_path / "m.pth").write_bytes(content)
+    assert "is damaged" in _refusal(models.load_pytorch, model, tmp_path / "m.pth")
+
+
+def test_what_scripts_keep_beside_the_weights_is_no_hindrance(model, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    content = {
+        "model": {name: torch.tensor(x) for name, x in state.items()},
+        "opt": argparse.Namespace(lr=0.1, model="resnet8"),
+        "best_acc": np.float64(75.5),
+        "epoch": np.int64(240),
+        "accuracy": torch.tensor([75.5]),
+    }
+    torch.save(content, tmp_path / "student_best")
+    models.load_pytorch(model, tmp_path / "student_best")
+    np.testing.assert_array_equal(model.get_layer("linear").kernel, state["linear.weight"].T)
+
+
+def test_a_name_of_a_file_stays_on_one_line(model, state, tmp_path):
+    state = {f"{name}\n{'x' * 5000}": tensor for name, tensor in state.items()}
+    assert len(_refused_load(model, state, tmp_path / "m.safetensors")) < 2000
+
+
+def test_the_same_tensor_with_and_without_module_is_refused(model, state, tmp_path):
+    state["module.linear.bias"] = state["linear.bias"]
+    assert "linear.bias twice" in _refused_load(model, state, tmp_path / "m.safetensors")
+
+
+def test_negative_variances_are_refused(model, state, tmp_path):
+    state["bn1.running_var"] = state["bn1.running_var"] - 9
+    assert "negative numbers in bn1.running_var" in _refused_load(
+        model, state, tmp_path / "m.safetensors"
+    )
+
+
+def test_only_another_head_is_called_another_number_of_classes(model, state, tmp_path):
+    state["conv1.weight"] = np.zeros((16, 3, 3, 3), "float32")
+    message = _refused_load(model, state, tmp_path / "m.safetensors")
+    assert message.endswith("build the model with the file's architecture, options and num_classes")
+
+
+def test_a_student_that_cannot_be_written_is_one_line(model, tmp_path):
+    assert "can't write" in _refusal(models.save_pytorch, model, tmp_path / "no" / "m.safetensors")
+    assert ".safetensors" in _refusal(models.save_pytorch, model, tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_nans_in_keras_files_are_refused(ending, model, tmp_path):
+    path = tmp_path / f"m{ending}"
+    model.get_layer("conv1").kernel.assign(np.full((3, 3, 1, 16), np.nan))
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    message = _refusal(models.load, "resnet8", **SMALL, weights=path)
+    assert "NaNs or infinities in conv1/kernel" in message
+
+
+def test_options_in_the_name_win_and_a_checkpoint_that_contradicts_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    models.save_pytorch(models.build("resnet8", **SMALL, shortcut="projection"), path)
+    assert 'shortcut="projection"' in _refusal(
+        models.load, "resnet8:shortcut=identity", **SMALL, weights=path
+    )
+    models.save_pytorch(models.build("mobile_half", **CIFAR), path)
+    assert "of another shape" in _refusal(models.load, "mobile_full", **CIFAR, weights=path)
+
+
+@pytest.mark.parametrize("width", [1 / 16, 0.355, 0.5, 2 / 3, 0.75, 1.0, 1.33, 1.4])
+def test_a_checkpoint_tells_mobilenets_width(width, tmp_path):
+    model = models.build("mobilenet_v2", **CIFAR, width=width)
+    models.save_pytorch(model, tmp_path / "m.safetensors")
+    again = models.load("mobilenet_v2", **CIFAR, weights=tmp_path / "m.safetensors")
+    assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
+
+
 def test_a_file_never_runs_code(model, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"model": {}, "opt": argparse.Namespace(lr=0.1)}, tmp_path / "m.pth")

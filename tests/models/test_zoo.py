@@ -236,6 +236,18 @@ def test_the_features_of_a_loaded_file_are_found_by_the_same_names(tmp_path):
         np.testing.assert_allclose(mine[name], its[name], rtol=1e-4, atol=1e-5)
 
 
+def test_what_has_no_features_is_refused_in_one_line():
+    model = models.build("resnet8", (32, 32, 3), 10)
+    own = keras.Sequential([keras.layers.Dense(3)])
+    for arguments in ((model, []), (own, ["logits"])):
+        with pytest.raises(InputError) as caught:
+            models.features(*arguments)
+        assert "\n" not in str(caught.value)
+    sequential = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+    found = models.features(sequential, ["head", "logits"])(np.zeros((2, 4), "float32"))
+    assert found["head"].shape == found["logits"].shape == (2, 3)
+
+
 def test_what_cannot_be_folded_is_left_as_it_was():
     model = trained(models.build("wrn_16_2", (32, 32, 3), 10))
     teacher = FrozenTeacher(model)

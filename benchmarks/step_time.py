@@ -1,0 +1,201 @@
+"""What a training step costs: the student alone, ours, Keras's own distiller, a PyTorch loop.
+
+    python benchmarks/step_time.py
+
+prints a Markdown table for each pair of teacher and student, then the ratios that matter. All
+contenders train by turns in this process, a step each, on one batch of noise that is there already.
+All have the same architectures, with projection shortcuts, in float32. PyTorch's rows need PyTorch.
+It takes about six minutes on two cores.
+"""
+
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# isort: off
+import quiet_tensorflow  # noqa: F401
+
+# isort: on
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import models
+import stkd_keras
+import stkd_keras.data
+from stkd_keras import command
+
+PAIRS = flags.DEFINE_list(
+    "pairs", ["resnet110:resnet20", "resnet56:resnet8", "wrn_40_2:wrn_16_1"], "TEACHER:STUDENT"
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images a step", lower_bound=2)
+NUM_CLASSES = flags.DEFINE_integer("num_classes", 100, "classes", lower_bound=2)
+ROUNDS = flags.DEFINE_integer("rounds", 15, "steps of each that are counted", lower_bound=1)
+TORCH = flags.DEFINE_bool("torch", True, "whether PyTorch takes part, if it is installed")
+NOT_COUNTED = 4
+TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
+
+RATIOS = (
+    ("ours", "Keras's distiller"),
+    ("ours", "Keras's distiller, fused"),
+    ("ours", "PyTorch"),
+    ("ours", "PyTorch, folded teacher"),
+    ("ours", "student alone + folded teacher"),
+    ("ours", "ours without mixing"),
+    ("ours, four images", "ours without mixing"),
+    ("replay", "student alone"),
+    ("replay", "Keras's distiller"),
+    ("student alone", "PyTorch, student alone"),
+)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    for pair in PAIRS.value:
+        teacher, student = pair.split(":")
+        steps = contenders(teacher, student)
+        times = by_turns(steps)
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+        print(f"\n{teacher} to {student}, batch {BATCH_SIZE.value}\n")
+        print("| step | median | middle half |\n|---|---|---|")
+        for name, seconds in times.items():
+            low, _, high = statistics.quantiles(seconds, n=4)
+            print(
+                f"| {name} | {1e3 * medians[name]:.0f} ms | {1e3 * low:.0f} to {1e3 * high:.0f} |"
+            )
+        parts = ("student alone", "folded teacher")
+        medians[" + ".join(parts)] = sum(medians[part] for part in parts)
+        print("\n| ratio | |\n|---|---|")
+        for one, other in RATIOS:
+            if one in medians and other in medians:
+                print(f"| {one} / {other} | {medians[one] / medians[other]:.3f} |", flush=True)
+
+
+def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], object]]:
+    """A step of each, by name."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES.value, BATCH_SIZE.value)
+    batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels)).repeat()
+    frozen = stkd_keras.FrozenTeacher(build(teacher_name))
+    compiled = tf.function(frozen)
+    pixels = tf.constant(images, tf.float32)
+    steps = {
+        "student alone": keras_step(student_alone(student_name), batches),
+        "folded teacher": lambda: compiled(pixels).numpy(),
+        "ours": ours(student_name, frozen, batches),
+        "ours without mixing": ours(student_name, frozen, batches, mixing=None),
+        "ours, four images": ours(
+            student_name, frozen, batches, mixing=stkd_keras.Mixup(num_images=4)
+        ),
+        "replay": replay(student_name, frozen, images, labels),
+        "Keras's distiller": kerass(teacher_name, student_name, batches, as_keras_does),
+        "Keras's distiller, fused": kerass(teacher_name, student_name, batches, build),
+    }
+    if TORCH.value:
+        try:
+            import torch_steps
+        except ImportError:
+            print("PyTorch isn't installed: its rows are left out")
+        else:
+            steps |= torch_steps.steps(teacher_name, student_name, images, labels)
+    return steps
+
+
+def build(name: str) -> keras.Model:
+    """A model of the zoo as the bench has it, with fused batch normalisation."""
+    options = {"shortcut": "projection"} if name.startswith("resnet") else {}
+    return models.build(name, (32, 32, 3), NUM_CLASSES.value, **options)
+
+
+def as_keras_does(name: str) -> keras.Model:
+    """The same with Keras's own batch normalisation."""
+    return keras.Model.from_config(build(name).get_config())
+
+
+def optimizer() -> keras.optimizers.Optimizer:
+    """PyTorch's SGD."""
+    return stkd_keras.SGD(0.01, momentum=0.9, nesterov=True, l2=5e-4)
+
+
+def student_alone(name: str) -> keras.Model:
+    """The student with the training loop of Keras."""
+    model = build(name)
+    model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def ours(student_name: str, teacher, batches: tf.data.Dataset, **settings) -> Callable:
+    """A step of the distiller."""
+    distiller = stkd_keras.SimilarityTransferDistiller(build(student_name), teacher, **settings)
+    distiller.compile(optimizer())
+    return keras_step(distiller, batches)
+
+
+def replay(student_name: str, teacher, images, labels) -> Callable:
+    """A step of the distiller by replay, on batches of the pipeline."""
+    split = stkd_keras.data.Split(images, labels)
+    classes = tuple(map(str, range(NUM_CLASSES.value)))
+    dataset = stkd_keras.data.Dataset(
+        "noise", "1", classes, (0.5,) * 3, (0.5,) * 3, True, split, split
+    )
+    batches = stkd_keras.data.pipeline(dataset, "train", BATCH_SIZE.value, 0, "none")
+    mixing = stkd_keras.Mixup()
+    steps = NOT_COUNTED + ROUNDS.value
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "teacher.replay")
+        recorded = stkd_keras.record_teacher(
+            file, teacher, batches, mixing, 0, steps, verbose=False
+        )
+        return ours(student_name, recorded, recorded.attach(batches), mixing=mixing)
+
+
+def kerass(teacher_name: str, student_name: str, batches: tf.data.Dataset, make) -> Callable:
+    """A step of `keras.distillation.Distiller` with `keras.layers.MixUp` in the pipeline."""
+    mixup = keras.layers.MixUp(alpha=1.0)
+
+    def mixed(images, labels):
+        rows = tf.one_hot(labels, NUM_CLASSES.value)
+        both = mixup({"images": images, "labels": rows}, training=True)
+        return both["images"], both["labels"]
+
+    distiller = keras.distillation.Distiller(
+        teacher=make(teacher_name),
+        student=make(student_name),
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=TEMPERATURE, loss=keras.losses.KLDivergence()
+        ),
+        student_loss_weight=LABEL_WEIGHT,
+    )
+    distiller.compile(optimizer(), loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    return keras_step(distiller, batches.map(mixed).prefetch(tf.data.AUTOTUNE))
+
+
+def keras_step(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], object]:
+    """A step of a compiled model's `fit`, without what surrounds it."""
+    iterator = iter(batches)
+    model.make_train_function()
+    return lambda: keras.tree.map_structure(np.asarray, model.train_function(iterator))
+
+
+def by_turns(steps: dict[str, Callable]) -> dict[str, list[float]]:
+    """Returns the seconds of each, round by round, without those of the first rounds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(NOT_COUNTED + ROUNDS.value):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if number >= NOT_COUNTED:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -111,7 +111,11 @@ def average_batch_statistics(model: keras.Model) -> None:
 
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
     """Whether other processes train the same model."""
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    # What Keras asks before it reduces metrics, too: a cluster may have a single worker.
+    return (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and strategy.extended._in_multi_worker_mode()
+    )
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

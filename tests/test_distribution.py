@@ -159,6 +159,32 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(reposito
     assert epochs == ["epoch", *map(str, range(12))]
 
 
+@pytest.mark.slow
+def test_a_single_worker_under_slurm_trains_as_one_device(repository, tmp_path):
+    slurm = {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+    }
+    histories = []
+    for environment, flags in ((slurm, ["--distribute=multi_worker"]), ({}, [])):
+        run_dir = tmp_path / f"run{len(histories)}"
+        completed = subprocess.run(
+            [sys.executable, repository / "train.py", "--method=ce", "--epochs=1", *flags,
+             f"--run_dir={run_dir}"],
+            env={**QUIET, **environment},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )  # fmt: skip
+        assert completed.returncode == 0, completed.stderr[-3000:]
+        rows = (run_dir / "history.csv").read_text().split()
+        histories.append([float(value) for value in rows[1].split(",")])
+    np.testing.assert_allclose(*histories, rtol=1e-3)
+
+
 def wait_for(condition, process, seconds=150):
     """Waits until something is there, as long as a process runs."""
     end = time.monotonic() + seconds

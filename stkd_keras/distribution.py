@@ -170,7 +170,6 @@ def distributed(
     """
     if not is_multi_worker(strategy):
         return share_of()
-
     return strategy.distribute_datasets_from_function(functools.partial(_of_worker, share_of))
 
 

@@ -262,35 +262,17 @@ def main() -> None:
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
     batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
-    steps = data.steps_per_epoch(train_split, batch_size)
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
     needed = method["soft_weight"] > 0
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
-    samples = {
-        "mixing": mixing,
-        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
-        "data_seed": DATA_SEED.value,
-    }
     with strategy.scope():
-        answers: stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None = None
-        if teacher is not None and needed:
-            answers = teacher
-            if REPLAY.value is not None:
-                answers = experiment.record(
-                    REPLAY.value, teacher, dataset, train_split, recipe["epochs"], batch_size,
-                    AUGMENT.value, **samples,
-                )  # fmt: skip
-        distiller = stkd_keras.SimilarityTransferDistiller(
-            student,
-            answers,
-            temperature=TEMPERATURE.value,
-            soft_weight=method["soft_weight"],
-            label_weight=method["label_weight"],
-            **samples,
-        )
+        distiller = make_distiller(
+            student, teacher if needed else None, mixing, method, recipe["epochs"], dataset,
+            train_split, batch_size,
+        )  # fmt: skip
     recorded = [dataclasses.asdict(source) for source in sources]
     experiment.start(
         run,
@@ -342,6 +324,11 @@ def check_flags(
         raise InputError(
             "--replay is for the devices of one machine; leave out --replay or "
             "--distribute=multi_worker"
+        )
+    if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
+        raise InputError(
+            "--replay records on one machine, but --distribute is multi_worker: leave one of them "
+            "out"
         )
     command.bytes_of(MEMORY_LIMIT.value)
     student = recipe["student"], STUDENT_WEIGHTS.value
@@ -432,6 +419,39 @@ def get_student(dataset: data.Dataset, source: str) -> keras.Model:
     student = models.load_for(dataset, source, weights, STUDENT_NORMALIZATION.value)
     keras.config.set_dtype_policy("float32")
     return student
+
+
+def make_distiller(
+    student: keras.Model,
+    teacher: stkd_keras.FrozenTeacher | None,
+    mixing: stkd_keras.Mixup | None,
+    method: dict,
+    epochs: int,
+    dataset: data.Dataset,
+    train_split: data.AnySplit,
+    batch_size: int,
+) -> stkd_keras.SimilarityTransferDistiller:
+    """The distiller, with the teacher itself or, with --replay, its recording."""
+    steps = data.steps_per_epoch(train_split, batch_size)
+    samples = {
+        "mixing": mixing,
+        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
+        "data_seed": DATA_SEED.value,
+    }
+    answers: stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None = teacher
+    if teacher is not None and REPLAY.value is not None:
+        answers = experiment.record(
+            REPLAY.value, teacher, dataset, train_split, epochs, batch_size, AUGMENT.value,
+            **samples,
+        )  # fmt: skip
+    return stkd_keras.SimilarityTransferDistiller(
+        student,
+        answers,
+        temperature=TEMPERATURE.value,
+        soft_weight=method["soft_weight"],
+        label_weight=method["label_weight"],
+        **samples,
+    )
 
 
 def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:

@@ -3,13 +3,14 @@
     python benchmarks/step_time.py
 
 prints a Markdown table for each pair of teacher and student, then the ratios that matter. All
-contenders train by turns in this process, a step each, on one batch of noise that is there already.
+contenders train by turns in this process, a step each, on one batch of noise that is there.
 All have the same architectures, with projection shortcuts, in float32. PyTorch's rows need PyTorch.
 It takes about six minutes on two cores.
 """
 
 import os
 import pathlib
+import random
 import statistics
 import sys
 import tempfile
@@ -40,6 +41,7 @@ NUM_CLASSES = flags.DEFINE_integer("num_classes", 100, "classes", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 15, "steps of each that are counted", lower_bound=1)
 TORCH = flags.DEFINE_bool("torch", True, "whether PyTorch takes part, if it is installed")
 NOT_COUNTED = 4
+PAUSE = 0.25  # seconds
 TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
 
 RATIOS = (
@@ -84,7 +86,7 @@ def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], o
     images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
     labels = rng.integers(0, NUM_CLASSES.value, BATCH_SIZE.value)
     batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels)).repeat()
-    frozen = stkd_keras.FrozenTeacher(build(teacher_name))
+    frozen = stkd_keras.FrozenTeacher(with_statistics(build(teacher_name), images))
     compiled = tf.function(frozen)
     pixels = tf.constant(images, tf.float32)
     steps = {
@@ -113,6 +115,17 @@ def build(name: str) -> keras.Model:
     """A model of the zoo as the bench has it, with fused batch normalisation."""
     options = {"shortcut": "projection"} if name.startswith("resnet") else {}
     return models.build(name, (32, 32, 3), NUM_CLASSES.value, **options)
+
+
+def with_statistics(model: keras.Model, images: np.ndarray) -> keras.Model:
+    """The model with a batch's statistics: those of a fresh one let the logits explode."""
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images.astype("float32"), training=True)
+    for norm in norms:
+        norm.momentum = 0.9
+    return model
 
 
 def as_keras_does(name: str) -> keras.Model:
@@ -186,10 +199,12 @@ def keras_step(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], obj
 
 
 def by_turns(steps: dict[str, Callable]) -> dict[str, list[float]]:
-    """Returns the seconds of each, round by round, without those of the first rounds."""
+    """Returns the seconds of each, round by round in random order, without the first rounds'."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(NOT_COUNTED + ROUNDS.value):
-        for name, step in steps.items():
+        # PyTorch's threads go on spinning for a while, which would slow down whoever comes next.
+        for name, step in random.sample(list(steps.items()), len(steps)):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             step()
             if number >= NOT_COUNTED:

@@ -59,6 +59,7 @@ def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Cal
             mixed_rows = share[:, None] * rows + (1 - share[:, None]) * rows[partners]
             with torch.inference_mode():
                 answers = softmax(teacher(mixed) / TEMPERATURE, 1)
+            answers = answers.clone()  # Autograd takes no tensor of inference mode.
             optimizer.zero_grad(set_to_none=True)
             logits = student(mixed)
             soft = kl_div(log_softmax(logits / TEMPERATURE, 1), answers, reduction="batchmean")

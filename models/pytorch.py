@@ -145,7 +145,9 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
     }
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        safetensors.numpy.save_file(state, unfinished, {"format": "pt", **_normalization(model)})
+        # Not save_file, whose files nobody else may read.
+        content = safetensors.numpy.save(state, {"format": "pt", **_normalization(model)})
+        unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except (OSError, safetensors.SafetensorError) as error:
         unfinished.unlink(missing_ok=True)

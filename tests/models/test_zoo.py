@@ -179,6 +179,9 @@ def test_a_saved_student_comes_back_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(before, after)
     np.testing.assert_array_equal(student(pixels()), again(pixels()))
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
+    (tmp_path / "other").touch()
+    modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+    assert len(modes) == 1, "readable by whoever may read other files"
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

@@ -262,6 +262,13 @@ def main() -> None:
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
     batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
+    # Before the teacher too: it sees whether there are enough images for a batch.
+    steps = data.steps_per_epoch(train_split, batch_size)
+    samples = {
+        "mixing": mixing,
+        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
+        "data_seed": DATA_SEED.value,
+    }
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
@@ -269,10 +276,16 @@ def main() -> None:
     needed = method["soft_weight"] > 0
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
     with strategy.scope():
-        distiller = make_distiller(
-            student, teacher if needed else None, mixing, method, recipe["epochs"], dataset,
-            train_split, batch_size,
-        )  # fmt: skip
+        distiller = stkd_keras.SimilarityTransferDistiller(
+            student,
+            answering(teacher, samples, dataset, train_split, recipe["epochs"], batch_size)
+            if needed
+            else None,
+            temperature=TEMPERATURE.value,
+            soft_weight=method["soft_weight"],
+            label_weight=method["label_weight"],
+            **samples,
+        )
     recorded = [dataclasses.asdict(source) for source in sources]
     experiment.start(
         run,
@@ -421,35 +434,25 @@ def get_student(dataset: data.Dataset, source: str) -> keras.Model:
     return student
 
 
-def make_distiller(
-    student: keras.Model,
+def answering(
     teacher: stkd_keras.FrozenTeacher | None,
-    mixing: stkd_keras.Mixup | None,
-    method: dict,
-    epochs: int,
+    samples: dict,
     dataset: data.Dataset,
     train_split: data.AnySplit,
+    epochs: int,
     batch_size: int,
-) -> stkd_keras.SimilarityTransferDistiller:
-    """The distiller, with the teacher itself or, with --replay, its recording."""
-    steps = data.steps_per_epoch(train_split, batch_size)
-    samples = {
-        "mixing": mixing,
-        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
-        "data_seed": DATA_SEED.value,
-    }
-    answers: stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None = teacher
-    if teacher is not None and REPLAY.value is not None:
-        answers = experiment.record(
-            REPLAY.value, teacher, dataset, train_split, epochs, batch_size, AUGMENT.value,
-            **samples,
-        )  # fmt: skip
-    return stkd_keras.SimilarityTransferDistiller(
-        student,
-        answers,
-        temperature=TEMPERATURE.value,
-        soft_weight=method["soft_weight"],
-        label_weight=method["label_weight"],
+) -> stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None:
+    """What answers the virtual samples: the teacher itself or, with --replay, its recording."""
+    if teacher is None or REPLAY.value is None:
+        return teacher
+    return experiment.record(
+        REPLAY.value,
+        teacher,
+        dataset,
+        train_split,
+        epochs,
+        batch_size,
+        AUGMENT.value,
         **samples,
     )
 

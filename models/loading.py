@@ -12,7 +12,7 @@ import numpy as np
 from models import applications, pytorch
 from models.applications import is_application
 from models.pytorch import one_line
-from models.zoo import build, check_name, options_from_state, parse_name
+from models.zoo import build, options_from_state, parse_name
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError
 from stkd_keras.normalization import fuse_batch_normalization
@@ -148,7 +148,7 @@ def check_source(source: str, weights: str | None = None) -> None:
                 ".weights.h5, .h5 or .keras"
             )
     else:
-        check_name(source)
+        parse_name(source)
     if weights is not None:
         check_file(weights)
 

@@ -154,15 +154,6 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     return canonical, options
 
 
-def check_name(name: str) -> None:
-    """Refuses a name that `build` doesn't know.
-
-    Raises:
-        InputError: as `parse_name`.
-    """
-    parse_name(name)
-
-
 def options_from_state(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns what a PyTorch state dict says of the options of a model that it shall fill."""
     reader = _FROM_STATE.get(parse_name(name)[0])

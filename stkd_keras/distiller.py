@@ -382,18 +382,7 @@ class SimilarityTransferDistiller(keras.Model):
         return step_seed(self.data_seed, MIXING, step, replica)
 
     def virtual_samples(self, x, y, sample_weight, step, replica=0):
-        """Returns the virtual samples of a step; the samples themselves where nothing is mixed.
-
-        Args:
-            x: float32 tensor (B, ...).
-            y: float32 tensor (B, C), labels as rows.
-            sample_weight: None, or float32 tensor (B,) or (B, 1).
-            step: scalar integer tensor, the batches trained on before this one.
-            replica: integer, or scalar integer tensor.
-
-        Returns:
-            (x, y, sample_weight).
-        """
+        """As `stkd_keras.mixing.virtual_samples`, with the distiller's settings."""
         return virtual_samples(
             self.mixing, self.mixing_steps, self.data_seed, x, y, sample_weight, step, replica
         )

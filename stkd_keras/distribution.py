@@ -123,18 +123,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
-def wait_for_all(strategy: tf.distribute.Strategy, number: int = 0) -> float:
-    """Waits until all workers are here.
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Waits until all workers are here."""
+    mean_over_workers(0.0, strategy)
 
-    Args:
-        strategy: what they share.
-        number: one of each worker.
 
-    Returns:
-        The mean of their numbers.
-    """
-    if not is_multi_worker(strategy):
-        return number
+def mean_over_workers(number: float, strategy: tf.distribute.Strategy) -> float:
+    """Returns the mean of a number of each worker; all have to take part."""
     return float(_means_over_workers([tf.constant(float(number))], strategy)[0])
 
 
@@ -149,7 +144,7 @@ def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> Non
     Raises:
         InputError: likewise.
     """
-    if abs(wait_for_all(strategy, number) - number) > 1e-3:
+    if abs(mean_over_workers(number, strategy) - number) > 1e-3:
         raise InputError(
             f"the workers don't see the same in {what}; it has to be on a file system that all "
             "of them share"

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from stkd_keras.distribution import is_multi_worker
 from stkd_keras.errors import InputError
+from stkd_keras.evaluation import compiled
 from stkd_keras.labels import label_rows
 from stkd_keras.mixing import virtual_samples
 from stkd_keras.teacher import FrozenTeacher
@@ -97,7 +98,7 @@ def record_teacher(
     shape = (int(steps), source.batch_size, source.dataset.num_classes)
     if not path.exists():
         samples = _Samples(mixing, mixing_steps, data_seed, shape[2])
-        ask = predict or _in_batches(teacher, source.dataset.image_shape)
+        ask = predict or compiled(teacher, source.dataset.image_shape)
         _Recorder(path, settings, shape, dtype).record(
             lambda done: samples.answers(source.starting_at(done), done, ask), verbose
         )
@@ -318,11 +319,6 @@ class _Recorder:
         if len(beginning) < len(self._header):
             return None
         return (self._unfinished.stat().st_size - len(self._header)) // self._step_bytes
-
-
-def _in_batches(teacher: FrozenTeacher, image_shape: tuple[int, int, int]) -> Callable:
-    images = tf.TensorSpec([None, *image_shape], tf.float32)
-    return tf.function(lambda x: teacher(x), input_signature=[images])
 
 
 def _name_of(predict: Callable, teacher: str | None) -> str:

@@ -189,8 +189,11 @@ class _Member:
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
         self.class_indices: list[int] | None = None
-        self._layers = model._flatten_layers()
-        self.supports_jit = all(layer.supports_jit for layer in self._layers)
+        layers = model._flatten_layers()
+        self.supports_jit = all(layer.supports_jit for layer in layers)
+        # Not the names of layers, which count up in a process.
+        self._kinds = [type(layer).__name__ for layer in layers]
+        self._precision = dtype or sorted({x.compute_dtype for x in layers} - {"float32"})
         self.snapshot = _rebuild(model)
         if self.snapshot is None and dtype is not None:
             raise InputError(
@@ -241,10 +244,8 @@ class _Member:
 
     def add_to(self, digest) -> None:
         """Adds the classifier to a hash."""
-        # Not the names of layers, which count up in a process.
-        kinds = [type(layer).__name__ for layer in self._layers]
-        precision = self.dtype or sorted({x.compute_dtype for x in self._layers} - {"float32"})
-        facts = (kinds, self.kind, self.class_indices, self.input_shape, precision or "float32")
+        precision = self._precision or "float32"
+        facts = (self._kinds, self.kind, self.class_indices, self.input_shape, precision)
         digest.update(repr(facts).encode())
         for weight in self._weights:
             digest.update(repr(tuple(weight.shape)).encode())

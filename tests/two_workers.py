@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from stkd_keras import FrozenTeacher, InputError, Mixup, SimilarityTransferDistiller, data
-from stkd_keras.distribution import check_alike, distributed, make_strategy, wait_for_all
+from stkd_keras.distribution import check_alike, distributed, make_strategy, mean_over_workers
 
 IS_WORKER = "TF_CONFIG" in os.environ
 STRATEGY = make_strategy(*(("multi_worker",) if IS_WORKER else ("mirrored", 2)))
@@ -96,7 +96,9 @@ def a_share_is_all_that_a_worker_reads() -> dict:
     assert len(labels) == BATCH_SIZE // (2 if IS_WORKER else 1)
     whole = next(iter(shares()()))[1].numpy()
     here = labels.sum() if IS_WORKER else labels.sum() / 2
-    assert round(2 * wait_for_all(STRATEGY, int(here)) if IS_WORKER else 2 * here) == whole.sum()
+    assert (
+        round(2 * mean_over_workers(int(here), STRATEGY) if IS_WORKER else 2 * here) == whole.sum()
+    )
     return {"labels": whole}
 
 

@@ -278,7 +278,7 @@ def main() -> None:
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
-            answering(teacher, samples, dataset, train_split, recipe["epochs"], batch_size)
+            answering(teacher, samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
             if needed
             else None,
             temperature=TEMPERATURE.value,
@@ -439,22 +439,14 @@ def answering(
     samples: dict,
     dataset: data.Dataset,
     train_split: data.AnySplit,
-    epochs: int,
     batch_size: int,
+    steps: int,
 ) -> stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None:
     """What answers the virtual samples: the teacher itself or, with --replay, its recording."""
     if teacher is None or REPLAY.value is None:
         return teacher
-    return experiment.record(
-        REPLAY.value,
-        teacher,
-        dataset,
-        train_split,
-        epochs,
-        batch_size,
-        AUGMENT.value,
-        **samples,
-    )
+    batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
+    return stkd_keras.record_teacher(REPLAY.value, teacher, batches, steps=steps, **samples)
 
 
 def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:

@@ -30,7 +30,7 @@ from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
 from stkd_keras.optimizers import SGD, AdamW
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
-from stkd_keras.replay import RecordedTeacher, record_teacher
+from stkd_keras.replay import RecordedTeacher
 from stkd_keras.run_directory import Backup, RunDirectory
 from stkd_keras.teacher import FrozenTeacher
 
@@ -308,43 +308,6 @@ def train(
         )
     if chief:
         run.save_model(distiller.student)
-
-
-def record(
-    path: str,
-    teacher: FrozenTeacher,
-    dataset: Dataset,
-    train_split: AnySplit,
-    epochs: int,
-    batch_size: int,
-    augment: str = "standard",
-    *,
-    mixing,
-    mixing_steps: int | None,
-    data_seed: int,
-) -> RecordedTeacher:
-    """Returns the recording of what the teacher answers in a whole training; makes it if absent.
-
-    Args:
-        path: the file.
-        teacher: the teacher.
-        dataset: what the split is of.
-        train_split: the images to train on.
-        epochs: passes over them.
-        batch_size: images a step, over all replicas of the current strategy.
-        augment: as in `stkd_keras.data.pipeline`.
-        mixing: as of the distiller.
-        mixing_steps: likewise.
-        data_seed: likewise.
-
-    Raises:
-        InputError: as `record_teacher`.
-    """
-    batches = pipeline(dataset, train_split, batch_size, data_seed, augment)
-    steps = epochs * steps_per_epoch(train_split, batch_size)
-    return record_teacher(
-        path, teacher, batches, mixing, data_seed, steps, mixing_steps=mixing_steps
-    )
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol, TypeAlias
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 STATISTICS_IMAGES = 10_000
 STATISTICS_BATCH = 500
 HASHED_BYTES = 1_000_000_000
+_HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -304,14 +306,11 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
 def content_hash(split: AnySplit) -> str:
     """Returns a hash, 64 hexadecimal digits, of a split's images and labels in their order.
 
-    Of more than 1 GB of images, 10,000 are read.
+    Of more than 1 GB of images, 10,000 are read. They are read once for each split.
     """
-    digest = hashlib.sha256(repr((len(split), split.image_shape)).encode())
-    digest.update(np.asarray(split.labels, np.int64).tobytes())
-    is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
-    for images in _some_images(split, len(split) if is_small else STATISTICS_IMAGES):
-        digest.update(images.tobytes())
-    return digest.hexdigest()
+    if split not in _HASHES:
+        _HASHES[split] = _hashed(split)
+    return _HASHES[split]
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -331,6 +330,15 @@ def close_gaps(images: np.ndarray, kept: Sequence[int]) -> np.ndarray:
         if place != index:
             images[place] = images[index]
     return images[: len(kept)]
+
+
+def _hashed(split: AnySplit) -> str:
+    digest = hashlib.sha256(repr((len(split), split.image_shape)).encode())
+    digest.update(np.asarray(split.labels, np.int64).tobytes())
+    is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
+    for images in _some_images(split, len(split) if is_small else STATISTICS_IMAGES):
+        digest.update(images.tobytes())
+    return digest.hexdigest()
 
 
 def _some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:

@@ -14,8 +14,7 @@ from typing import Any
 import h5py
 import keras
 
-from models.pytorch import one_line
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError, one_line, unknown_name
 
 PREFIX = "keras.applications:"
 IMAGENET_CLASSES = 1000

@@ -9,12 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from models import applications, pytorch
+from models import applications, pytorch, state_dict
 from models.applications import is_application
-from models.pytorch import one_line
 from models.zoo import build, options_from_state, parse_name
 from stkd_keras.data import Dataset, parse_normalization
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, one_line
 from stkd_keras.normalization import fuse_batch_normalization
 
 # Names that are of files and not of models.
@@ -234,7 +233,7 @@ def _build_with_weights(
     """Builds a model of the zoo and fills it from a file of weights alone."""
     if file.endswith(".weights.h5"):
         return fill(build(name, input_shape, num_classes, **settings), name, file)
-    state = pytorch.read_state_dict(file)
+    state = state_dict.read_state_dict(file)
     settings = {**options_from_state(name, state), **parse_name(name)[1], **settings}
     return pytorch.assign(build(name, input_shape, num_classes, **settings), state, file)
 

@@ -1,12 +1,9 @@
 """Weights from and for PyTorch, for the models of the zoo."""
 
-import argparse
 import dataclasses
 import json
 import os
 import pathlib
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from stkd_keras.errors import InputError
-
-SAFETENSORS_ENDING = ".safetensors"
+from models.state_dict import SAFETENSORS_ENDING, read_state_dict
+from stkd_keras.errors import InputError, first_few, one_line
 
 # What implementations call differently: their name -> the one that tensors are matched by.
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
@@ -54,16 +50,6 @@ def _groups_to_pytorch(tensor: np.ndarray) -> np.ndarray:
     per_group = tensor.shape[1]
     return tensor.transpose(0, 2, 1).reshape(-1, per_group, 1, 1)
 
-
-# The function that NumPy's numbers are pickled with; it makes nothing but numbers.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# What training scripts keep beside the weights: their command's flags, and numbers of NumPy's.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
-]
 
 # Kernels are OIHW there and HWIO here, matrices (out, in) there and (in, out) here.
 _PARAMETERS: dict[type, dict[str, _Parameter]] = {
@@ -154,28 +140,6 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
         raise InputError(f"can't write {path} ({one_line(error)}); check the folder") from error
 
 
-def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a checkpoint's tensors, by PyTorch's names, without "module." before them.
-
-    Raises:
-        InputError: as `load_pytorch`.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {path}; expected a PyTorch checkpoint, check the path")
-    read = _read_safetensors if path.suffix == SAFETENSORS_ENDING else _read_pickle
-    state: dict[str, np.ndarray] = {}
-    for name, tensor in read(path).items():
-        plain = _without_module(name)
-        if plain in state:
-            raise InputError(
-                f"{path} has {_shown(plain)} twice, with and without 'module.' before it; expected "
-                "each tensor once: save model.state_dict() alone"
-            )
-        state[plain] = tensor
-    return state
-
-
 def assign(
     model: keras.Model, state: Mapping[str, np.ndarray], path: str | pathlib.Path
 ) -> keras.Model:
@@ -198,135 +162,12 @@ def assign(
         elif not name.endswith("num_batches_tracked"):
             tensors[key] = (name, tensor)
     targets = _targets(model)
-    unexpected += [name for key, (name, _) in tensors.items() if key not in targets]
-    missing = [target.name for key, target in targets.items() if key not in tensors]
-    misshapen = [
-        f"{tensors[key][0]} (file {tensors[key][1].shape}, model {target.shape})"
-        for key, target in targets.items()
-        if key in tensors and tensors[key][1].shape != target.shape
-    ]
-    complaints = [
-        f"{len(names)} {kind}: {_first_few(names)}"
-        for kind, names in (
-            ("missing from the file", missing),
-            ("unexpected in the file", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if complaints:
-        kind = (
-            WrongNumClassesError if _is_head_alone(missing, unexpected, misshapen) else InputError
-        )
-        raise kind(
-            f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; "
-            f"{_remedy(missing, unexpected, misshapen)}"
-        )
-    named = list(tensors.values())
-    for what, names in (
-        ("integers or complex numbers", [n for n, x in named if x.dtype.kind not in "fV"]),
-        ("NaNs or infinities", [n for n, x in named if not np.isfinite(x).all()]),
-        ("negative numbers", [n for n, x in named if n.endswith("_var") and (x < 0).any()]),
-    ):
-        if names:
-            raise InputError(
-                f"{path} has {what} in {_first_few(names)}; expected the weights of a training "
-                "that went well: take an earlier checkpoint"
-            )
+    _check_fit(model, path, tensors, unexpected, targets)
+    _check_numbers(path, list(tensors.values()))
     for key, target in targets.items():
         shape = tuple(target.variable.shape)
         target.variable.assign(target.parameter.to_keras(tensors[key][1], shape))
     return model
-
-
-def one_line(error: Exception, length: int = 200) -> str:
-    """Returns the start of an error's message, on one line."""
-    # Keras puts its cause behind these words, after a page of configuration.
-    cause = str(error).rpartition("Exception encountered: ")[2]
-    text = " ".join(cause.split()) or type(error).__name__
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except Exception as error:  # Which kind depends on the byte at which a file is broken.
-        raise InputError(
-            f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
-            "tensors: get it again"
-        ) from error
-
-
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state dict that torch.save wrote, unpickling nothing but tensors and containers."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"reading {path} needs PyTorch, which isn't installed; pip install torch, "
-            "or convert the file to .safetensors"
-        ) from error
-    _check_zip(path)
-    try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of old kinds of pickle, which is no news to a user.
-            state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # Which kind depends on the byte at which a file is broken.
-        # PyTorch's own message explains how to run the code in a file that isn't trusted.
-        raise InputError(
-            f"can't read {path} ({type(error).__name__}); expected a PyTorch file with nothing but "
-            "tensors and plain containers: get it again, or save model.state_dict() alone"
-        ) from error
-    if isinstance(state, dict):
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
-    if not (isinstance(state, dict) and state) or not all(
-        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
-    ):
-        raise InputError(
-            f"{path} holds no state dict; expected names with tensors, at the top or under "
-            '"state_dict" or "model": save model.state_dict()'
-        )
-    odd = [
-        name
-        for name, tensor in state.items()
-        if tensor.layout is not torch.strided
-        or tensor.is_quantized
-        or tensor.is_nested
-        or tensor.is_meta
-        or tensor.is_complex()
-    ]
-    if odd:
-        raise InputError(
-            f"{path} has tensors that are sparse, quantised, complex or without content: "
-            f"{_first_few(odd)}; expected ordinary ones: save the state dict of the trained module"
-        )
-    # NumPy has no bfloat16.
-    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
-
-
-def _check_zip(path: pathlib.Path) -> None:
-    """Refuses a file whose parts aren't what they were when it was written; PyTorch doesn't look.
-
-    Raises:
-        InputError: likewise.
-    """
-    if not zipfile.is_zipfile(path):  # As PyTorch wrote them before 2020.
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception:  # Which kind depends on the byte; PyTorch may still know better.
-        return
-    if broken is not None:
-        raise InputError(f"{path} is damaged (in {_shown(broken)}); get it again")
-
-
-def _without_module(name: str) -> str:
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
 
 
 def _key(name: str) -> str:
@@ -399,12 +240,49 @@ def _is_head_alone(missing: list[str], unexpected: list[str], misshapen: list[st
     )
 
 
-def _first_few(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(_shown, names[:count])) + more
+def _check_fit(
+    model: keras.Model,
+    path: str | pathlib.Path,
+    tensors: Mapping[str, tuple[str, np.ndarray]],
+    unexpected: list[str],
+    targets: Mapping[str, "_Target"],
+) -> None:
+    """Refuses tensors that aren't the model's, by name."""
+    unexpected = [*unexpected, *(name for key, (name, _) in tensors.items() if key not in targets)]
+    missing = [target.name for key, target in targets.items() if key not in tensors]
+    misshapen = [
+        f"{tensors[key][0]} (file {tensors[key][1].shape}, model {target.shape})"
+        for key, target in targets.items()
+        if key in tensors and tensors[key][1].shape != target.shape
+    ]
+    complaints = [
+        f"{len(names)} {kind}: {first_few(names)}"
+        for kind, names in (
+            ("missing from the file", missing),
+            ("unexpected in the file", unexpected),
+            ("of another shape", misshapen),
+        )
+        if names
+    ]
+    if complaints:
+        kind = (
+            WrongNumClassesError if _is_head_alone(missing, unexpected, misshapen) else InputError
+        )
+        raise kind(
+            f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; "
+            f"{_remedy(missing, unexpected, misshapen)}"
+        )
 
 
-def _shown(name: str, length: int = 100) -> str:
-    """A name from a file, on one line and not longer than that."""
-    text = " ".join(name.split())
-    return text if len(text) <= length else text[: length - 3] + "..."
+def _check_numbers(path: str | pathlib.Path, named: list[tuple[str, np.ndarray]]) -> None:
+    """Refuses tensors whose numbers no training leaves, by name."""
+    for what, names in (
+        ("integers or complex numbers", [n for n, x in named if x.dtype.kind not in "fV"]),
+        ("NaNs or infinities", [n for n, x in named if not np.isfinite(x).all()]),
+        ("negative numbers", [n for n, x in named if n.endswith("_var") and (x < 0).any()]),
+    ):
+        if names:
+            raise InputError(
+                f"{path} has {what} in {first_few(names)}; expected the weights of a training "
+                "that went well: take an earlier checkpoint"
+            )

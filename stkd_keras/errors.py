@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -35,3 +35,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     nearest = difflib.get_close_matches(name, names, n=3) or names
     hint = f"the nearest known: {', '.join(nearest)}" if names else "there are none"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+def one_line(error: object, length: int = 200) -> str:
+    """Returns the start of an error's message, or of a name from a file, on one line."""
+    # Keras puts its cause behind these words, after a page of configuration.
+    cause = str(error).rpartition("Exception encountered: ")[2]
+    text = " ".join(cause.split()) or type(error).__name__
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def first_few(names: Sequence[str], count: int = 3) -> str:
+    """Returns the first names of a list, each on one line, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(one_line(name, 100) for name in names[:count]) + more

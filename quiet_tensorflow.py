@@ -6,8 +6,11 @@ What goes wrong in the import is a Python exception, and is shown.
 """
 
 import os
+import signal
 import sys
 
+# The seconds of the import have nothing to lose, and no handler that would say so in one line.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 sys.stderr.flush()

@@ -31,6 +31,7 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.resumable import ON_NAN as ON_NAN_CHOICES
 from stkd_keras.run_directory import RunDirectory, write_json
 from stkd_keras.teacher import DTYPES
 
@@ -216,6 +217,19 @@ MIXED_PRECISION = flags.DEFINE_enum(
 STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "steps a call of the compiled function (one device)", lower_bound=1
 )
+BACKUP_STEPS = flags.DEFINE_integer(
+    "backup_steps",
+    experiment.BACKUP_STEPS,
+    "steps between two backups within an epoch; there is one after each epoch, too",
+    lower_bound=1,
+)
+ON_NAN = flags.DEFINE_enum(
+    "on_nan",
+    "stop",
+    list(ON_NAN_CHOICES),
+    "at a loss that isn't finite: stop, or restore the last backup once and go on with half the "
+    "learning rate",
+)
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "two runs give the same bits on the same machine (slower)"
 )
@@ -287,6 +301,11 @@ def main() -> None:
             **samples,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
+    settings |= {
+        "images": data.content_hash(train_split),
+        "teacher_weights": teacher.fingerprint() if needed and teacher is not None else None,
+        "replicas": strategy.num_replicas_in_sync,
+    }
     experiment.start(
         run,
         {"settings": settings, "teachers": recorded, "data": description, **provenance()},
@@ -306,6 +325,8 @@ def main() -> None:
         optimizer=recipe["optimizer"],
         augment=AUGMENT.value,
         steps_per_execution=STEPS_PER_EXECUTION.value,
+        backup_steps=BACKUP_STEPS.value,
+        on_nan=ON_NAN.value,
     )
     if not is_chief(strategy):
         return
@@ -406,6 +427,8 @@ def get_teacher(
         data_seed=DATA_SEED.value,
         provenance=provenance(),
         strategy=strategy,
+        backup_steps=BACKUP_STEPS.value,
+        on_nan=ON_NAN.value,
     )
     return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value, strategy)
 
@@ -460,19 +483,19 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
 
 
 def flags_that_matter() -> dict:
-    """The flags, beside those of recipe and method, that the result depends on."""
+    """The flags, beside those of recipe and method, that the result depends on.
+
+    Data and weights may be somewhere else when the run is resumed: their content counts.
+    """
     names = (
-        "dataset teacher_weights teacher_normalization teacher_classes teacher_dtype "
+        "dataset teacher_normalization teacher_classes teacher_dtype "
         "student_weights student_normalization method temperature seed data_seed "
         "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
         "skip_bad_images augment flip distribute logical_devices mixed_precision "
         "deterministic"
     )
     settings = {name: flags.FLAGS[name].value for name in names.split()}
-    # Elsewhere it only says where the same images are.
-    folder = DATA_DIR.value if DATASET.value == "folder" else None
-    replays = REPLAY.value is not None
-    return {**settings, "data_dir": folder and os.path.abspath(folder), "replay": replays}
+    return {**settings, "replay": REPLAY.value is not None}
 
 
 def provenance() -> dict:

@@ -228,6 +228,8 @@ def train_teacher(
     data_seed: int,
     provenance: dict[str, Any],
     strategy: tf.distribute.Strategy | None = None,
+    backup_steps: int = experiment.BACKUP_STEPS,
+    on_nan: str = "stop",
 ) -> pathlib.Path:
     """Trains a teacher by cross-entropy, once: what was trained before is found again.
 
@@ -243,6 +245,8 @@ def train_teacher(
         data_seed: of the split, the order and the augmentation.
         provenance: what else config.json shall say.
         strategy: what it is trained under; None for the current one.
+        backup_steps: as in `stkd_keras.experiment.train`.
+        on_nan: likewise.
 
     Returns:
         The teacher's `.keras` file.
@@ -283,7 +287,10 @@ def train_teacher(
         )
     experiment.start(run, {"settings": settings, **provenance}, strategy)
     recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
-    experiment.train(trainer, dataset, train_split, validation_split, run, epochs=epochs, **recipe)
+    experiment.train(
+        trainer, dataset, train_split, validation_split, run, epochs=epochs,
+        backup_steps=backup_steps, on_nan=on_nan, **recipe,
+    )  # fmt: skip
     if is_chief(strategy):
         write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
     wait_for_all(strategy)

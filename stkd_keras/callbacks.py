@@ -1,4 +1,4 @@
-"""Callbacks that `fit` adds, so that users' own callbacks do what their users mean."""
+"""Callbacks that make Keras's own do what their users mean."""
 
 import keras
 
@@ -31,6 +31,16 @@ class SaveTheStudent(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Averages batch statistics."""
         average_batch_statistics(self.model)
+
+
+class FlushedTensorBoard(keras.callbacks.TensorBoard):
+    """TensorBoard, whose files hold what an epoch has logged before its backup is written."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Logs the epoch."""
+        super().on_epoch_end(epoch, logs)
+        for writer in self._writers.values():
+            writer.flush()
 
 
 class _Student:

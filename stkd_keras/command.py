@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from stkd_keras.errors import InputError, WorkerLostError
+from stkd_keras.signals import Interrupted, leave, raise_on_signals
 
 # Kubernetes' training operator restarts what ends with this status, which is the user's to give.
 WORKER_LOST = 138
@@ -18,7 +19,8 @@ def run(main: Callable[[], None], description: str) -> None:
     """Parses the flags and runs a command, then ends the process.
 
     A wrong flag, an InputError and an error of the operating system end with one line and exit
-    status 2, the loss of another worker with one line and status 138. `--help` shows the command's
+    status 2, the loss of another worker with one line and status 138, SIGTERM and SIGINT with one
+    line and 128 plus their number. `--help` shows the command's
     own flags and nothing of absl's.
 
     Args:
@@ -65,6 +67,7 @@ def _parse(argv: list[str], description: str) -> list[str]:
 
 
 def _guarded(main: Callable[[], None]) -> None:
+    raise_on_signals()
     try:
         main()
     except (InputError, OSError) as error:
@@ -74,9 +77,11 @@ def _guarded(main: Callable[[], None]) -> None:
         _print_error(error)
         # What TensorFlow does at a process's end may wait for the lost worker.
         os._exit(WORKER_LOST)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues where it was", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as error:
+        print(flush=True)
+        where = f" after {error}" if str(error) else ""
+        _print(f"ended by {error.name}{where}; the same command goes on from there")
+        leave(128 + error.number)
 
 
 def _fail(error: Exception) -> None:
@@ -85,8 +90,11 @@ def _fail(error: Exception) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    line = " ".join(str(error).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr, flush=True)
+    _print("error: " + " ".join(str(error).split()))
+
+
+def _print(line: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
 
 
 def _help(description: str) -> str:

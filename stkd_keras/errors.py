@@ -49,3 +49,8 @@ def first_few(names: Sequence[str], count: int = 3) -> str:
     """Returns the first names of a list, each on one line, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(one_line(name, 100) for name in names[:count]) + more
+
+
+def shown(value: object) -> str:
+    """Returns a setting's value as an error shows it: of a hash the beginning."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else str(value)

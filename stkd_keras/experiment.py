@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from stkd_keras.backup import newest_step
+from stkd_keras.callbacks import FlushedTensorBoard
 from stkd_keras.data import (
     AnySplit,
     Dataset,
@@ -31,12 +33,15 @@ from stkd_keras.optimizers import SGD, AdamW
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.replay import RecordedTeacher
-from stkd_keras.run_directory import Backup, RunDirectory
+from stkd_keras.resumable import Place, Training, fit_resumably, largest_divisor
+from stkd_keras.run_directory import RunDirectory
 from stkd_keras.teacher import FrozenTeacher
+from stkd_keras.whole_files import unwritable_named
 
 EVALUATION_BATCH = 500
 DEFAULT_VALIDATION_FRACTION = 0.1
 WARMUP_SHARE = 0.05
+BACKUP_STEPS = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +242,9 @@ def train(
     optimizer: str = "sgd",
     augment: str = "standard",
     steps_per_execution: int = 1,
+    backup_steps: int = BACKUP_STEPS,
+    on_nan: str = "stop",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains a distiller's student, from the run's last backup if there is one, and saves it.
 
@@ -254,58 +262,60 @@ def train(
         weight_decay: as in `make_optimizer`.
         optimizer: likewise.
         augment: as in `stkd_keras.data.pipeline`.
-        steps_per_execution: as in `keras.Model.compile`.
+        steps_per_execution: as in `keras.Model.compile`; the largest number up to it that divides
+            the steps of an epoch is taken.
+        backup_steps: steps between two backups within an epoch; there is one after each epoch, too.
+        on_nan: "stop" at a loss that isn't finite, or "restore" the last backup once, and go on
+            with half the learning rate.
+        callbacks: further ones. What Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau
+            remember is backed up, too.
 
     Raises:
-        InputError: where numbers are outside their ranges, or the loss stops being finite.
+        InputError: where numbers are outside their ranges, the loss stops being finite, or a file
+            can't be written.
+        Interrupted: after SIGTERM or SIGINT, when the step is done and backed up.
     """
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
-    check_alike(f"the run's directory {run.path}", run.epochs_done, strategy)
+    check_alike(f"the run's directory {run.path}", newest_step(run.backup), strategy)
     metrics: list = ["accuracy"]
     if dataset.num_classes > 10:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
-    with strategy.scope():
+
+    def compile_for(learning_rate_scale: float, steps_done: int) -> None:
         distiller.compile(
-            make_optimizer(learning_rate, weight_decay, epochs * steps, optimizer),
+            make_optimizer(
+                learning_rate * learning_rate_scale, weight_decay, epochs * steps, optimizer
+            ),
             metrics=metrics,
-            steps_per_execution=steps_per_execution,
+            steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
         )
-        done = run.restore(distiller, writes=chief)
-    if done:
-        print(f"resuming after epoch {done} of {epochs}")
-    share_of = functools.partial(
-        pipeline,
-        dataset,
-        train_split,
-        batch_size,
-        distiller.data_seed,
-        augment,
-        start_step=done * steps,
-    )
+
+    def batches(first_step: int):
+        share_of = functools.partial(
+            pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
+            start_step=first_step,
+        )  # fmt: skip
+        if isinstance(distiller.teacher, RecordedTeacher):
+            return distiller.teacher.attach(share_of())
+        return distributed(share_of, strategy)
+
+    def loggers(resumes: bool) -> list:
+        if not chief:
+            return []
+        first = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
+        return _loggers(run, resumes, first, batch_size, dataset)
+
     validation = validation_split and distributed_by_example(
         evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
     )
-    recorded = distiller.teacher if isinstance(distiller.teacher, RecordedTeacher) else None
-    callbacks: list = [keras.callbacks.TerminateOnNaN()]
-    if chief:
-        _write_description(run, describe(dataset, train_split, validation_split))
-        callbacks += _callbacks(run, done > 0, share_of(), batch_size, dataset)
-    history = distiller.fit(
-        recorded.attach(share_of()) if recorded else distributed(share_of, strategy),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        initial_epoch=done,
-        shuffle=False,  # The pipeline does it.
-        validation_data=validation,
-        callbacks=callbacks,
-    )
-    if not np.isfinite(history.history.get("loss", [0.0])[-1]):
-        raise InputError(
-            f"the loss stopped being finite at step {distiller.step.numpy()}; lower the learning "
-            f"rate (it was {learning_rate}) and start anew"
-        )
+    training = Training(distiller, compile_for, batches, validation, epochs, steps)
+    place = Place(run.backup, run.settings, run.history, backup_steps)
+    with unwritable_named(run.path):
+        if chief:
+            _write_description(run, describe(dataset, train_split, validation_split))
+        fit_resumably(training, place, loggers, callbacks, on_nan)
     if chief:
         run.save_model(distiller.student)
 
@@ -408,12 +418,11 @@ def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
         tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *rows]), step=0)
 
 
-def _callbacks(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> list:
+def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> list:
     """What leaves a run's artefacts, epoch by epoch."""
     callbacks = [
-        keras.callbacks.TensorBoard(run.tensorboard, write_graph=False),
+        FlushedTensorBoard(run.tensorboard, write_graph=False),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
-        Backup(run),
     ]
     if batch_size >= NUM_SAMPLES:
         callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))

@@ -18,7 +18,7 @@ import safetensors
 import tensorflow as tf
 
 from stkd_keras.distribution import is_multi_worker
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, shown
 from stkd_keras.evaluation import compiled
 from stkd_keras.labels import label_rows
 from stkd_keras.mixing import virtual_samples
@@ -363,7 +363,7 @@ def _short(value: Any) -> str:
     if isinstance(value, dict) and "config" in value:
         arguments = ", ".join(f"{name}={each}" for name, each in value["config"].items())
         return f"{value.get('class_name')}({arguments})"
-    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+    return shown(value)
 
 
 def _header(settings: dict, shape: tuple[int, int, int], dtype: str) -> bytes:

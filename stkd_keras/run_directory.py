@@ -1,18 +1,23 @@
 """The directory of a run: what is in it, whole or not at all, and how a run goes on."""
 
-import csv
 import json
-import math
-import os
 import pathlib
 import shutil
 from typing import Any
 
 import keras
 
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, shown
+from stkd_keras.whole_files import (
+    check_writable,
+    lock,
+    remove_unfinished,
+    unwritable,
+    write_whole,
+    written_whole,
+)
 
-_ARTEFACTS = ("config.json", "history.csv", "metrics.json", "backup", "tensorboard")
+_ARTEFACTS = ("metrics.json", "config.json", "history.csv", "tensorboard")
 
 
 class RunDirectory:
@@ -41,119 +46,98 @@ class RunDirectory:
         return self.metrics.is_file() and self.model.is_file()
 
     @property
-    def epochs_done(self) -> int:
-        """The number of epochs that the last backup comes after."""
-        backup = self._last_backup()
-        return int(backup.name.split("-")[1].split(".")[0]) if backup else 0
+    def settings(self) -> dict[str, Any]:
+        """What the run's result depends on, as config.json has it."""
+        return read_json(self.config).get("settings", {})
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Sees, without changing anything, whether a run may write here.
 
         Args:
-            settings: what the run's result depends on.
+            settings: what the run's result depends on, or the part of it that is known.
             overwrite: whether what is there may go.
 
         Raises:
             InputError: where the directory holds a complete run, the beginning of another run,
-                or something that isn't a run.
+                or something that isn't a run, or where another process writes to it.
         """
-        if not self.path.exists() or overwrite:
-            if self.path.exists() and not self._is_run():
-                raise InputError(f"--run_dir={self.path} isn't a run's directory; name another")
+        check_writable(self.path)
+        if not self.path.exists():
             return
         if not self._is_run():
             raise InputError(
                 f"--run_dir={self.path} exists and isn't a run's directory; name another"
             )
+        if self._lock.is_file():
+            lock(self._lock)
+        if overwrite:
+            return
         if self.is_complete:
             raise InputError(
                 f"{self.path} holds a complete run; choose another --run_dir, or replace it with "
                 "--overwrite"
             )
-        before = read_json(self.config).get("settings", {}) if self.config.is_file() else settings
-        differs = [k for k in settings if before.get(k) != settings[k]]
+        now = json.loads(json.dumps(settings))
+        before = self.settings if self.config.is_file() else now
+        differs = [name for name in now if before.get(name) != now[name]]
         if differs:
-            changes = ", ".join(f"{k} was {before.get(k)} and is {settings[k]}" for k in differs)
+            changes = ", ".join(
+                f"{name} was {shown(before.get(name))} and is {shown(now[name])}"
+                for name in differs
+            )
             raise InputError(
                 f"{self.path} holds the beginning of another run ({changes}); choose another "
                 "--run_dir, or start anew with --overwrite"
             )
 
     def start(self, config: dict[str, Any], overwrite: bool = False) -> None:
-        """Makes the directory and writes config.json; `overwrite` removes the run in it."""
-        if overwrite:
-            for name in (*_ARTEFACTS, self.model.name):
-                path = self.path / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self.backup.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, config)
-
-    def restore(self, distiller: keras.Model, writes: bool = True) -> int:
-        """Loads the last backup into a compiled distiller.
+        """Makes the directory, this process's until it ends, and writes config.json.
 
         Args:
-            distiller: the distiller.
-            writes: whether the history is this process's to trim.
+            config: its content; "settings" in it is what the run's result depends on.
+            overwrite: whether the run that is there is removed.
 
-        Returns:
-            The number of epochs that are done.
+        Raises:
+            InputError: as `check`, or where the directory can't be written to.
         """
-        backup = self._last_backup()
-        if backup is None:
-            if writes:
-                self.history.unlink(missing_ok=True)
-            return 0
-        distiller.optimizer.build(distiller.trainable_variables)
-        distiller.load_weights(backup)
-        if writes:
-            self._trim_history(self.epochs_done)
-        return self.epochs_done
+        try:
+            self.backup.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        lock(self._lock)
+        # Another process may have been here since it was seen first.
+        self.check(config.get("settings", {}), overwrite)
+        remove_unfinished(self.path)
+        remove_unfinished(self.backup)
+        if overwrite:
+            self._remove_run()
+        write_json(self.config, config)
 
     def save_model(self, model: keras.Model) -> None:
         """Writes the model, whole or not at all."""
-        temporary = self.path / f"tmp-{os.getpid()}.keras"
-        model.save(temporary)
-        os.replace(temporary, self.model)
+        with written_whole(self.model) as beside:
+            try:
+                model.save(beside)
+            except (RuntimeError, ValueError) as error:  # HDF5's words for a full disk.
+                raise unwritable(self.model, error) from error
 
-    def _last_backup(self) -> pathlib.Path | None:
-        return max(self.backup.glob("epoch-*.weights.h5"), default=None)
+    @property
+    def _lock(self) -> pathlib.Path:
+        return self.backup / "lock"
 
     def _is_run(self) -> bool:
-        return self.path.is_dir() and (self.config.is_file() or not any(self.path.iterdir()))
+        if not self.path.is_dir():
+            return False
+        # A run that was killed before it had written its configuration left its first folder.
+        return self.config.is_file() or {p.name for p in self.path.iterdir()} <= {"backup"}
 
-    def _trim_history(self, epochs: int) -> None:
-        # A run that broke between an epoch's row and its backup does that epoch again.
-        with self.history.open(newline="") as file:
-            rows = list(csv.reader(file))[: 1 + epochs]
-        temporary = self.history.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
-        os.replace(temporary, self.history)
-
-
-class Backup(keras.callbacks.Callback):
-    """Keeps, after each epoch, all that the run needs to go on: never the teacher.
-
-    Args:
-        run: the run's directory.
-    """
-
-    def __init__(self, run: RunDirectory):
-        super().__init__()
-        self._run = run
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes the new backup beside the old one, then removes the old one."""
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            return
-        folder = self._run.backup
-        temporary = folder / "tmp.weights.h5"
-        self.model.save_weights(temporary)
-        newest = folder / f"epoch-{epoch + 1:05d}.weights.h5"
-        os.replace(temporary, newest)
-        for other in folder.glob("epoch-*.weights.h5"):
-            if other != newest:
-                other.unlink()
+    def _remove_run(self) -> None:
+        for path in self.backup.iterdir():
+            if path != self._lock:
+                path.unlink()
+        for name in (*_ARTEFACTS, self.model.name):
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -172,7 +156,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+        InputError: where it can't be written.
+    """
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

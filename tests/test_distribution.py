@@ -136,7 +136,7 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(reposito
     ]
 
     with two_workers([command, command], tmp_path) as (chief, lost):
-        wait_for(lambda: list((tmp_path / "run" / "backup").glob("epoch-0000[2-9]*")), chief)
+        wait_for(lambda: list((tmp_path / "run" / "backup").glob("step-*[1-9]*")), chief)
         lost.send_signal(signal.SIGKILL)
         start = time.monotonic()
         assert chief.wait(timeout=60) == 138

@@ -4,13 +4,41 @@ import keras
 import networks
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment
 from stkd_keras.run_directory import RunDirectory
 
 
-def start(folder, stop_after=None):
-    """Trains for two epochs with AdamW; may be interrupted when an epoch has been backed up."""
+class Break(keras.callbacks.Callback):
+    """Interrupts the training after a number of steps."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        if self.after == 0:
+            raise KeyboardInterrupt
+
+
+class Spoil(keras.callbacks.Callback):
+    """Makes a weight no number after a number of steps, once."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        if self.after == 0:
+            weight = self.model.student.weights[0]
+            weight.assign(np.full(weight.shape, np.nan))
+
+
+def start(folder, callbacks=(), epochs=2, validation=False, **options):
+    """Trains with AdamW, five steps an epoch."""
     keras.utils.set_random_seed(0)
     distiller = SimilarityTransferDistiller(
         networks.small_convolutional_classifier(), networks.convolutional_classifier()
@@ -18,32 +46,87 @@ def start(folder, stop_after=None):
     dataset = data.load("digits")
     train_split, _ = experiment.split(dataset, 0.0, images_per_class=20)
     run = RunDirectory(folder)
-    run.start({})
-
-    class Interrupted(experiment.Backup):
-        def on_epoch_end(self, epoch, logs=None):
-            super().on_epoch_end(epoch, logs)
-            if epoch + 1 == stop_after:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "Backup", Interrupted)
-        experiment.train(
-            distiller, dataset, train_split, None, run, epochs=2, batch_size=40,
-            learning_rate=0.01, weight_decay=0.05, optimizer="adamw",
-        )  # fmt: skip
+    run.start({"settings": {"of": "this run"}})
+    experiment.train(
+        distiller, dataset, train_split, dataset.test if validation else None, run, epochs=epochs,
+        batch_size=40, learning_rate=0.01, weight_decay=0.05, optimizer="adamw",
+        callbacks=callbacks, **options,
+    )  # fmt: skip
     return distiller
 
 
-def test_an_interrupted_run_of_adamw_goes_on_as_if_nothing_had_been(tmp_path, capsys):
-    whole = start(tmp_path / "whole")
+def test_an_interrupted_run_of_adamw_goes_on_within_its_epoch(tmp_path, capsys):
+    whole = start(tmp_path / "whole", backup_steps=2)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "broken", stop_after=1)
-    resumed = start(tmp_path / "broken")
-    assert "resuming after epoch 1 of 2" in capsys.readouterr().out
+        start(tmp_path / "broken", [Break(after=8)], backup_steps=2)
+    resumed = start(tmp_path / "broken", backup_steps=2)
+    assert "resuming after epoch 1 of 2 and 2 steps of the next (step 7)" in capsys.readouterr().out
     assert int(whole.step) == int(resumed.step) == 10
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    histories = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "broken")]
+    assert histories[0].split()[0] == histories[1].split()[0]
+    rows = [np.loadtxt(h.splitlines()[1:], delimiter=",") for h in histories]
+    np.testing.assert_allclose(*rows, atol=1e-4)
+
+
+def test_early_stopping_remembers_across_an_interruption_what_was_best(tmp_path):
+    def stopping():
+        return keras.callbacks.EarlyStopping(
+            "val_loss", min_delta=100, patience=3, restore_best_weights=True
+        )
+
+    whole = stopping()
+    best = start(tmp_path / "whole", [whole], epochs=9, validation=True)
+    assert whole.stopped_epoch == 3
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", [stopping(), Break(after=13)], epochs=9, validation=True)
+    resumed = stopping()
+    again = start(tmp_path / "run", [resumed], epochs=9, validation=True)
+    assert (resumed.stopped_epoch, resumed.best_epoch) == (3, 0)
+    for a, b in zip(best.student.get_weights(), again.student.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # It had stopped: the same call trains no further.
+    assert int(start(tmp_path / "run", [stopping()], epochs=9, validation=True).step) == 20
+
+
+def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(tmp_path):
+    with pytest.raises(InputError) as caught:
+        start(tmp_path / "run", [Spoil(after=7)], backup_steps=2)
+    message = str(caught.value)
+    for part in (
+        "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
+        "learning rate was 0.0", "backup/step-0000000007", "--on_nan=restore",
+    ):  # fmt: skip
+        assert part in message
+    assert len((tmp_path / "run" / "history.csv").read_text().split()) == 2
+    assert not (tmp_path / "run" / "student.keras").exists()
+
+
+def test_a_weight_of_nan_is_never_backed_up(tmp_path):
+    with pytest.raises(InputError, match="a weight stopped being finite at step 5"):
+        start(tmp_path / "run", [Spoil(after=5)])
+    for file in (tmp_path / "run" / "backup").glob("step-*"):
+        for name, value in safetensors.numpy.load_file(file).items():
+            assert np.isfinite(value).all(), name
+
+
+def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path, capsys):
+    distiller = start(tmp_path / "run", [Spoil(after=7)], backup_steps=2, on_nan="restore")
+    printed = capsys.readouterr().out
+    assert "going back to step-0000000007.safetensors, with half the learning rate" in printed
+    assert int(distiller.step) == 10
+    rate = distiller.optimizer.learning_rate
+    whole = experiment.make_optimizer(0.01, 0.05, 10, "adamw")
+    whole.iterations.assign(10 - 3)
+    distiller.optimizer.iterations.assign(10 - 3)
+    np.testing.assert_allclose(
+        distiller.optimizer.learning_rate, whole.learning_rate / 2, rtol=1e-5
+    )
+    assert float(rate) < 1e-6
+    with pytest.raises(InputError, match="although it had been halved"):
+        spoilers = [Spoil(after=7), Spoil(after=9)]
+        start(tmp_path / "other", spoilers, backup_steps=2, on_nan="restore")
 
 
 def test_each_optimizer_has_defaults_of_its_own():

@@ -4,7 +4,15 @@ To import it registers `tiny_imagenet` and `cinic10` with TensorFlow Datasets.
 """
 
 from stkd_keras.data.augmentation import AUGMENTATIONS
-from stkd_keras.data.dataset import AnySplit, Dataset, Joined, Split, aligned_empty, from_arrays
+from stkd_keras.data.dataset import (
+    AnySplit,
+    Dataset,
+    Joined,
+    Split,
+    aligned_empty,
+    content_hash,
+    from_arrays,
+)
 from stkd_keras.data.loading import (
     DEFAULT_MEMORY_LIMIT,
     NAMES,
@@ -28,6 +36,7 @@ __all__ = [
     "Split",
     "aligned_empty",
     "check_name",
+    "content_hash",
     "evaluation_pipeline",
     "from_arrays",
     "join_unlabeled",

@@ -1,0 +1,217 @@
+"""What a run goes on from: all that its training has changed, in one file with a checksum."""
+
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+
+from stkd_keras.errors import InputError, one_line
+from stkd_keras.whole_files import write_whole
+
+ENDING = ".safetensors"
+_STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
+_GROUPS = ("model/", "optimizer/")
+
+
+class Backup:
+    """One file: the values of a distiller's variables, and what else its run has to know.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: if it isn't whole, or isn't a backup.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        try:
+            content = path.read_bytes()
+            with safetensors.safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+            self._values = safetensors.numpy.load(content)
+            self.state: dict[str, Any] = json.loads(metadata[_STATE])
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} isn't a whole backup ({one_line(error)})") from error
+        if metadata.get(_CHECKSUM) != _checksum(self._values, metadata[_STATE]):
+            raise InputError(f"{path} isn't a whole backup (its checksum is another)")
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Sees whether it is of the run with these settings.
+
+        Raises:
+            InputError: otherwise, with what differs.
+        """
+        before, now = self.state.get("settings", {}), json.loads(json.dumps(settings))
+        differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        if differs:
+            raise InputError(
+                f"{self.path} is a backup of another run, which differs in {', '.join(differs)}; "
+                "remove it, or start anew with --overwrite"
+            )
+
+    def restore(self, distiller: keras.Model) -> None:
+        """Gives a compiled distiller the weights, the optimizer's state and the step.
+
+        Raises:
+            InputError: where it was of another model or optimizer.
+        """
+        if not distiller.optimizer.built:
+            distiller.optimizer.build(distiller.trainable_variables)
+        variables = _variables(distiller)
+        wanted = {name: tuple(v.shape) for name, v in variables.items()}
+        there = {n: v.shape for n, v in self._values.items() if n.startswith(_GROUPS)}
+        if wanted != there:
+            first = min(n for n in {*wanted, *there} if wanted.get(n) != there.get(n))
+            raise InputError(
+                f"{self.path} is a backup of another model or optimizer: {first} is "
+                f"{there.get(first)} there and {wanted.get(first)} here; start anew with "
+                "--overwrite"
+            )
+        for name, variable in variables.items():
+            variable.assign(_as_dtype(self._values[name], variable.dtype))
+        distiller.step.assign(self._values["step"])
+
+    @property
+    def metrics(self) -> list[np.ndarray]:
+        """The running sums of the epoch's metrics, in the order of `metrics_variables`."""
+        return self.arrays("metrics")
+
+    def arrays(self, group: str) -> list[np.ndarray]:
+        """The arrays that were given to `write_backup` under a name."""
+        names = sorted(name for name in self._values if name.startswith(f"{group}/"))
+        return [self._values[name] for name in names]
+
+
+def write_backup(
+    folder: pathlib.Path,
+    distiller: keras.Model,
+    state: dict[str, Any],
+    metrics: list[np.ndarray],
+    arrays: dict[str, list[np.ndarray]],
+    writes: bool = True,
+) -> None:
+    """Writes a backup, and removes all but this one and the one before.
+
+    Of several workers all have to call it.
+
+    Args:
+        folder: the run's backups.
+        distiller: a compiled distiller.
+        state: what else the run has to know: anything that JSON can hold.
+        metrics: the values of `metrics_variables`.
+        arrays: further arrays, by a name for each list of them.
+        writes: whether this process is the one to write.
+
+    Raises:
+        InputError: where the file can't be written. Those before are kept then.
+    """
+    values = {name: _stored(v) for name, v in _variables(distiller).items()}
+    if not writes:
+        return
+    values["step"] = np.asarray(distiller.step, np.int64)
+    for group, members in {"metrics": metrics, **arrays}.items():
+        values |= {f"{group}/{n:05d}": _stored(member) for n, member in enumerate(members)}
+    text = json.dumps(state)
+    metadata = {_STATE: text, _CHECKSUM: _checksum(values, text)}
+    path = folder / f"step-{int(values['step']):010d}{ENDING}"
+    write_whole(path, safetensors.numpy.save(values, metadata))
+    others = {other for other in folder.glob(f"step-*{ENDING}") if other != path}
+    # Later ones are broken: this run went on from before them.
+    for other in others - {max((o for o in others if o < path), default=path)}:
+        other.unlink(missing_ok=True)
+
+
+def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | None:
+    """Returns the newest backup that is whole, or None where there is none at all.
+
+    Args:
+        folder: the run's backups.
+        settings: those of the run.
+
+    Raises:
+        InputError: where there are backups but none is whole, or the newest that is whole is of
+            another run.
+    """
+    paths = sorted(folder.glob(f"step-*{ENDING}"), reverse=True)
+    broken: list[InputError] = []
+    for path in paths:
+        try:
+            backup = Backup(path)
+        except InputError as error:
+            broken.append(error)
+            continue
+        backup.check(settings)
+        for why in broken:
+            print(f"warning: {why}; going on from {path.name}", file=sys.stderr)
+        return backup
+    if broken:
+        raise InputError(f"{broken[0]}, and there is no other; start anew with --overwrite")
+    return None
+
+
+def newest_step(folder: pathlib.Path) -> int:
+    """Returns the step of the newest backup, whole or not; 0 where there is none."""
+    newest = max(folder.glob(f"step-*{ENDING}"), default=None)
+    return int(newest.stem.removeprefix("step-")) if newest else 0
+
+
+def metrics_of(distiller: keras.Model) -> list[np.ndarray]:
+    """Returns the values of the metrics' variables; of several workers all have to call it."""
+    return [np.asarray(variable) for variable in distiller.metrics_variables]
+
+
+def build_metrics(distiller: keras.Model) -> None:
+    """Makes the variables of the compiled metrics, which Keras makes with the first batch."""
+
+    def update():
+        row = tf.one_hot([0], distiller.num_classes)
+        distiller.compute_metrics(None, row, row)
+
+    distiller.distribute_strategy.run(update)
+    distiller.reset_metrics()
+
+
+def has_finite_weights(distiller: keras.Model) -> bool:
+    """Whether all weights are numbers; an update may have spoilt them after a finite loss."""
+    return all(
+        bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v))))
+        for v in distiller.weights
+        if keras.backend.is_float_dtype(v.dtype)
+    )
+
+
+def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:
+    """All that training changes, beside step and metrics, under names that sort in its order."""
+    # `variables` has the state of random layers too, which `save_weights` leaves out.
+    groups = {"model": distiller.variables, "optimizer": distiller.optimizer.variables}
+    return {
+        f"{group}/{n:05d}/{variable.path}": variable
+        for group, variables in groups.items()
+        for n, variable in enumerate(variables)
+    }
+
+
+def _stored(value) -> np.ndarray:
+    """An array of a dtype that every reader of the file's format knows."""
+    array = np.ascontiguousarray(value).reshape(np.shape(value))
+    return array if array.dtype.kind in "fiub" else array.view(f"u{array.dtype.itemsize}")
+
+
+def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    wanted = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    return array if array.dtype == wanted else array.view(wanted)
+
+
+def _checksum(values: dict[str, np.ndarray], state: str) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name, value in sorted(values.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

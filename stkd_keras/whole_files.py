@@ -1,0 +1,153 @@
+"""Files that appear whole or not at all, and one process at a time that writes them."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import socket
+from collections.abc import Iterator
+from typing import IO
+
+import tensorflow as tf
+
+from stkd_keras.errors import InputError, one_line
+
+_BESIDE = ".unfinished-"
+# By file: closing any of a process's handles on a file would give its lock up.
+_held: dict[str, IO] = {}
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a place beside a file to write to, and renames what was written there once it is whole.
+
+    Until then, and where writing fails, the file is as it was before.
+
+    Args:
+        path: the file. What is yielded has the same ending, in the same folder.
+
+    Raises:
+        InputError: where it can't be written: a full disk, a quota, a folder without permission.
+    """
+    path = pathlib.Path(path)
+    beside = path.with_name(f"{_BESIDE}{os.getpid()}-{path.name}")
+    try:
+        yield beside
+        _sync(beside)
+        os.replace(beside, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        InputError: where it can't be written.
+    """
+    with written_whole(path) as beside:
+        beside.write_bytes(content)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed have left beside the files of a folder."""
+    for path in folder.glob(f"{_BESIDE}*"):
+        path.unlink(missing_ok=True)
+
+
+def unwritable(path: str | os.PathLike, error: BaseException) -> InputError:
+    """Returns the error for a file that can't be written.
+
+    Args:
+        path: the file.
+        error: what the operating system, or who wrote, said.
+    """
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return InputError(
+        f"can't write {path}: {reason}; what was there before is as it was, and the same command "
+        "goes on once there is room and permission"
+    )
+
+
+@contextlib.contextmanager
+def unwritable_named(folder: pathlib.Path) -> Iterator[None]:
+    """Gives what callbacks of Keras meet, where they can't write, the words of `unwritable`.
+
+    Args:
+        folder: where they write.
+
+    Raises:
+        InputError: in place of an OSError, or of TensorFlow's error for a file of events.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error.filename or folder, error) from error
+    except tf.errors.OpError as error:
+        found = re.search(r"(\S*events\.out\.tfevents\S*); ([^\n]*)", error.message)
+        if found is None:
+            raise
+        raise unwritable(found[1], OSError(0, found[2])) from error
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Sees whether a folder can be made, or written to if it is there, without trying to.
+
+    Raises:
+        InputError: otherwise.
+    """
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise unwritable(path, NotADirectoryError(errno.ENOTDIR, f"{there} isn't a folder"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise unwritable(path, PermissionError(errno.EACCES, f"{there} can't be written to"))
+
+
+def lock(path: pathlib.Path) -> None:
+    """Takes a lock that this process holds until it ends, however it ends.
+
+    Args:
+        path: a file for it, which is made if it is missing and stays.
+
+    Raises:
+        InputError: where another process holds it, or the file can't be written.
+    """
+    key = os.path.realpath(path)
+    if key in _held:
+        return
+    try:
+        file = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = one_line(file.read()) or "another process"
+        file.close()
+        raise InputError(
+            f"{path.parent} is being written by {holder}; wait until it has ended, or choose "
+            "another place"
+        ) from error
+    except OSError as error:
+        file.close()
+        raise unwritable(path, error) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    _held[key] = file
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Has the operating system write what it holds back, so that a loss of power loses nothing."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

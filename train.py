@@ -447,9 +447,9 @@ def make_mixing(method: dict) -> stkd_keras.Mixup | None:
 def get_student(dataset: data.Dataset, source: str) -> keras.Model:
     """The student, from its file or by its name."""
     weights = STUDENT_WEIGHTS.value
+    keras.utils.set_random_seed(SEED.value)
     if is_whole_model(source, weights):
         return models.load_for(dataset, source, weights)
-    keras.utils.set_random_seed(SEED.value)
     policy = MIXED_PRECISION.value
     keras.config.set_dtype_policy("float32" if policy == "none" else policy)
     student = models.load_for(dataset, source, weights, STUDENT_NORMALIZATION.value)

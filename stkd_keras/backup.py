@@ -69,8 +69,9 @@ class Backup:
         there = {n: v.shape for n, v in self._values.items() if n.startswith(_GROUPS)}
         if wanted != there:
             first = min(n for n in {*wanted, *there} if wanted.get(n) != there.get(n))
+            path = variables[first].path if first in variables else first
             raise InputError(
-                f"{self.path} is a backup of another model or optimizer: {first} is "
+                f"{self.path} is a backup of another model or optimizer: {path} is "
                 f"{there.get(first)} there and {wanted.get(first)} here; start anew with "
                 "--overwrite"
             )
@@ -191,8 +192,9 @@ def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:
     """All that training changes, beside step and metrics, under names that sort in its order."""
     # `variables` has the state of random layers too, which `save_weights` leaves out.
     groups = {"model": distiller.variables, "optimizer": distiller.optimizer.variables}
+    # Not under their paths, in which Keras counts the models that a process has made.
     return {
-        f"{group}/{n:05d}/{variable.path}": variable
+        f"{group}/{n:05d}": variable
         for group, variables in groups.items()
         for n, variable in enumerate(variables)
     }

@@ -1,10 +1,11 @@
-"""Runs train.py, and kills it with SIGKILL when it is at a certain moment for the nth time.
+"""Runs train.py, and sends it a signal when it is at a certain moment for the nth time.
 
-python killed_train.py LOG MOMENT N [flags of train.py]
+python killed_train.py LOG SIGNAL MOMENT N [flags of train.py]
 
-The moments are "before the first step", "after a step", "before a backup's rename", "in the
-validation" and "before the student's rename". What is killed is said in LOG first. Nothing of the
-project is changed: it is Keras and the operating system that are listened to.
+The moments are "before a step", "after a step", "before a backup's rename", "in the validation"
+and "before the student's rename". LOG has a line for each of the moment until then, and for every
+step. With SIGNAL "hang", the process stays where it is for a minute. Nothing of the project is
+changed: it is Keras and the operating system that are listened to.
 """
 
 import os
@@ -12,10 +13,11 @@ import pathlib
 import runpy
 import signal
 import sys
+import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-log, moment, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+log, what, moment, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 left = {moment: count}
 
 import quiet_tensorflow  # noqa: E402, F401, I001
@@ -23,14 +25,19 @@ import keras  # noqa: E402
 
 
 def reached(name, detail=""):
-    """Ends the process if this is what it waits for."""
+    """Writes down where the process is, and ends it if this is what it waits for."""
+    with open(log, "a") as file:
+        file.write(f"{name} {detail}\n")
     if name not in left:
         return
     left[name] -= 1
     if left[name] == 0:
         with open(log, "a") as file:
-            file.write(f"{name} {detail}\n")
-        os.kill(os.getpid(), signal.SIGKILL)
+            file.write(f"{what} {name}\n")
+        if what == "hang":
+            time.sleep(60)
+        else:
+            os.kill(os.getpid(), signal.Signals[what])
 
 
 def listen(owner, name, before=None, after=None):
@@ -57,10 +64,10 @@ def before_rename(source, target):
 
 
 callbacks = keras.callbacks.CallbackList
-listen(callbacks, "on_train_batch_begin", lambda *_: reached("before the first step"))
+listen(callbacks, "on_train_batch_begin", lambda *_: reached("before a step"))
 listen(callbacks, "on_train_batch_end", after=lambda _, n, *__: reached("after a step", n))
-listen(callbacks, "on_test_batch_end", after=lambda _, n, *__: reached("in the validation", n))
+listen(callbacks, "on_test_batch_begin", lambda _, n, *__: reached("in the validation", n))
 listen(os, "replace", before_rename)
 
-sys.argv = [str(REPOSITORY / "train.py"), *sys.argv[4:]]
+sys.argv = [str(REPOSITORY / "train.py"), *sys.argv[5:]]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -56,10 +56,11 @@ def start(folder, callbacks=(), epochs=2, validation=False, **options):
 
 
 def test_an_interrupted_run_of_adamw_goes_on_within_its_epoch(tmp_path, capsys):
-    whole = start(tmp_path / "whole", backup_steps=2)
+    settings = {"backup_steps": 2, "validation": True}
+    whole = start(tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "broken", [Break(after=8)], backup_steps=2)
-    resumed = start(tmp_path / "broken", backup_steps=2)
+        start(tmp_path / "broken", [Break(after=8)], **settings)
+    resumed = start(tmp_path / "broken", **settings)
     assert "resuming after epoch 1 of 2 and 2 steps of the next (step 7)" in capsys.readouterr().out
     assert int(whole.step) == int(resumed.step) == 10
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
@@ -92,11 +93,11 @@ def test_early_stopping_remembers_across_an_interruption_what_was_best(tmp_path)
 
 def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(tmp_path):
     with pytest.raises(InputError) as caught:
-        start(tmp_path / "run", [Spoil(after=7)], backup_steps=2)
+        start(tmp_path / "run", [Spoil(after=7)], backup_steps=3)
     message = str(caught.value)
     for part in (
         "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
-        "learning rate was 0.0", "backup/step-0000000007", "--on_nan=restore",
+        "learning rate was 0.0", "backup/step-0000000005", "--on_nan=restore",
     ):  # fmt: skip
         assert part in message
     assert len((tmp_path / "run" / "history.csv").read_text().split()) == 2
@@ -112,7 +113,7 @@ def test_a_weight_of_nan_is_never_backed_up(tmp_path):
 
 
 def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path, capsys):
-    distiller = start(tmp_path / "run", [Spoil(after=7)], backup_steps=2, on_nan="restore")
+    distiller = start(tmp_path / "run", [Spoil(after=8)], backup_steps=2, on_nan="restore")
     printed = capsys.readouterr().out
     assert "going back to step-0000000007.safetensors, with half the learning rate" in printed
     assert int(distiller.step) == 10
@@ -124,8 +125,8 @@ def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path,
         distiller.optimizer.learning_rate, whole.learning_rate / 2, rtol=1e-5
     )
     assert float(rate) < 1e-6
+    spoilers = [Spoil(after=7), Spoil(after=9)]
     with pytest.raises(InputError, match="although it had been halved"):
-        spoilers = [Spoil(after=7), Spoil(after=9)]
         start(tmp_path / "other", spoilers, backup_steps=2, on_nan="restore")
 
 

@@ -57,13 +57,11 @@ class Backup:
             )
 
     def restore(self, distiller: keras.Model) -> None:
-        """Gives a compiled distiller the weights, the optimizer's state and the step.
+        """Gives a compiled distiller, with its optimizer built, the weights and all other state.
 
         Raises:
             InputError: where it was of another model or optimizer.
         """
-        if not distiller.optimizer.built:
-            distiller.optimizer.build(distiller.trainable_variables)
         variables = _variables(distiller)
         wanted = {name: tuple(v.shape) for name, v in variables.items()}
         there = {n: v.shape for n, v in self._values.items() if n.startswith(_GROUPS)}

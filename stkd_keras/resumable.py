@@ -290,6 +290,7 @@ def _restored(
         state["learning_rate_scale"] = 0.5
     with distiller.distribute_strategy.scope():
         training.compile(state["learning_rate_scale"], state["steps"])
+        distiller.optimizer.build(distiller.trainable_variables)
         if backup is not None:
             backup.restore(distiller)
         if state["steps"]:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import time
 import keras
 import networks
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
+
+import models
 
 KILLER = pathlib.Path(__file__).with_name("killed_train.py")
 # When each kill comes, counted from the start of its process.
@@ -245,6 +249,56 @@ def test_the_same_for_the_teacher_that_is_trained_by_the_same_command(tmp_path):
     teachers = [next((tmp_path / name).iterdir()) for name in ("whole", "broken")]
     assert (teachers[0] / "history.csv").read_bytes() == (teachers[1] / "history.csv").read_bytes()
     assert_equal_runs(tmp_path / "run", tmp_path / "another")
+
+
+def test_what_changes_a_run_is_refused_by_name_and_what_doesnt_is_accepted(tmp_path):
+    folder_of_images(tmp_path / "images", seed=0)
+    teacher = models.build("resnet8", (8, 8, 3), 2)
+    teacher.save_weights(tmp_path / "teacher.weights.h5")
+    flags = {
+        "dataset": "folder", "data_dir": "images", "teacher": "resnet8", "student": "resnet8",
+        "teacher_weights": "teacher.weights.h5", "epochs": 2, "batch_size": 8, "run_dir": "run",
+        "validation_fraction": 0.0,
+    }  # fmt: skip
+
+    def run(changes, **signals):
+        return train(
+            tmp_path, *[f"--{name}={value}" for name, value in {**flags, **changes}.items()],
+            **signals,
+        )  # fmt: skip
+
+    assert run({}, at=("after a step", 3)) == -signal.SIGKILL
+    before = contents(tmp_path / "run")
+    folder_of_images(tmp_path / "others", seed=1)
+    teacher.set_weights([weight + 1 for weight in teacher.get_weights()])
+    teacher.save_weights(tmp_path / "another.weights.h5")
+    for name, value, what in (
+        ("epochs", 3, "epochs was 2 and is 3"),
+        ("temperature", 2, "temperature was 4.0 and is 2.0"),
+        ("data_dir", "others", "images was"),
+        ("teacher_weights", "another.weights.h5", "teacher_weights was"),
+    ):
+        assert run({name: value}) == 2
+        assert what in errors(tmp_path)
+    assert {**contents(tmp_path / "run"), tmp_path / "run" / "backup" / "lock": b""} == {
+        **before, tmp_path / "run" / "backup" / "lock": b"",
+    }  # fmt: skip
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    shutil.copy(tmp_path / "teacher.weights.h5", tmp_path / "copied.weights.h5")
+    moved = {"data_dir": "copy", "teacher_weights": "copied.weights.h5", "backup_steps": 3}
+    assert run({**moved, "steps_per_execution": 2}) == 0
+    assert "resuming after" in (tmp_path / "output").read_text()
+
+
+def folder_of_images(folder, seed):
+    """A data set of two classes of random images."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", 16), ("test", 4)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{n}.png")
 
 
 def log_of(folder):

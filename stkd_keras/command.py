@@ -85,7 +85,8 @@ def _fail(error: Exception) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    line = " ".join(str(error).split())
+    # A name from a file could command the terminal.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr, flush=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from stkd_keras.errors import InputError
+from stkd_keras.untrusted import check_hdf5, read_text
 
 _ARTEFACTS = ("config.json", "history.csv", "metrics.json", "backup", "tensorboard")
 
@@ -104,6 +105,7 @@ class RunDirectory:
                 self.history.unlink(missing_ok=True)
             return 0
         distiller.optimizer.build(distiller.trainable_variables)
+        check_hdf5(backup)
         distiller.load_weights(backup)
         if writes:
             self._trim_history(self.epochs_done)
@@ -163,11 +165,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         InputError: where it doesn't.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")
+    if not isinstance(content.get("settings", {}), dict):
+        raise InputError(f"{path} holds settings that aren't an object, as a run writes them")
     return content
 
 

@@ -366,27 +366,31 @@ def test_a_function_of_keras_that_safe_mode_lets_through_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "named"),
+    ("part", "reason"),
     [
-        ({"module": "keras.utils", "class_name": "get_file"}, "get_file"),
-        ({"module": "keras.layers", "class_name": "deserialize"}, "deserialize"),
-        ({"module": "keras.layers", "class_name": "TFSMLayer"}, "TFSMLayer"),
-        ({"module": "keras.layers", "class_name": "TorchModuleWrapper"}, "TorchModuleWrapper"),
-        ({"module": "keras.datasets.mnist", "class_name": "load_data"}, "load_data"),
-        ({"class_name": "Dense"}, "Dense"),
-        ({"module": "os", "class_name": "system"}, "system"),
-        ({"module": "os", "class_name": "function", "registered_name": "system"}, "os"),
-        ({"class_name": "__lambda__"}, "lambda"),
-        ({"module": None, "class_name": "Mine", "registered_name": "a>Mine"}, "Mine"),
+        ({"module": "keras.utils", "class_name": "get_file"}, "isn't a part of models"),
+        ({"module": "keras.layers", "class_name": "deserialize"}, "isn't a part of models"),
+        ({"module": "keras.datasets.mnist", "class_name": "load_data"}, "isn't a part of models"),
+        ({"module": "keras_hub.models", "class_name": "Task"}, "isn't a part of models"),
+        ({"class_name": "Dense"}, "isn't a part of models"),
+        ({"module": "keras.layers", "class_name": "TFSMLayer"}, "code of whoever made the file"),
+        ({"module": "keras.layers", "class_name": "TorchModuleWrapper"}, "code of whoever made"),
+        ({"class_name": "__lambda__"}, "code of whoever made the file"),
+        # Keras itself imports nothing from elsewhere.
+        ({"module": "os", "class_name": "system"}, "can't load"),
+        ({"module": "os", "class_name": "function", "registered_name": "system"}, "can't load"),
+        ({"module": None, "class_name": "Mine", "registered_name": "a>Mine"}, "can't load"),
     ],
 )
-def test_a_part_that_isnt_one_of_models_is_refused(part, named, tmp_path):
+def test_a_part_that_isnt_one_of_models_is_refused(part, reason, tmp_path):
     keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()]).save(tmp_path / "old.keras")
     with zipfile.ZipFile(tmp_path / "old.keras") as archive:
         config = json.loads(archive.read("config.json"))
     config["config"]["layers"].append({"config": {"name": "x"}, "registered_name": None, **part})
     changed(tmp_path / "m.keras", tmp_path / "old.keras", {"config.json": json.dumps(config)})
-    assert named in refusal(models.load, tmp_path / "m.keras")
+    message = refusal(models.load, tmp_path / "m.keras")
+    assert reason in message
+    assert part["class_name"].strip("_") in message
 
 
 def test_parts_of_models_and_registered_classes_load(tmp_path):
@@ -635,11 +639,9 @@ def test_a_safetensors_file_that_lies_about_its_size_is_refused(content, tmp_pat
     assert "m.safetensors" in refusal(RecordedTeacher, weights)
 
 
-@pytest.mark.parametrize("settings", ["[]", "1", "[" * 10**5, '"x"', "[[1, 2]]"])
+@pytest.mark.parametrize("settings", ["[]", "1", "[" * 10**5, '"x"'])
 @pytest.mark.parametrize("shape", [[2, 3, 10], [0, 3, 10], [6, 10], [2, -3, -10], "abc", None])
 def test_a_recording_that_is_something_else_is_refused(settings, shape, tmp_path):
-    if (settings, shape) == ("[[1, 2]]", [2, 3, 10]):
-        pytest.skip("as good as settings that name nothing")
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 240]}
     header = {"__metadata__": {"stkd_keras": settings}, "logits": entry}
     (tmp_path / "t.replay").write_bytes(safetensors_of(header, numbers=bytes(240)))

@@ -5,6 +5,7 @@ import quiet_tensorflow  # noqa: F401
 
 # isort: on
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -127,9 +128,37 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
     content = read_json(config)
     if "dataset" not in content.get("settings", {}):
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
-    keys = ("dataset", "data_dir", "image_size", "skip_bad_images")
-    settings = {key: content["settings"].get(key) for key in keys}
-    return str(student), {**settings, "teachers": content.get("teachers") or []}
+    settings = {key: content["settings"].get(key) for key in _RECORDED}
+    teachers = content.get("teachers") or []
+    if not _is_as_recorded(settings, teachers):
+        raise InputError(
+            f"{config} isn't as train.py writes it: dataset, data_dir, image_size, skip_bad_images "
+            "or teachers are something else; give --model the run's student.keras, and --dataset"
+        )
+    return str(student), {**settings, "teachers": teachers}
+
+
+# What a run's settings say of its data.
+_RECORDED: dict[str, type] = {
+    "dataset": str,
+    "data_dir": str,
+    "image_size": int,
+    "skip_bad_images": bool,
+}
+
+
+def _is_as_recorded(settings: dict, teachers: Any) -> bool:
+    """Whether a run's configuration has the types that train.py writes."""
+    fields = {field.name for field in dataclasses.fields(TeacherSource)}
+    return (
+        all(isinstance(settings[key], kind | None) for key, kind in _RECORDED.items())
+        # Of a namespace, TFDS would get code from elsewhere: that is for a user to say.
+        and ":" not in str(settings["dataset"]).removeprefix("tfds:")
+        and isinstance(teachers, list)
+        and all(isinstance(each, dict) and set(each) <= fields for each in teachers)
+        and all(isinstance(each.get("source"), str) for each in teachers)
+        and all(isinstance(v, str | None) for each in teachers for v in each.values())
+    )
 
 
 def get_teachers(recorded: dict) -> list[TeacherSource]:

@@ -15,6 +15,7 @@ from models.zoo import build, options_from_state, parse_name
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.normalization import fuse_batch_normalization
+from stkd_keras.untrusted import check_hdf5, check_keras_file
 
 # Names that are of files and not of models.
 _WEIGHTS_ENDINGS = (".h5", ".safetensors", ".pth", ".pt", ".th")
@@ -199,6 +200,7 @@ def fill(model: keras.Model, name: str, file: str) -> keras.Model:
         InputError: if they don't fit, or the file can't be read.
     """
     check_file(file)
+    check_hdf5(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # They list what the error tells too.
@@ -245,8 +247,9 @@ def _load_keras_file(
     check_file(file)
     if not zipfile.is_zipfile(file):  # Keras says "File not found" of these.
         raise InputError(f"{file} isn't a .keras file, or a broken one; expected one of model.save")
+    check_keras_file(file)
     try:
-        model = keras.saving.load_model(file, compile=False)
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # Which kind depends on what in the file is broken.
         raise InputError(
             f"can't load {file} ({one_line(error)}); expected a file of model.save: classes of "

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from stkd_keras.errors import InputError, first_few, one_line
+from stkd_keras.untrusted import stored_members
 
 SAFETENSORS_ENDING = ".safetensors"
 
@@ -95,6 +96,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         or tensor.is_nested
         or tensor.is_meta
         or tensor.is_complex()
+        or tensor.nbytes > tensor.untyped_storage().nbytes()  # The same number again and again.
     ]
     if odd:
         raise InputError(
@@ -106,7 +108,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _check_zip(path: pathlib.Path) -> None:
-    """Refuses a file whose parts aren't what they were when it was written; PyTorch doesn't look.
+    """Refuses a file whose parts aren't as they were written, which PyTorch doesn't look at.
 
     Raises:
         InputError: likewise.
@@ -115,7 +117,10 @@ def _check_zip(path: pathlib.Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            stored_members(str(path), archive)
             broken = archive.testzip()
+    except InputError:
+        raise
     except Exception:  # Which kind depends on the byte; PyTorch may still know better.
         return
     if broken is not None:

@@ -35,6 +35,7 @@ from stkd_keras.distribution import (
 from stkd_keras.errors import InputError
 from stkd_keras.outputs import compatible, input_shape, num_classes
 from stkd_keras.run_directory import RunDirectory, write_json
+from stkd_keras.untrusted import read_text
 
 # The recipe of a teacher that is trained here. One trained with another is another teacher.
 TEACHER_SEED = 0
@@ -309,7 +310,7 @@ def read_class_names(file: str | pathlib.Path) -> list[str]:
     """
     check_class_file(str(file))
     try:
-        lines = pathlib.Path(file).read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(file).split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} isn't UTF-8 text; expected one class name a line") from error
     while lines and not lines[-1].strip():

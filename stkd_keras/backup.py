@@ -17,6 +17,12 @@ from stkd_keras.whole_files import write_whole
 ENDING = ".safetensors"
 _STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
 _GROUPS = ("model/", "optimizer/")
+AT_START: dict[str, Any] = {
+    "epoch": 0, "steps": 0, "history": 0, "stopped": False, "learning_rate_scale": 1.0,
+    "callbacks": [],
+}  # fmt: skip
+"""Where a run is that has no backup yet. Every backup says all of it, in these types."""
+_TYPES = {name: type(value) for name, value in AT_START.items()}
 
 
 class Backup:
@@ -37,10 +43,18 @@ class Backup:
                 metadata = file.metadata() or {}
             self._values = safetensors.numpy.load(content)
             self.state: dict[str, Any] = json.loads(metadata[_STATE])
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ) as error:
             raise InputError(f"{path} isn't a whole backup ({one_line(error)})") from error
         if metadata.get(_CHECKSUM) != _checksum(self._values, metadata[_STATE]):
             raise InputError(f"{path} isn't a whole backup (its checksum is another)")
+        if {name: type(self.state.get(name)) for name in AT_START} != _TYPES:
+            raise InputError(f"{path} doesn't say where its run was, as a backup does")
 
     def check(self, settings: dict[str, Any]) -> None:
         """Sees whether it is of the run with these settings.

@@ -90,7 +90,9 @@ def _fail(error: Exception) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    _print("error: " + " ".join(str(error).split()))
+    # A name from a file could command the terminal.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    _print(f"error: {line}")
 
 
 def _print(line: str) -> None:

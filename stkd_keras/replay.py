@@ -386,9 +386,9 @@ def _parse_header(path: pathlib.Path) -> tuple[dict, tuple[int, ...], str]:
             content = json.loads(file.read(min(length, _LONGEST_HEADER)))
         tensor = content[_TENSOR]
         names = {name: dtype for dtype, name in _DTYPES.items()}
-        settings = json.loads(content["__metadata__"][_SETTINGS])
+        settings = dict(json.loads(content["__metadata__"][_SETTINGS]))
         return settings, tuple(tensor["shape"]), names[tensor["dtype"]]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise InputError(f"{path} isn't a recording of stkd_keras.record_teacher") from error
 
 
@@ -404,7 +404,7 @@ def _read_header(path: pathlib.Path) -> tuple[dict, tuple[int, int, int], str, i
             file.metadata()
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is broken ({error}); remove it and record again") from error
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape:
         raise InputError(f"{path} holds logits of shape {shape}, expected (steps, batch, classes)")
     steps, batch_size, classes = shape
     numbers = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

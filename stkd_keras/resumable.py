@@ -23,10 +23,6 @@ from stkd_keras.errors import InputError
 from stkd_keras.signals import Interrupted, NotedSignals, noted_signals
 
 ON_NAN = ("stop", "restore")
-_AT_START: dict[str, Any] = {
-    "epoch": 0, "steps": 0, "history": 0, "stopped": False, "learning_rate_scale": 1.0,
-    "callbacks": [],
-}  # fmt: skip
 # Workers ask each other so seldom, for it takes a message, whether one of them got a signal.
 STEPS_BETWEEN_QUESTIONS = 10
 # What callbacks remember from one epoch to the next.
@@ -285,7 +281,7 @@ def _restored(
     """Compiles the distiller, and brings it and the history to where the newest backup was."""
     distiller = training.distiller
     backup = backups.newest_backup(place.folder, place.settings)
-    state = {**_AT_START, **(backup.state if backup else {})}
+    state = {**backups.AT_START, **(backup.state if backup else {})}
     if halved:
         state["learning_rate_scale"] = 0.5
     with distiller.distribute_strategy.scope():

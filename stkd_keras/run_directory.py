@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from stkd_keras.errors import InputError, shown
+from stkd_keras.untrusted import read_text
 from stkd_keras.whole_files import (
     check_writable,
     lock,
@@ -147,11 +148,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         InputError: where it doesn't.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")
+    if not isinstance(content.get("settings", {}), dict):
+        raise InputError(f"{path} holds settings that aren't an object, as a run writes them")
     return content
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import models
 from stkd_keras import SGD, InputError, Mixup, SimilarityTransferDistiller
-from stkd_keras.backup import Backup, metrics_of, newest_backup, newest_step, write_backup
+from stkd_keras.backup import AT_START, Backup, metrics_of, newest_backup, newest_step, write_backup
 
 SETTINGS = {"epochs": 3}
 
@@ -37,7 +37,8 @@ def distiller(optimizer=None, dropout=True, steps=0, dtype="float32"):
 
 def write(folder, model, **state):
     """Backs up a distiller as a run does."""
-    write_backup(folder, model, {"settings": SETTINGS, **state}, metrics_of(model), {})
+    state = {**AT_START, "settings": SETTINGS, **state}
+    write_backup(folder, model, state, metrics_of(model), {})
 
 
 OPTIMIZERS = {
@@ -140,6 +141,12 @@ def test_a_backup_of_another_run_or_model_is_refused_by_name(tmp_path):
         backup.restore(distiller(dropout=False))
     with pytest.raises(InputError, match="of another model or optimizer"):
         backup.restore(distiller(keras.optimizers.Adam(0.1)))
+
+
+def test_a_backup_that_says_nonsense_of_its_run_is_refused(tmp_path):
+    write(tmp_path, distiller(), steps="a few")
+    with pytest.raises(InputError, match="doesn't say where its run was"):
+        newest_backup(tmp_path, SETTINGS)
 
 
 def test_a_file_that_isnt_a_backup_is_refused(tmp_path, shared):

@@ -1,15 +1,25 @@
 """The files of a folder or an archive, read where they are: nothing is unpacked or written."""
 
 import abc
+import bz2
+import gzip
+import lzma
 import os
-import stat
 import tarfile
 import threading
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from stkd_keras.errors import InputError
+from stkd_keras.untrusted import (
+    LARGEST_MEMBER,
+    check_member_size,
+    member_name,
+    refused_member,
+    unique_members,
+    zip_members,
+)
 
 
 class Layout(NamedTuple):
@@ -36,8 +46,9 @@ def open_tree(path: str | os.PathLike) -> "FileTree":
 
     Raises:
         InputError: if there is nothing at `path`, it is neither folder nor archive, it is broken
-            or cut short, or an entry of the archive is a link or a device, is there twice, or
-            points out of the archive (an absolute path, or one with "..").
+            or cut short, or an entry of the archive is a link or a device, is there twice, points
+            out of the archive (an absolute path, or one with ".."), or unpacks to more than
+            `stkd_keras.untrusted` allows.
 
     Example:
 
@@ -83,7 +94,7 @@ class FileTree(abc.ABC):
 
     def __init__(self, path: str, members: Iterable[tuple[str, Any]]):
         self.path = path
-        self._top, self._members = _below_top_folder(_unique(path, members))
+        self._top, self._members = _below_top_folder(unique_members(path, members))
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
@@ -137,6 +148,13 @@ def reason(error: Exception) -> str:
 
 _EXPECTED = "expected a folder or a .zip, .tar, .tar.gz or .tgz archive"
 _SPLITS = ("train", "val", "valid", "validation", "test")
+_COMPRESSIONS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+# Long names and the like; those of CINIC-10 and Tiny-ImageNet have none of them.
+_LONGEST_HEADER = 1_000_000
 _OF_THE_SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
@@ -176,21 +194,19 @@ class _ZipTree(_RandomAccessTree):
         super().__init__(path, self._list(path))
 
     def _list(self, path: str) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-        for entry in self._archive.infolist():
-            # Zero where the archive was made on a system without Unix's kinds of files.
-            kind = stat.S_IFMT(entry.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(path, entry.filename, "is a link or a device")
-            name = _relative(path, entry.filename)
-            if not entry.is_dir():
-                yield name, entry
+        total = 0
+        for name, entry in zip_members(path, self._archive):
+            total += entry.file_size
+            check_member_size(path, name, entry.file_size, total)
+            yield name, entry
 
     def size(self, name: str) -> int:
         return self._member(name).file_size
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
-        with self._lock:
-            return self._archive.read(member)
+        with self._lock, self._archive.open(member) as file:
+            # Without a size, all that was packed is unpacked, whatever the archive says it is.
+            return file.read(member.file_size)
 
 
 class _TarTree(FileTree):
@@ -200,14 +216,19 @@ class _TarTree(FileTree):
         super().__init__(path, self._list(path))
 
     def _list(self, path: str) -> Iterator[tuple[str, tuple[str, int]]]:
-        with tarfile.open(path) as archive:
-            for entry in archive:
-                if not entry.isfile() and not entry.isdir():
-                    raise _refused(path, entry.name, "is a link or a device")
-                name = _relative(path, entry.name)
-                if entry.isfile():
-                    yield name, (entry.name, entry.size)
-            _check_end(archive)
+        with _unpacked(path) as file:
+            headers, total = _Headers(file), 0
+            with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
+                for entry in archive:
+                    if not entry.isfile() and not entry.isdir():
+                        raise refused_member(path, entry.name, "is a link or a device")
+                    name = member_name(path, entry.name)
+                    total += entry.size
+                    check_member_size(path, name, entry.size, total)
+                    if entry.isfile():
+                        yield name, (entry.name, entry.size)
+                    headers.start_next()
+            _check_end(file)
 
     def size(self, name: str) -> int:
         return self._member(name)[1]
@@ -235,18 +256,52 @@ class _TarTree(FileTree):
         return file.read()
 
 
-def _check_end(archive: tarfile.TarFile) -> None:
-    """Raises if the archive ends without the blocks of zeros that close it.
+class _Headers:
+    """The content of a tar archive, of which only entries' headers are read.
+
+    TarFile takes any header's word for how much more of it there is to read into memory.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.tell, self.seek = file.tell, file.seek
+        self._file = file
+        self.start_next()
+
+    def start_next(self) -> None:
+        """Allows the next header."""
+        self._left = _LONGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        """Reads from the file, or raises where no header is that long."""
+        self._left -= size
+        if size < 0 or self._left < 0:
+            raise tarfile.ReadError("an entry's header is implausibly long")
+        return self._file.read(size)
+
+
+def _unpacked(path: str) -> IO[bytes]:
+    """Opens the content of a tar archive, compressed or not."""
+    with open(path, "rb") as file:
+        beginning = file.read(6)
+    for mark, opener in _COMPRESSIONS.items():
+        if beginning.startswith(mark):
+            return opener(path)
+    return open(path, "rb")
+
+
+def _check_end(file: IO[bytes]) -> None:
+    """Raises if an archive ends without the blocks of zeros that close it.
 
     TarFile takes a header that is broken or cut short for the end. Reading on to the end of the
     file also has gzip compare its checksum.
     """
-    assert archive.fileobj is not None
     size = 0
-    while block := archive.fileobj.read(1 << 20):
+    while block := file.read(1 << 20):
         if block.strip(b"\0"):
             raise tarfile.ReadError("a header is broken")
         size += len(block)
+        if size > LARGEST_MEMBER:
+            raise tarfile.ReadError("it goes on long after its last file")
     if not size:
         raise tarfile.ReadError("it is cut short")
 
@@ -270,30 +325,6 @@ def _files(folder: str, prefix: str = "", above: frozenset = frozenset()) -> Ite
                     f"{entry.path!r} is a broken link or a device, expected files and folders "
                     "only: remove it"
                 )
-
-
-def _relative(path: str, name: str) -> str:
-    """Returns the name of an archive's entry without "./", or raises if it points outside."""
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts:
-        raise _refused(path, name, "points out of the archive")
-    return "/".join(part for part in parts if part not in ("", "."))
-
-
-def _refused(path: str, name: str, why: str) -> InputError:
-    return InputError(
-        f"{path!r} holds {name!r}, which {why}, expected files and folders inside the archive "
-        "only: get it from a source you trust, or pack it again without"
-    )
-
-
-def _unique(path: str, members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, member in members:
-        if name in unique:
-            raise _refused(path, name, "is there twice")
-        unique[name] = member
-    return unique
 
 
 def _below_top_folder(members: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -23,6 +23,7 @@ from stkd_keras.data.images import decode_image
 from stkd_keras.data.parallel import calls_from_tensorflow, in_threads, with_progress
 from stkd_keras.data.records import RecordSplit, buffer_size
 from stkd_keras.errors import InputError
+from stkd_keras.untrusted import check_tfds_features
 
 BATCH = 1000
 
@@ -317,6 +318,7 @@ def _prepared_builder(
     name: str, root: pathlib.Path, size: tuple[int, int] | None
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a data set that is there, or is now."""
+    check_tfds_features(root / re.split("[:/]", name)[0])
     folder = newest_version(root / name)
     if folder is not None:
         try:

@@ -4,8 +4,8 @@
 
 prints a Markdown table: the median step and the peak of resident memory (MB, above what the
 imports take) for batch sizes, numbers of classes, images a mixture, teachers, replicas on one
-machine, and workers; and last the parts of a step, and whether memory grows over 500 steps. Each
-row is a process of its own. It takes about fifteen minutes on two cores.
+machine, and workers; and last the parts of a step, what --deterministic costs, and whether memory
+grows over 500 steps. Each row is a process of its own. It takes about ten minutes on two cores.
 """
 
 import json
@@ -44,7 +44,7 @@ ONE_ROW = flags.DEFINE_string("one_row", None, "for the benchmark itself: a row'
 NOT_COUNTED = 3
 USUAL: dict[str, Any] = {
     "batch_size": 128, "num_classes": 100, "num_images": 2, "teachers": 1, "replicas": 1,
-    "workers": 1, "part": "step",
+    "workers": 1, "part": "step", "deterministic": False,
 }  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def rows() -> list[tuple[str, dict[str, Any]]]:
     ):
         made += [(f"{label} {value}", {key: value}) for value in values]
     made += [(f"part: {part}", {"part": part}) for part in ("student alone", "teacher alone")]
+    made += [(f"deterministic: {yes}", {"deterministic": yes}) for yes in (False, True)]
     made += [(f"steps: {steps}", {"steps": steps}) for steps in (50, 500)]
     return made
 
@@ -107,6 +108,9 @@ def in_processes(settings: dict[str, Any]) -> tuple[float, float]:
 def measure(row: dict[str, Any]) -> tuple[float, float]:
     """Trains for some steps; the median seconds of one, and the peak of memory in MB."""
     before = peak_megabytes()
+    if row["deterministic"]:
+        keras.utils.set_random_seed(0)
+        tf.config.experimental.enable_op_determinism()
     distribute = "multi_worker" if row["workers"] > 1 else "mirrored"
     strategy = None
     if row["workers"] > 1 or row["replicas"] > 1:

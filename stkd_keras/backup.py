@@ -22,6 +22,7 @@ AT_START: dict[str, Any] = {
     "callbacks": [],
 }  # fmt: skip
 """Where a run is that has no backup yet. Every backup says all of it, in these types."""
+_UNREADABLE = (ValueError, KeyError, RecursionError, safetensors.SafetensorError)
 _TYPES = {name: type(value) for name, value in AT_START.items()}
 
 

@@ -31,7 +31,6 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
-from stkd_keras.resumable import ON_NAN as ON_NAN_CHOICES
 from stkd_keras.run_directory import RunDirectory, write_json
 from stkd_keras.teacher import DTYPES
 
@@ -226,7 +225,7 @@ BACKUP_STEPS = flags.DEFINE_integer(
 ON_NAN = flags.DEFINE_enum(
     "on_nan",
     "stop",
-    list(ON_NAN_CHOICES),
+    list(experiment.ON_NAN),
     "at a loss that isn't finite: stop, or restore the last backup once and go on with half the "
     "learning rate",
 )

@@ -79,8 +79,8 @@ def _guarded(main: Callable[[], None]) -> None:
         os._exit(WORKER_LOST)
     except Interrupted as error:
         print(flush=True)
-        where = f" after {error}" if str(error) else ""
-        _print(f"ended by {error.name}{where}; the same command goes on from there")
+        where = f"after {error}; the same command goes on from there"
+        _print(f"ended by {error.name} {where if str(error) else 'before it was done'}")
         leave(128 + error.number)
 
 

@@ -33,7 +33,7 @@ from stkd_keras.optimizers import SGD, AdamW
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.replay import RecordedTeacher
-from stkd_keras.resumable import Place, Training, fit_resumably, largest_divisor
+from stkd_keras.resumable import ON_NAN, Place, Training, fit_resumably, largest_divisor
 from stkd_keras.run_directory import RunDirectory
 from stkd_keras.teacher import FrozenTeacher
 from stkd_keras.whole_files import unwritable_named
@@ -275,6 +275,10 @@ def train(
             can't be written.
         Interrupted: after SIGTERM or SIGINT, when the step is done and backed up.
     """
+    if on_nan not in ON_NAN:
+        raise unknown_name("way to go on after a loss of NaN", on_nan, ON_NAN)
+    if backup_steps < 1:
+        raise InputError(f"backup_steps is {backup_steps}, but must be 1 or more")
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)

@@ -23,6 +23,7 @@ from stkd_keras.evaluation import compiled
 from stkd_keras.labels import label_rows
 from stkd_keras.mixing import virtual_samples
 from stkd_keras.teacher import FrozenTeacher
+from stkd_keras.whole_files import claim
 
 # The name in the file, which is one of safetensors'.
 _DTYPES = {"float16": "F16", "float32": "F32"}
@@ -249,11 +250,17 @@ class _Recorder:
     def record(self, answers_from: Callable, verbose: bool) -> None:
         """Writes the answers; `answers_from` yields those of each step from a number on."""
         try:
-            done = self._steps_done()
-            self._announce(done or 0, verbose)
-            progress = keras.utils.Progbar(self._shape[0], unit_name="step", verbose=int(verbose))
-            with self._unfinished.open("wb" if done is None else "r+b") as file:
-                self._write(file, answers_from(done or 0), done or 0, progress)
+            self._unfinished.parent.mkdir(parents=True, exist_ok=True)
+            self._check_room()
+            with self._unfinished.open("a+b") as file:
+                claim(file, self._path)
+                done = self._steps_done(file)
+                if verbose:
+                    self._announce(done)
+                progress = keras.utils.Progbar(
+                    self._shape[0], unit_name="step", verbose=int(verbose)
+                )
+                self._write(file, answers_from(done), done, progress)
             os.replace(self._unfinished, self._path)
         except OSError as error:
             raise InputError(
@@ -261,26 +268,31 @@ class _Recorder:
                 "place: the same call goes on"
             ) from error
 
-    def _announce(self, done: int, verbose: bool) -> None:
-        steps, batch_size, _ = self._shape
-        size = steps * self._step_bytes
-        if verbose:
-            print(
-                f"recording the teacher's answers to {steps:,} steps of {batch_size} images, "
-                f"{size / 1e6:,.1f} MB: {self._path}" + (f", from step {done:,} on" if done else "")
-            )
+    def _check_room(self) -> None:
+        size = self._shape[0] * self._step_bytes
+        there = self._unfinished.stat().st_size if self._unfinished.exists() else 0
         free = shutil.disk_usage(self._unfinished.parent).free
-        if free < size - done * self._step_bytes:
+        if free < size - there:
             raise InputError(
                 f"{self._path} needs {size / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free on "
                 "its disk; make room, or record to another one"
             )
 
+    def _announce(self, done: int) -> None:
+        steps, batch_size, _ = self._shape
+        print(
+            f"recording the teacher's answers to {steps:,} steps of {batch_size} images, "
+            f"{steps * self._step_bytes / 1e6:,.1f} MB: {self._path}"
+            + (f", from step {done:,} on" if done else "")
+        )
+
     def _write(self, file, answers, done: int, progress) -> None:
+        # What is written goes to the end, wherever that is.
         if not done:
+            file.truncate(0)
             file.write(self._header)
+            file.flush()
         file.truncate(len(self._header) + done * self._step_bytes)
-        file.seek(0, os.SEEK_END)
         for step in range(done, self._shape[0]):
             file.write(self._padded(next(answers)).tobytes())
             progress.update(step + 1)
@@ -304,21 +316,17 @@ class _Recorder:
             )
         return rows
 
-    def _steps_done(self) -> int | None:
-        """The whole steps of an unfinished recording; None where there is none."""
-        if not self._unfinished.exists():
-            self._unfinished.parent.mkdir(parents=True, exist_ok=True)
-            return None
-        with self._unfinished.open("rb") as file:
-            beginning = file.read(len(self._header))
+    def _steps_done(self, file) -> int:
+        """The whole steps of an unfinished recording."""
+        file.seek(0)
+        beginning = file.read(len(self._header))
         if beginning != self._header[: len(beginning)]:
             before, shape, dtype = _parse_header(self._unfinished)
             now = {**self._settings, "steps": self._shape[0], "dtype": self._dtype}
             _check_equal(self._unfinished, {**before, "steps": shape[0], "dtype": dtype}, now)
             raise InputError(f"{self._unfinished} is no beginning of this recording; remove it")
-        if len(beginning) < len(self._header):
-            return None
-        return (self._unfinished.stat().st_size - len(self._header)) // self._step_bytes
+        size = self._unfinished.stat().st_size
+        return max(0, size - len(self._header)) // self._step_bytes
 
 
 def _name_of(predict: Callable, teacher: str | None) -> str:

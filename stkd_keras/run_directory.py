@@ -70,7 +70,7 @@ class RunDirectory:
                 f"--run_dir={self.path} exists and isn't a run's directory; name another"
             )
         if self._lock.is_file():
-            lock(self._lock)
+            lock(self._lock, self.path)
         if overwrite:
             return
         if self.is_complete:
@@ -105,7 +105,7 @@ class RunDirectory:
             self.backup.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        lock(self._lock)
+        lock(self._lock, self.path)
         # Another process may have been here since it was seen first.
         self.check(config.get("settings", {}), overwrite)
         remove_unfinished(self.path)

@@ -109,11 +109,12 @@ def check_writable(path: pathlib.Path) -> None:
         raise unwritable(path, PermissionError(errno.EACCES, f"{there} can't be written to"))
 
 
-def lock(path: pathlib.Path) -> None:
+def lock(path: pathlib.Path, what: pathlib.Path) -> None:
     """Takes a lock that this process holds until it ends, however it ends.
 
     Args:
         path: a file for it, which is made if it is missing and stays.
+        what: what it is for.
 
     Raises:
         InputError: where another process holds it, or the file can't be written.
@@ -123,25 +124,40 @@ def lock(path: pathlib.Path) -> None:
         return
     try:
         file = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
+        file.seek(0)
+        holder = file.read(200)
+    except (OSError, UnicodeDecodeError) as error:
         raise unwritable(path, error) from error
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        holder = one_line(file.read()) or "another process"
+        claim(file, what, holder or "another process")
+    except InputError:
         file.close()
-        raise InputError(
-            f"{path.parent} is being written by {holder}; wait until it has ended, or choose "
-            "another place"
-        ) from error
-    except OSError as error:
-        file.close()
-        raise unwritable(path, error) from error
+        raise
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     _held[key] = file
+
+
+def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None:
+    """Makes an open file this process's, until it closes it or ends.
+
+    Args:
+        file: open for writing.
+        what: what this process is going to write, for the error.
+        holder: who does so, if another one does.
+
+    Raises:
+        InputError: where it is another process's, or the file system has no locks.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(
+            f"{what} is being written by {holder}; wait until it has ended, or choose another place"
+        ) from error
+    except OSError as error:
+        raise unwritable(what, error) from error
 
 
 def _sync(path: pathlib.Path) -> None:

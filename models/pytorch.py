@@ -2,18 +2,17 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from models.state_dict import SAFETENSORS_ENDING, read_state_dict
-from stkd_keras.errors import InputError, first_few, one_line
+from stkd_keras.errors import InputError, first_few
+from stkd_keras.whole_files import write_whole
 
 # What implementations call differently: their name -> the one that tensors are matched by.
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
@@ -129,15 +128,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
         target.name: np.ascontiguousarray(target.parameter.to_pytorch(target.variable.numpy()))
         for target in _targets(model).values()
     }
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        # Not save_file, whose files nobody else may read.
-        content = safetensors.numpy.save(state, {"format": "pt", **_normalization(model)})
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise InputError(f"can't write {path} ({one_line(error)}); check the folder") from error
+    write_whole(path, safetensors.numpy.save(state, {"format": "pt", **_normalization(model)}))
 
 
 def assign(

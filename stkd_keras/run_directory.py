@@ -5,14 +5,23 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
+import h5py
 import keras
 
-from stkd_keras.errors import InputError
+from stkd_keras.checks import check_folder
+from stkd_keras.errors import InputError, one_line
 
 _ARTEFACTS = ("config.json", "history.csv", "metrics.json", "backup", "tensorboard")
+
+MOST_EPOCHS = 99_999
+"""As many as a backup's name has room for."""
+
+_BACKUP = re.compile(r"epoch-\d{5}\.weights\.h5")
+_ANEW = "remove what is broken, or start anew with --overwrite"
 
 
 class RunDirectory:
@@ -24,9 +33,11 @@ class RunDirectory:
     Args:
         path: the directory; it is made when the run starts.
         model_name: the model's file within it.
+        flag: what a user names it, or the folder it is in, with.
     """
 
-    def __init__(self, path, model_name: str = "student.keras"):
+    def __init__(self, path, model_name: str = "student.keras", flag: str = "--run_dir"):
+        self._flag = flag
         self.path = pathlib.Path(path)
         self.model = self.path / model_name
         self.config = self.path / "config.json"
@@ -57,20 +68,22 @@ class RunDirectory:
             InputError: where the directory holds a complete run, the beginning of another run,
                 or something that isn't a run.
         """
-        if not self.path.exists() or overwrite:
-            if self.path.exists() and not self._is_run():
-                raise InputError(f"--run_dir={self.path} isn't a run's directory; name another")
+        check_folder(f"{self._flag}={self.path}", self.path)
+        if not self.path.exists():
             return
         if not self._is_run():
             raise InputError(
-                f"--run_dir={self.path} exists and isn't a run's directory; name another"
+                f"{self.path} exists and isn't a run's directory; name another {self._flag}"
             )
+        if overwrite:
+            return
         if self.is_complete:
             raise InputError(
                 f"{self.path} holds a complete run; choose another --run_dir, or replace it with "
                 "--overwrite"
             )
-        before = read_json(self.config).get("settings", {}) if self.config.is_file() else settings
+        self._check_parts()
+        before = _settings_in(self.config) if self.config.is_file() else settings
         differs = [k for k in settings if before.get(k) != settings[k]]
         if differs:
             changes = ", ".join(f"{k} was {before.get(k)} and is {settings[k]}" for k in differs)
@@ -104,7 +117,10 @@ class RunDirectory:
                 self.history.unlink(missing_ok=True)
             return 0
         distiller.optimizer.build(distiller.trainable_variables)
-        distiller.load_weights(backup)
+        try:
+            distiller.load_weights(backup)
+        except Exception as error:  # Which kind depends on what in the file is broken.
+            raise InputError(_broken(backup, error)) from error
         if writes:
             self._trim_history(self.epochs_done)
         return self.epochs_done
@@ -116,10 +132,33 @@ class RunDirectory:
         os.replace(temporary, self.model)
 
     def _last_backup(self) -> pathlib.Path | None:
-        return max(self.backup.glob("epoch-*.weights.h5"), default=None)
+        backups = self.backup.glob("epoch-*.weights.h5")
+        return max((b for b in backups if _BACKUP.fullmatch(b.name)), default=None)
 
     def _is_run(self) -> bool:
-        return self.path.is_dir() and (self.config.is_file() or not any(self.path.iterdir()))
+        """Whether nothing else is there: others write a config.json too."""
+        if not self.path.is_dir():
+            return False
+        is_ours = self.config.is_file() and (self.backup.is_dir() or self.is_complete)
+        return is_ours or not any(self.path.iterdir())
+
+    def _check_parts(self) -> None:
+        """Refuses what can't be gone on with, before anything is trained."""
+        for file in (self.config, self.metrics, self.history, self.model):
+            if file.is_dir():
+                raise InputError(f"{file} is a folder, but a run writes a file; {_ANEW}")
+        for folder in (self.backup, self.tensorboard):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(f"{folder} is no folder, but a run makes one; {_ANEW}")
+        backup = self._last_backup()
+        if backup is None:
+            return
+        if not self.history.is_file():
+            raise InputError(f"{self.history} is missing beside {backup.name}; {_ANEW}")
+        try:
+            h5py.File(backup).close()
+        except OSError as error:
+            raise InputError(_broken(backup, error)) from error
 
     def _trim_history(self, epochs: int) -> None:
         # A run that broke between an epoch's row and its backup does that epoch again.
@@ -156,6 +195,17 @@ class Backup(keras.callbacks.Callback):
                 other.unlink()
 
 
+def _settings_in(config: pathlib.Path) -> dict[str, Any]:
+    settings = read_json(config).get("settings", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"{config} has the settings {one_line(settings)}; {_ANEW}")
+    return settings
+
+
+def _broken(backup: pathlib.Path, error: Exception) -> str:
+    return f"{backup} is broken ({one_line(error)}); {_ANEW}"
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
@@ -164,7 +214,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 import models
-from models.loading import is_whole_model
+from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment
 from stkd_keras.errors import InputError, one_line
@@ -103,6 +103,11 @@ def main() -> None:
     models.check_source(source, weights=WEIGHTS.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
+    if NORMALIZATION.value is not None and not takes_normalization(source, WEIGHTS.value):
+        raise InputError(
+            f"--normalization={NORMALIZATION.value} goes with --weights of a .weights.h5 or PyTorch "
+            f"file for a model of the zoo; {source} brings its own, so leave it out"
+        )
     # --json promises JSON and nothing else there, and an error to be the only line of the other.
     notes = io.StringIO() if JSON.value else sys.stdout
     with contextlib.redirect_stdout(notes):

@@ -23,6 +23,7 @@ from stkd_keras import command, data, experiment
 from stkd_keras.checks import check_folder, check_settings
 from stkd_keras.cluster import lost_workers_named
 from stkd_keras.distribution import (
+    MOST_LOGICAL_DEVICES,
     STRATEGIES,
     check_batch_size,
     is_chief,
@@ -220,7 +221,11 @@ DISTRIBUTE = flags.DEFINE_enum(
     "on every machine of a cluster that TF_CONFIG or Slurm describes",
 )
 LOGICAL_DEVICES = flags.DEFINE_integer(
-    "logical_devices", 0, "divide the CPU into so many devices, to try --distribute=mirrored"
+    "logical_devices",
+    0,
+    "divide the CPU into so many devices, to try --distribute=mirrored",
+    lower_bound=0,
+    upper_bound=MOST_LOGICAL_DEVICES,
 )
 MIXED_PRECISION = flags.DEFINE_enum(
     "mixed_precision",

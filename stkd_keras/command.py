@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 
+import keras
 from absl import app, flags, logging
 
 from stkd_keras.errors import InputError, WorkerLostError, is_text
@@ -28,6 +29,8 @@ def run(main: Callable[[], None], description: str) -> None:
         description: what `--help` says before the flags.
     """
     logging.set_verbosity(logging.WARNING)
+    # A user's keras.json may say otherwise, for what isn't ours.
+    keras.config.set_image_data_format("channels_last")
     if not sys.warnoptions:
         # They are for who writes code, and would stand around the one line.
         warnings.simplefilter("ignore")
@@ -68,8 +71,9 @@ def _parse(argv: list[str], description: str) -> list[str]:
         if len(rest) > 1:
             raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
         _check_texts(flags.FLAGS.flags_by_module_dict()[argv[0]])
-    # Of a --flagfile's content absl lets all pass that Python raises.
-    except (flags.Error, ValueError, OSError) as error:
+    except UnicodeDecodeError as error:
+        _fail(InputError(f"--flagfile names a file that isn't UTF-8 text ({error})"))
+    except (flags.Error, InputError, OSError) as error:
         _fail(error)
     return rest
 

@@ -196,9 +196,12 @@ class Backup(keras.callbacks.Callback):
 
 
 def _settings_in(config: pathlib.Path) -> dict[str, Any]:
-    settings = read_json(config).get("settings", {})
-    if not isinstance(settings, dict):
-        raise InputError(f"{config} has the settings {one_line(settings)}; {_ANEW}")
+    try:
+        settings = read_json(config).get("settings", {})
+        if not isinstance(settings, dict):
+            raise InputError(f"{config} has the settings {one_line(settings)}")
+    except InputError as error:
+        raise InputError(f"{error}; {_ANEW}") from error
     return settings
 
 

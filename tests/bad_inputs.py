@@ -307,7 +307,7 @@ FLAGS = {
     "bytes that are no text": Case("train.py --run_dir='\udce9t\udce9'", "--run_dir"),
     "a missing flagfile": Case("train.py --flagfile=nowhere", "nowhere"),
     "a flagfile of bytes": Case(
-        "train.py --flagfile=flags.bin", "utf-8", make=(write("flags.bin", b"--seed=\xff\xfe"),)
+        "train.py --flagfile=flags.bin", "--flagfile", make=(write("flags.bin", b"--seed=\xff\xfe"),)
     ),
     "a name that is too long": Case(f"train.py --run_dir={'x' * 300}", "xxx"),
     **{
@@ -376,8 +376,8 @@ COMBINATIONS = {
         "evaluate.py --model=digits.keras --weights=digits.keras", "brings its own weights",
         ("digits.keras",)),
     "normalisation of a whole model": Case(
-        "evaluate.py --model=digits.keras --normalization=imagenet", "digits.keras",
-        ("digits.keras",)),
+        "evaluate.py --model=digits.keras --normalization=imagenet",
+        "--normalization=imagenet", ("digits.keras",)),
     "a teacher without weights": Case("evaluate.py --model=digits.keras --teacher=resnet8",
                                       "--teacher=resnet8", ("digits.keras",)),
     "a run, with weights": Case("evaluate.py --model=run --weights=digits.keras",
@@ -778,7 +778,7 @@ ENVIRONMENT = {
     "hosts that can't be read": Case(WORKERS, "n[a-", env=slurm(STEP_NODELIST="n[a-")),
     "fewer hosts than tasks": Case(WORKERS, "Slurm", env=slurm(STEP_NODELIST="n1")),
     "no hosts": Case(WORKERS, "Slurm", env=slurm(STEP_NODELIST="")),
-    "TFDS_DATA_DIR that is a file": Case("train.py --dataset=cifar10", "file",
+    "TFDS_DATA_DIR that is a file": Case("train.py --dataset=cifar10", "TFDS_DATA_DIR",
                                          make=(write("file"),), env={"TFDS_DATA_DIR": "file"}),
     "TFDS_DATA_DIR that isn't there": Case("train.py --dataset=cifar10", "nowhere",
                                            env={"TFDS_DATA_DIR": "nowhere"}),
@@ -791,7 +791,7 @@ ENVIRONMENT = {
         (write("names.txt", "\n".join(["cat", "dog", *map(str, range(998))])),),
         {"KERAS_HOME": "nowhere"}),
     "TFDS_DATA_DIR that is a file, of evaluate": Case(
-        "evaluate.py --model=two.keras --dataset=cifar10", "file", ("two.keras",),
+        "evaluate.py --model=two.keras --dataset=cifar10", "TFDS_DATA_DIR", ("two.keras",),
         (write("file"),), {"TFDS_DATA_DIR": "file"}),
     "TFDS_DATA_DIR that isn't there, of evaluate": Case(
         "evaluate.py --model=two.keras --dataset=cifar100 --json", "nowhere", ("two.keras",),

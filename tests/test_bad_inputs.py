@@ -133,6 +133,19 @@ def test_another_backend_of_keras_is_refused_before_anything_is_imported(
     assert completed.seconds < 2
 
 
+@pytest.mark.slow
+def test_a_keras_json_for_something_else_and_no_git_do_not_matter(commands, tmp_path):
+    (tmp_path / "keras").mkdir()
+    keras_json = '{"backend": "jax", "image_data_format": "channels_first"}'
+    (tmp_path / "keras" / "keras.json").write_text(keras_json)
+    completed = commands.run_alone(
+        "train.py", "--method=ce", "--student=resnet8", "--epochs=1", "--run_dir=run",
+        cwd=tmp_path, env={"KERAS_HOME": "keras", "PATH": "nowhere"}, limit=90,
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    assert '"git_commit": null' in (tmp_path / "run" / "config.json").read_text()
+
+
 def test_the_list_has_what_is_promised():
     assert len(bad_inputs.KINDS) == 8
     for kind, cases in bad_inputs.KINDS.items():

@@ -105,8 +105,8 @@ def main() -> None:
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
     if NORMALIZATION.value is not None and not takes_normalization(source, WEIGHTS.value):
         raise InputError(
-            f"--normalization={NORMALIZATION.value} goes with --weights of a .weights.h5 or PyTorch "
-            f"file for a model of the zoo; {source} brings its own, so leave it out"
+            f"--normalization={NORMALIZATION.value} goes with --weights of a .weights.h5 or "
+            f"PyTorch file for a model of the zoo; {source} brings its own, so leave it out"
         )
     # --json promises JSON and nothing else there, and an error to be the only line of the other.
     notes = io.StringIO() if JSON.value else sys.stdout

@@ -307,7 +307,7 @@ FLAGS = {
     "bytes that are no text": Case("train.py --run_dir='\udce9t\udce9'", "--run_dir"),
     "a missing flagfile": Case("train.py --flagfile=nowhere", "nowhere"),
     "a flagfile of bytes": Case(
-        "train.py --flagfile=flags.bin", "--flagfile", make=(write("flags.bin", b"--seed=\xff\xfe"),)
+        "train.py --flagfile=file", "--flagfile", make=(write("file", b"--seed=\xff\xfe"),)
     ),
     "a name that is too long": Case(f"train.py --run_dir={'x' * 300}", "xxx"),
     **{

@@ -6,19 +6,29 @@ import quiet_tensorflow  # noqa: F401
 # isort: on
 import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 import sys
+import types
 from typing import Any
 
 from absl import flags
 
 import models
-from models.loading import is_whole_model
+from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, one_line
 from stkd_keras.run_directory import read_json
+
+# What is taken from a run's config.json, and what it has to be.
+RECORDED: dict[str, type | types.UnionType] = {
+    "dataset": str,
+    "data_dir": str | None,
+    "image_size": int | None,
+    "skip_bad_images": bool | None,
+}
 
 DESCRIPTION = """
 python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
@@ -93,13 +103,21 @@ def main() -> None:
     models.check_source(source, weights=WEIGHTS.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
-    sources = get_teachers(recorded)
-    # Progress bars go to standard output, where --json promises JSON and nothing else.
-    with contextlib.redirect_stdout(sys.stderr):
+    if NORMALIZATION.value is not None and not takes_normalization(source, WEIGHTS.value):
+        raise InputError(
+            f"--normalization={NORMALIZATION.value} goes with --weights of a .weights.h5 or "
+            f"PyTorch file for a model of the zoo; {source} brings its own, so leave it out"
+        )
+    # --json promises JSON and nothing else there, and an error to be the only line of the other.
+    notes = io.StringIO() if JSON.value else sys.stdout
+    with contextlib.redirect_stdout(notes):
+        sources = get_teachers(recorded)
         dataset = load_dataset(recorded)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
         teacher = load_teachers(dataset, sources)[0] if sources else None
         metrics = experiment.evaluate(student, teacher, dataset, {})
+    if isinstance(notes, io.StringIO):
+        print(notes.getvalue(), end="", file=sys.stderr)
     print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
 
 
@@ -126,56 +144,58 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
             f"{student.name if config.is_file() else config.name}"
         )
     content = read_json(config)
-    if "dataset" not in content.get("settings", {}):
+    settings = content.get("settings")
+    if isinstance(settings, dict):
+        settings = {**settings, "data_dir": content.get("data_dir")}
+    if not isinstance(settings, dict) or "dataset" not in settings:
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
-    settings = {key: content["settings"].get(key) for key in _RECORDED}
-    teachers = content.get("teachers") or []
-    if not _is_as_recorded(settings, teachers):
+    for key, kind in RECORDED.items():
+        if not isinstance(settings.get(key), kind):
+            raise InputError(
+                f"{config} has {key} {settings.get(key)!r}, which train.py doesn't write: correct "
+                "it, or name the model's file and the data set instead"
+            )
+    recorded = {key: settings.get(key) for key in RECORDED}
+    name = settings["dataset"]
+    if ":" in name.removeprefix("tfds:"):  # TFDS would run its code: that is for a user to say.
         raise InputError(
-            f"{config} isn't as train.py writes it: dataset, data_dir, image_size, skip_bad_images "
-            "or teachers are something else; give --model the run's student.keras, and --dataset"
+            f"{config} has the dataset {one_line(name)}, of a TFDS namespace, whose code would be "
+            "run; name the model's file, and --dataset, if you trust it"
         )
-    return str(student), {**settings, "teachers": teachers}
+    return str(student), {**recorded, "teachers": teachers_of_run(config, content)}
 
 
-# What a run's settings say of its data.
-_RECORDED: dict[str, type] = {
-    "dataset": str,
-    "data_dir": str,
-    "image_size": int,
-    "skip_bad_images": bool,
-}
+def teachers_of_run(config: pathlib.Path, content: dict) -> list[TeacherSource]:
+    """The teachers that a run's config.json names."""
+    recorded = content.get("teachers") or []
+    sources = None
+    with contextlib.suppress(TypeError):
+        sources = [TeacherSource(**each) for each in recorded]
+    if sources is None or not all(map(_is_as_written, sources)):
+        raise InputError(
+            f"{config} has the teachers {one_line(recorded)}, which train.py doesn't write: "
+            "correct them, or name the model's file and the teachers instead"
+        )
+    return sources
 
 
-def _is_as_recorded(settings: dict, teachers: Any) -> bool:
-    """Whether a run's configuration has the types that train.py writes."""
-    fields = {field.name for field in dataclasses.fields(TeacherSource)}
-    return (
-        all(isinstance(settings[key], kind | None) for key, kind in _RECORDED.items())
-        # Of a namespace, TFDS would get code from elsewhere: that is for a user to say.
-        and ":" not in str(settings["dataset"]).removeprefix("tfds:")
-        and isinstance(teachers, list)
-        and all(isinstance(each, dict) and set(each) <= fields for each in teachers)
-        and all(isinstance(each.get("source"), str) for each in teachers)
-        and all(isinstance(v, str | None) for each in teachers for v in each.values())
-    )
+def _is_as_written(source: TeacherSource) -> bool:
+    texts = dataclasses.astuple(source)
+    return texts[0] is not None and all(text is None or isinstance(text, str) for text in texts)
 
 
 def get_teachers(recorded: dict) -> list[TeacherSource]:
     """The teachers of the flags, or else of the run; none where there are none."""
-    if TEACHER.value is None:
-        sources = [TeacherSource(**each) for each in recorded.get("teachers", [])]
+    sources: list[TeacherSource] = recorded.get("teachers", [])
+    if TEACHER.value is not None:
+        sources = parse_teachers(
+            TEACHER.value, TEACHER_WEIGHTS.value, TEACHER_NORMALIZATION.value, TEACHER_CLASSES.value
+        )
+    else:
         for file in (file for source in sources for file in source.files):
             if not pathlib.Path(file).is_file():
-                print(
-                    f"the run's teacher {file} isn't there any more; going on without",
-                    file=sys.stderr,
-                )
+                print(f"the run's teacher {file} isn't there any more; going on without")
                 return []
-        return sources
-    sources = parse_teachers(
-        TEACHER.value, TEACHER_WEIGHTS.value, TEACHER_NORMALIZATION.value, TEACHER_CLASSES.value
-    )
     for source in sources:
         if not source.is_trained:
             raise InputError(

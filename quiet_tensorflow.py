@@ -1,4 +1,4 @@
-"""Imported first by the commands: TensorFlow without its notes on how it was built.
+"""Imported first by the commands: Keras on TensorFlow, without its notes on how it was built.
 
 TF_CPP_MIN_LOG_LEVEL doesn't hold for what TensorFlow 2.21 writes while it is imported
 (github.com/tensorflow/tensorflow/issues/100442), and those would be the first lines a user sees.
@@ -12,6 +12,16 @@ import sys
 # The seconds of the import have nothing to lose, and no handler that would say so in one line.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if os.environ.get("KERAS_BACKEND", "tensorflow") not in ("", "tensorflow"):
+    print(
+        f"{os.path.basename(sys.argv[0])}: error: KERAS_BACKEND is "
+        f"{os.environ['KERAS_BACKEND']!r}, but must be tensorflow: unset it",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+# A user's keras.json may name another one.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 sys.stderr.flush()
 _stderr, _nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -20,9 +20,10 @@ import stkd_keras
 from models import teachers
 from models.loading import check_normalization, is_whole_model
 from stkd_keras import command, data, experiment
-from stkd_keras.checks import check_settings
+from stkd_keras.checks import check_folder, check_settings
 from stkd_keras.cluster import lost_workers_named
 from stkd_keras.distribution import (
+    MOST_LOGICAL_DEVICES,
     STRATEGIES,
     check_batch_size,
     is_chief,
@@ -31,8 +32,12 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.replay import check_recording
 from stkd_keras.run_directory import RunDirectory, write_json
 from stkd_keras.teacher import DTYPES
+
+# So that the number of steps is an int64, however many images there are.
+MOST_EPOCHS = 10**9
 
 DESCRIPTION = """
 python train.py --dataset=cifar10 --teacher=resnet110
@@ -109,7 +114,11 @@ TEACHER_DTYPE = flags.DEFINE_enum(
 )
 TEACHER_DIR = flags.DEFINE_string("teacher_dir", "teachers", "where trained teachers are kept")
 TEACHER_EPOCHS = flags.DEFINE_integer(
-    "teacher_epochs", None, "epochs of the teacher's training (default: by data set)", lower_bound=1
+    "teacher_epochs",
+    None,
+    "epochs of the teacher's training (default: by data set)",
+    lower_bound=1,
+    upper_bound=MOST_EPOCHS,
 )
 STUDENT = flags.DEFINE_string(
     "student",
@@ -136,7 +145,13 @@ METHOD = flags.DEFINE_enum(
     "stkd (virtual samples, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither); "
     "it sets the defaults of mixing and weights",
 )
-EPOCHS = flags.DEFINE_integer("epochs", None, "epochs (default: by data set)", lower_bound=1)
+EPOCHS = flags.DEFINE_integer(
+    "epochs",
+    None,
+    "epochs (default: by data set)",
+    lower_bound=1,
+    upper_bound=MOST_EPOCHS,
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "images a step, over all devices (default: by data set)", lower_bound=1
 )
@@ -169,7 +184,11 @@ MIXUP_PROBABILITY = flags.DEFINE_float(
 )
 NUM_IMAGES = flags.DEFINE_integer("num_images", None, "images a mixture (default: 2)")
 MIXING_EPOCHS = flags.DEFINE_integer(
-    "mixing_epochs", None, "epochs after which mixing stops (default: never)", lower_bound=0
+    "mixing_epochs",
+    None,
+    "epochs after which mixing stops (default: never)",
+    lower_bound=0,
+    upper_bound=MOST_EPOCHS,
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "seed of the student's initial weights", lower_bound=0, upper_bound=2**32 - 1
@@ -205,7 +224,11 @@ DISTRIBUTE = flags.DEFINE_enum(
     "on every machine of a cluster that TF_CONFIG or Slurm describes",
 )
 LOGICAL_DEVICES = flags.DEFINE_integer(
-    "logical_devices", 0, "divide the CPU into so many devices, to try --distribute=mirrored"
+    "logical_devices",
+    0,
+    "divide the CPU into so many devices, to try --distribute=mirrored",
+    lower_bound=0,
+    upper_bound=MOST_LOGICAL_DEVICES,
 )
 MIXED_PRECISION = flags.DEFINE_enum(
     "mixed_precision",
@@ -277,15 +300,26 @@ def main() -> None:
     batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
     # Before the teacher too: it sees whether there are enough images for a batch.
     steps = data.steps_per_epoch(train_split, batch_size)
+    if STEPS_PER_EXECUTION.value > steps:
+        raise InputError(
+            f"--steps_per_execution={STEPS_PER_EXECUTION.value} is more than the {steps} steps of "
+            "an epoch: choose fewer"
+        )
     samples = {
         "mixing": mixing,
         "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
         "data_seed": DATA_SEED.value,
     }
     strategy = strategy or tf.distribute.get_strategy()
+    settings |= {
+        "images": data.content_hash(train_split),
+        "replicas": strategy.num_replicas_in_sync,
+    }
+    run.check(settings, OVERWRITE.value)
     with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
+        check_replay(samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
     needed = method["soft_weight"] > 0
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
     with strategy.scope():
@@ -300,14 +334,17 @@ def main() -> None:
             **samples,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
-    settings |= {
-        "images": data.content_hash(train_split),
-        "teacher_weights": teacher.fingerprint() if needed and teacher is not None else None,
-        "replicas": strategy.num_replicas_in_sync,
-    }
+    settings["teacher_weights"] = teacher.fingerprint() if needed and teacher else None
     experiment.start(
         run,
-        {"settings": settings, "teachers": recorded, "data": description, **provenance()},
+        {
+            "settings": settings,
+            # It only says where the same images are.
+            "data_dir": DATA_DIR.value and os.path.abspath(DATA_DIR.value),
+            "teachers": recorded,
+            "data": description,
+            **provenance(),
+        },
         strategy,
         OVERWRITE.value,
     )
@@ -343,6 +380,31 @@ def check_flags(
     """Refuses what can be seen to be wrong before anything is loaded; returns the teachers."""
     check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
     experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
+    data.check_split_arguments(
+        VALIDATION_FRACTION.value or 0.0,
+        TRAIN_FRACTION.value,
+        images_per_class=TRAIN_IMAGES_PER_CLASS.value,
+    )
+    command.bytes_of(MEMORY_LIMIT.value)
+    check_combinations(recipe, method)
+    if REPLAY.value is not None:
+        check_recording(REPLAY.value)
+    student = recipe["student"], STUDENT_WEIGHTS.value
+    check_normalization("student", STUDENT_NORMALIZATION.value, *student)
+    models.check_source(*student)
+    sources = teachers.parse_teachers(
+        recipe["teacher"],
+        TEACHER_WEIGHTS.value,
+        TEACHER_NORMALIZATION.value,
+        TEACHER_CLASSES.value,
+    )
+    if method["soft_weight"] > 0 and not all(source.is_trained for source in sources):
+        check_folder(f"--teacher_dir={TEACHER_DIR.value}", TEACHER_DIR.value)
+    return sources
+
+
+def check_combinations(recipe: dict, method: dict) -> None:
+    """Refuses flags of which one leaves the other nothing to do."""
     if UNLABELED_DIR.value and method["soft_weight"] == 0:
         raise InputError(
             "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
@@ -355,24 +417,19 @@ def check_flags(
         )
     if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
         raise InputError(
-            "--replay is for the devices of one machine; leave out --replay or "
-            "--distribute=multi_worker"
-        )
-    if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
-        raise InputError(
             "--replay records on one machine, but --distribute is multi_worker: leave one of them "
             "out"
         )
-    command.bytes_of(MEMORY_LIMIT.value)
-    student = recipe["student"], STUDENT_WEIGHTS.value
-    check_normalization("student", STUDENT_NORMALIZATION.value, *student)
-    models.check_source(*student)
-    return teachers.parse_teachers(
-        recipe["teacher"],
-        TEACHER_WEIGHTS.value,
-        TEACHER_NORMALIZATION.value,
-        TEACHER_CLASSES.value,
-    )
+    if LOGICAL_DEVICES.value and DISTRIBUTE.value in ("auto", "none"):
+        raise InputError(
+            f"--logical_devices={LOGICAL_DEVICES.value} is to try --distribute=mirrored, but that "
+            f"is {DISTRIBUTE.value}: leave one of them out"
+        )
+    if method["num_images"] > recipe["batch_size"]:
+        raise InputError(
+            f"--num_images={method['num_images']} are mixed from a batch of "
+            f"{recipe['batch_size']}: choose fewer, or a larger --batch_size"
+        )
 
 
 def recipe_from_flags() -> dict:
@@ -434,13 +491,12 @@ def get_teacher(
 
 def make_mixing(method: dict) -> stkd_keras.Mixup | None:
     """What mixes the images, if anything does."""
-    if method["mixup_probability"] == 0:
-        return None
-    return stkd_keras.Mixup(
+    mixing = stkd_keras.Mixup(
         alpha=method["mixup_alpha"],
         num_images=method["num_images"],
         probability=method["mixup_probability"],
     )
+    return mixing if mixing.probability > 0 else None
 
 
 def get_student(dataset: data.Dataset, source: str) -> keras.Model:
@@ -469,6 +525,23 @@ def answering(
         return teacher
     batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
     return stkd_keras.record_teacher(REPLAY.value, teacher, batches, steps=steps, **samples)
+
+
+def check_replay(
+    samples: dict,
+    dataset: data.Dataset,
+    train_split: data.AnySplit,
+    batch_size: int,
+    steps: int,
+) -> None:
+    """Refuses the recording of another training before a teacher is trained for this one."""
+    if REPLAY.value is None or not os.path.exists(REPLAY.value):
+        return
+    recorded = stkd_keras.RecordedTeacher(REPLAY.value)
+    recorded.check_distiller(**samples)
+    batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
+    recorded.check_steps(steps)
+    recorded.attach(batches)
 
 
 def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
@@ -500,12 +573,6 @@ def flags_that_matter() -> dict:
 def provenance() -> dict:
     """What made a run: the command, every flag, versions, the commit."""
     own = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
-    git = subprocess.run(
-        ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "command": sys.argv,
         "flags": {flag.name: flag.value for flag in own},
@@ -515,9 +582,21 @@ def provenance() -> dict:
             "keras": keras.__version__,
             "stkd_keras": stkd_keras.__version__,
         },
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git_commit(),
         "device": [device.name for device in tf.config.list_logical_devices()],
     }
+
+
+def git_commit() -> str | None:
+    """The commit that this file is of; None where it isn't in a repository, or git not there."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        git = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return git.stdout.strip() or None
 
 
 if __name__ == "__main__":

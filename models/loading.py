@@ -15,6 +15,7 @@ from models.zoo import build, options_from_state, parse_name
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.normalization import fuse_batch_normalization
+from stkd_keras.outputs import resolve_outputs
 from stkd_keras.untrusted import check_hdf5, check_keras_file
 
 # Names that are of files and not of models.
@@ -112,7 +113,7 @@ def load_for(
     brings_its_own = is_whole_model(source, weights) or is_application(source)
     if normalization is not None or not brings_its_own:
         mean, std = parse_normalization(normalization or "dataset", dataset)
-    return load(
+    model = load(
         source,
         input_shape=dataset.image_shape,
         num_classes=num_classes or dataset.num_classes,
@@ -120,6 +121,11 @@ def load_for(
         mean=mean,
         std=std,
     )
+    try:
+        resolve_outputs(model, "auto", "model")
+    except InputError as error:
+        raise InputError(f"{source} is no classifier: {error}") from error
+    return model
 
 
 def check_source(source: str, weights: str | None = None) -> None:

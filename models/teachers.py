@@ -140,6 +140,9 @@ def load_teachers(
         teachers = {
             n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
         }
+    to_train = [] if train is None else [s.source for s in sources if not s.is_trained]
+    for name in to_train if len(to_train) > 1 else ():
+        load_for(dataset, name)
     places = list(sources)
     for number, source in enumerate(sources):
         if train is not None and number not in teachers:
@@ -182,7 +185,10 @@ def load_teacher(
             raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)
-    teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
+    try:
+        teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"{source.name} can't be a teacher: {error}") from error
     print(f"teacher {name or source.name}: {_description(model, teacher, dataset)}")
     return teacher
 
@@ -267,7 +273,7 @@ def train_teacher(
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
-    run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras")
+    run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
     strategy = strategy or tf.distribute.get_strategy()
     check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
     if run.is_complete:

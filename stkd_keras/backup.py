@@ -142,12 +142,15 @@ def write_backup(
         other.unlink(missing_ok=True)
 
 
-def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | None:
+def newest_backup(
+    folder: pathlib.Path, settings: dict[str, Any], warns: bool = True
+) -> Backup | None:
     """Returns the newest backup that is whole, or None where there is none at all.
 
     Args:
         folder: the run's backups.
         settings: those of the run.
+        warns: whether those that aren't whole are named on the standard error.
 
     Raises:
         InputError: where there are backups but none is whole, or the newest that is whole is of
@@ -162,12 +165,26 @@ def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | No
             broken.append(error)
             continue
         backup.check(settings)
-        for why in broken:
+        for why in broken if warns else ():
             print(f"warning: {why}; going on from {path.name}", file=sys.stderr)
         return backup
     if broken:
         raise InputError(f"{broken[0]}, and there is no other; start anew with --overwrite")
     return None
+
+
+def check_history(history: pathlib.Path, backup: Backup | None) -> None:
+    """Refuses to go on where the rows of epochs that are done are gone.
+
+    Raises:
+        InputError: likewise.
+    """
+    size = history.stat().st_size if history.is_file() else 0
+    if backup is not None and size < backup.state["history"]:
+        raise InputError(
+            f"{history} is missing, or has lost rows of epochs that {backup.path.name} is from "
+            "after; bring it back, or start anew with --overwrite"
+        )
 
 
 def newest_step(folder: pathlib.Path) -> int:

@@ -1,8 +1,11 @@
 """What the distiller refuses before anything is trained."""
 
+import os
+import pathlib
+
 import keras
 
-from stkd_keras.errors import InputError, is_number
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive
 from stkd_keras.outputs import compatible, input_shape
 
 
@@ -14,18 +17,38 @@ def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
     """
     if mixing is not None and (isinstance(mixing, type) or not callable(mixing)):
         raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
-    if mixing_steps is not None and mixing_steps < 0:
-        raise InputError(f"mixing_steps is {mixing_steps}, but must be 0 or more, or None")
-    if not (is_number(temperature) and temperature > 0):
-        raise InputError(f"temperature is {temperature!r}, but must be a positive number")
+    if mixing_steps is not None and not 0 <= mixing_steps < 2**63:
+        raise InputError(
+            f"mixing_steps is {mixing_steps}, but must be 0 or more, an int64, or None"
+        )
+    numbers = f"from {SMALLEST:g} to {LARGEST:g}"
+    if not is_positive(temperature):
+        raise InputError(f"temperature is {temperature!r}, but must be a number {numbers}")
     for name, weight in (("soft_weight", soft_weight), ("label_weight", label_weight)):
-        if not (is_number(weight) and weight >= 0):
-            raise InputError(f"{name} is {weight!r}, but must be a number of at least 0")
+        if not (weight == 0 or is_positive(weight)):
+            raise InputError(f"{name} is {weight!r}, but must be 0 or a number {numbers}")
     if soft_weight == 0 and label_weight == 0:
         raise InputError(
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
             "them positive"
         )
+
+
+def check_folder(what: str, path: str | os.PathLike) -> None:
+    """Refuses a folder that can't be made or written to, before there is anything to write.
+
+    Args:
+        what: what is to be there, such as "--run_dir=runs/first".
+        path: the folder, which needn't be there.
+
+    Raises:
+        InputError: likewise.
+    """
+    there = _nearest(pathlib.Path(os.path.abspath(path)))
+    if not there.is_dir():
+        raise InputError(f"{what} can't be made, as {there} is no folder; name another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{what} can't be written: no permission for {there}; name another place")
 
 
 def check_student(student) -> None:
@@ -81,3 +104,14 @@ def check_inputs(x, student: keras.Model) -> None:
         raise InputError(
             f"the data have inputs of shape {tuple(x.shape[1:])}, but the student takes {shape}"
         )
+
+
+def _nearest(path: pathlib.Path) -> pathlib.Path:
+    """The path, or of its parents the nearest that is there; a broken link is there."""
+    for each in (path, *path.parents):
+        try:
+            each.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return each
+    return path

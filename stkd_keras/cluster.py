@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,10 +11,18 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from stkd_keras.errors import InputError, WorkerLostError
+from stkd_keras.errors import InputError, WorkerLostError, one_line
 
 SLURM_PORT = 8888
 JOBS = ("chief", "worker")
+_NOT_AS_EXPECTED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -44,6 +53,7 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
         InputError: where the cluster isn't described, or not rightly.
     """
     place = find_place()
+    _check_addresses(place.cluster)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(place.cluster),
         task_type=place.job,
@@ -52,8 +62,17 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
     )
     size = sum(map(len, place.cluster.values()))
     print(f"waiting for all {size} workers: this is {place.job} {place.number}", flush=True)
-    with _signals_kept():
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    try:
+        with _signals_kept():
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except tf.errors.UnknownError as error:
+        if "gRPC server" not in str(error):
+            raise
+        address = place.cluster[place.job][place.number]
+        raise InputError(
+            f"{place.job} {place.number} can't listen at {address} ({one_line(error)}); choose a "
+            "port that is free there"
+        ) from error
 
 
 def find_place() -> Place:
@@ -105,11 +124,12 @@ def _tells_of_a_loss(error: BaseException | None) -> bool:
 def _place_in_tf_config(text: str) -> Place:
     try:
         config = json.loads(text)
-        cluster = {job: list(addresses) for job, addresses in config["cluster"].items()}
-        job, index = config["task"]["type"], int(config["task"]["index"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        cluster = {job: _strings(addresses) for job, addresses in config["cluster"].items()}
+        [job] = _strings([config["task"]["type"]])
+        index = int(config["task"]["index"])
+    except _NOT_AS_EXPECTED as error:
         raise InputError(
-            f"TF_CONFIG is {text!r}, but must be as "
+            f"TF_CONFIG is {one_line(repr(text))}, but must be as "
             '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
             f'"task": {{"type": "worker", "index": 0}}}} ({type(error).__name__}: {error})'
         ) from error
@@ -160,7 +180,34 @@ def _place_in_slurm() -> Place:
         for host, tasks in slurm._task_configuration.items()
         for n in range(tasks)
     ]
+    if not 0 <= slurm._rank < len(addresses):
+        raise InputError(
+            f"SLURM_PROCID is {slurm._rank}, but Slurm's environment has {len(addresses)} tasks, "
+            "whose numbers begin at 0; start them with srun"
+        )
     return Place({"worker": addresses}, "worker", slurm._rank)
+
+
+def _strings(values: object) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{one_line(repr(values))} isn't made of strings")
+    return values
+
+
+def _check_addresses(cluster: dict[str, list[str]]) -> None:
+    """Refuses addresses with which the workers would wait for each other for ever."""
+    addresses = [address for job in cluster.values() for address in job]
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise InputError(
+                f"the cluster has the address {address!r}, but each must be HOST:PORT, with a port "
+                "from 1 to 65535"
+            )
+        if addresses.count(address) > 1:
+            raise InputError(
+                f"the cluster has the address {address!r} more than once; give each worker its own"
+            )
 
 
 def _sizes(cluster: dict[str, list[str]]) -> str:

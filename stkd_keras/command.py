@@ -1,14 +1,17 @@
 """What train.py and evaluate.py share: flags, help, and errors in one line."""
 
 import functools
+import io
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 
+import keras
 from absl import app, flags, logging
 
-from stkd_keras.errors import InputError, WorkerLostError
+from stkd_keras.errors import InputError, WorkerLostError, is_text
 from stkd_keras.signals import Interrupted, leave, raise_on_signals
 
 # Kubernetes' training operator restarts what ends with this status, which is the user's to give.
@@ -28,6 +31,15 @@ def run(main: Callable[[], None], description: str) -> None:
         description: what `--help` says before the flags.
     """
     logging.set_verbosity(logging.WARNING)
+    # A user's keras.json may say otherwise, for what isn't ours.
+    keras.config.set_image_data_format("channels_last")
+    if not sys.warnoptions:
+        # They are for who writes code, and would stand around the one line.
+        warnings.simplefilter("ignore")
+    # File names and classes may have characters that a terminal hasn't.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app.run(
         lambda _: _guarded(main),
         flags_parser=functools.partial(_parse, description=description),
@@ -49,8 +61,7 @@ def list_skipped(skipped: Sequence[str]) -> None:
     """Says what was left out of a data set."""
     if skipped:
         lines = "\n  ".join([f"left out {len(skipped)} images that can't be read:", *skipped])
-        # File names may hold bytes that no text has.
-        print(lines.encode(errors="backslashreplace").decode())
+        print(lines)
 
 
 def _parse(argv: list[str], description: str) -> list[str]:
@@ -61,9 +72,21 @@ def _parse(argv: list[str], description: str) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
-    except (flags.Error, InputError) as error:
+        _check_texts(flags.FLAGS.flags_by_module_dict()[argv[0]])
+    except UnicodeDecodeError as error:
+        _fail(InputError(f"--flagfile names a file that isn't UTF-8 text ({error})"))
+    except (flags.Error, InputError, OSError) as error:
         _fail(error)
     return rest
+
+
+def _check_texts(own_flags: Sequence[flags.Flag]) -> None:
+    """Refuses what a shell makes of a variable that isn't set, and what TensorFlow can't take."""
+    for flag in own_flags:
+        if isinstance(flag.value, str) and not flag.value.strip():
+            raise InputError(f"--{flag.name} is given, but empty; give it a value, or leave it out")
+        if isinstance(flag.value, str) and not is_text(flag.value):
+            raise InputError(f"--{flag.name}={flag.value!r} isn't UTF-8; rename what it names")
 
 
 def _guarded(main: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from stkd_keras.errors import InputError, unknown_name
 
 # The version of Keras that `reducible` and `first_local_batch` were tried with.
 TRIED_WITH_WORKERS = "3.15"
+MOST_LOGICAL_DEVICES = 64
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 
 
@@ -33,8 +34,10 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
     """
     if distribute not in STRATEGIES:
         raise unknown_name("way to distribute", distribute, STRATEGIES)
-    if logical_devices < 0:
-        raise InputError(f"logical_devices is {logical_devices}, but must be 0 or more")
+    if not 0 <= logical_devices <= MOST_LOGICAL_DEVICES:
+        raise InputError(
+            f"logical_devices is {logical_devices}, but must be from 0 to {MOST_LOGICAL_DEVICES}"
+        )
     if distribute == "multi_worker":
         if logical_devices:
             raise InputError(

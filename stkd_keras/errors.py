@@ -5,6 +5,9 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 
+# What settings of a training may be: a float32 holds all between, and their squares.
+SMALLEST, LARGEST = 1e-12, 1e12
+
 
 class InputError(ValueError):
     """What the user gave can't be used.
@@ -21,6 +24,16 @@ class WorkerLostError(RuntimeError):
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, Python's or NumPy's."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a number above 0 that a training in float32 can use."""
+    return is_number(value) and SMALLEST <= value <= LARGEST  # type: ignore[operator]
+
+
+def is_text(value: str) -> bool:
+    """Whether TensorFlow takes a text: names of files may hold bytes that aren't UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

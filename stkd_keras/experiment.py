@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from stkd_keras.distribution import (
     is_chief,
     wait_for_all,
 )
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
 from stkd_keras.optimizers import SGD, AdamW
 from stkd_keras.outputs import logits_function
@@ -147,10 +146,11 @@ def check_recipe(learning_rate: float, weight_decay: float) -> None:
     Raises:
         InputError: where a number is outside its range.
     """
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise InputError(f"the learning rate is {learning_rate}, but must be a positive number")
-    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-        raise InputError(f"the weight decay is {weight_decay}, but must be at least 0")
+    numbers = f"from {SMALLEST:g} to {LARGEST:g}"
+    if not is_positive(learning_rate):
+        raise InputError(f"the learning rate is {learning_rate}, but must be a number {numbers}")
+    if not (weight_decay == 0 or is_positive(weight_decay)):
+        raise InputError(f"the weight decay is {weight_decay}, but must be 0 or a number {numbers}")
 
 
 def split(

@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import InputError, is_number
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive
 from stkd_keras.randomness import MIXING, step_seed
 
 # Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
@@ -50,10 +50,11 @@ class Mixup:
         probability: float = 1.0,
         per_batch: bool = False,
     ):
-        if not (is_number(alpha) and alpha > 0):
+        if not is_positive(alpha):
             raise InputError(
-                f"alpha is {alpha}, but must be a positive number: it is the concentration of "
-                "the Beta distribution of the mixing weights (no mixing is probability 0)"
+                f"alpha is {alpha}, but must be a number from {SMALLEST:g} to {LARGEST:g}: it is "
+                "the concentration of the Beta distribution of the mixing weights (no mixing is "
+                "probability 0)"
             )
         if num_images != int(num_images) or num_images < 2:
             raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")

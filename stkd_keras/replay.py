@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import tensorflow as tf
 
+from stkd_keras.checks import check_folder
 from stkd_keras.distribution import is_multi_worker
 from stkd_keras.errors import InputError, shown
 from stkd_keras.evaluation import compiled
@@ -105,11 +106,23 @@ def record_teacher(
         )
     recorded = RecordedTeacher(path)
     recorded.check(settings)
-    if recorded.steps < steps:
-        raise InputError(
-            f"{path} holds {recorded.steps} steps, but {steps} are needed; record to another file"
-        )
+    recorded.check_steps(steps)
     return recorded
+
+
+def check_recording(path: str | os.PathLike) -> None:
+    """Refuses a file that is no recording, or where none can be made, before a teacher is got.
+
+    Raises:
+        InputError: likewise.
+    """
+    path = pathlib.Path(path)
+    for each in (path, _unfinished(path)):
+        if each.is_dir():
+            raise InputError(f"{each} is a folder, expected a recording's file; name another")
+    if path.exists():
+        RecordedTeacher(path)
+    check_folder(f"the recording {path}", path.parent)
 
 
 class RecordedTeacher:
@@ -179,6 +192,18 @@ class RecordedTeacher:
         """
         _check_equal(self.path, self.settings, settings)
 
+    def check_steps(self, steps: int) -> None:
+        """Refuses a training of more steps than were recorded.
+
+        Raises:
+            InputError: likewise.
+        """
+        if self.steps < steps:
+            raise InputError(
+                f"{self.path} holds {self.steps} steps, but {steps} are needed; record to another "
+                "file"
+            )
+
     def check_distiller(self, mixing, mixing_steps: int | None, data_seed: int) -> None:
         """Refuses the settings of a distiller that the recording wasn't made with.
 
@@ -242,7 +267,7 @@ class _Recorder:
 
     def __init__(self, path: pathlib.Path, settings: dict, shape: tuple[int, int, int], dtype: str):
         self._path, self._shape, self._dtype = path, shape, dtype
-        self._unfinished = path.with_name(f"{path.name}.unfinished")
+        self._unfinished = _unfinished(path)
         self._header = _header(settings, shape, dtype)
         self._settings = settings
         self._step_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
@@ -329,6 +354,10 @@ class _Recorder:
         return max(0, size - len(self._header)) // self._step_bytes
 
 
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.unfinished")
+
+
 def _name_of(predict: Callable, teacher: str | None) -> str:
     if teacher is not None and not isinstance(teacher, str):
         raise InputError(
@@ -403,8 +432,8 @@ def _parse_header(path: pathlib.Path) -> tuple[dict, tuple[int, ...], str]:
 def _read_header(path: pathlib.Path) -> tuple[dict, tuple[int, int, int], str, int]:
     """Reads a whole recording's settings, shape, dtype, and where the numbers begin."""
     if not path.is_file():
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        state = "it isn't finished: record again to go on" if unfinished.exists() else "check it"
+        is_begun = _unfinished(path).exists()
+        state = "it isn't finished: record again to go on" if is_begun else "check it"
         raise InputError(f"no file {path}; expected one of stkd_keras.record_teacher, {state}")
     settings, shape, dtype = _parse_header(path)
     try:

@@ -4,7 +4,6 @@ import math
 import os
 import pathlib
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -292,6 +291,7 @@ def _restored(
         if state["steps"]:
             backups.build_metrics(distiller)
     if is_chief(distiller.distribute_strategy):
+        backups.check_history(place.history, backup)
         _trim(place.history, state["history"])
     return state, backup
 
@@ -356,12 +356,10 @@ def _check_may_restore(
 
 def _trim(history: pathlib.Path, size: int) -> None:
     # A run that broke between an epoch's row and its backup does that epoch again.
-    if not size:
-        history.unlink(missing_ok=True)
-    elif _size(history) >= size:
+    if size:
         os.truncate(history, size)
     else:
-        print(f"warning: {history} has lost rows of epochs that are done", file=sys.stderr)
+        history.unlink(missing_ok=True)
 
 
 def _size(path: pathlib.Path) -> int:

@@ -1,24 +1,22 @@
 """The directory of a run: what is in it, whole or not at all, and how a run goes on."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
 
 import keras
 
+from stkd_keras.backup import check_history, newest_backup
+from stkd_keras.checks import check_folder
 from stkd_keras.errors import InputError, shown
 from stkd_keras.untrusted import read_text
-from stkd_keras.whole_files import (
-    check_writable,
-    lock,
-    remove_unfinished,
-    unwritable,
-    write_whole,
-    written_whole,
-)
+from stkd_keras.whole_files import lock, remove_unfinished, unwritable, write_whole, written_whole
 
 _ARTEFACTS = ("metrics.json", "config.json", "history.csv", "tensorboard")
+
+_ANEW = "remove what is broken, or start anew with --overwrite"
 
 
 class RunDirectory:
@@ -30,9 +28,11 @@ class RunDirectory:
     Args:
         path: the directory; it is made when the run starts.
         model_name: the model's file within it.
+        flag: what a user names it, or the folder it is in, with.
     """
 
-    def __init__(self, path, model_name: str = "student.keras"):
+    def __init__(self, path, model_name: str = "student.keras", flag: str = "--run_dir"):
+        self._flag = flag
         self.path = pathlib.Path(path)
         self.model = self.path / model_name
         self.config = self.path / "config.json"
@@ -49,7 +49,10 @@ class RunDirectory:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's result depends on, as config.json has it."""
-        return read_json(self.config).get("settings", {})
+        try:
+            return read_json(self.config).get("settings", {})
+        except InputError as error:
+            raise InputError(f"{error}; {_ANEW}") from error
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Sees, without changing anything, whether a run may write here.
@@ -62,12 +65,12 @@ class RunDirectory:
             InputError: where the directory holds a complete run, the beginning of another run,
                 or something that isn't a run, or where another process writes to it.
         """
-        check_writable(self.path)
+        check_folder(f"{self._flag}={self.path}", self.path)
         if not self.path.exists():
             return
         if not self._is_run():
             raise InputError(
-                f"--run_dir={self.path} exists and isn't a run's directory; name another"
+                f"{self.path} exists and isn't a run's directory; name another {self._flag}"
             )
         if self._lock.is_file():
             lock(self._lock, self.path)
@@ -78,6 +81,7 @@ class RunDirectory:
                 f"{self.path} holds a complete run; choose another --run_dir, or replace it with "
                 "--overwrite"
             )
+        self._check_parts()
         now = json.loads(json.dumps(settings))
         before = self.settings if self.config.is_file() else now
         differs = [name for name in now if before.get(name) != now[name]]
@@ -127,10 +131,24 @@ class RunDirectory:
         return self.backup / "lock"
 
     def _is_run(self) -> bool:
+        """Whether nothing else is there: others write a config.json too."""
         if not self.path.is_dir():
             return False
+        is_ours = self.config.is_file() and (self.backup.is_dir() or self.is_complete)
         # A run that was killed before it had written its configuration left its first folder.
-        return self.config.is_file() or {p.name for p in self.path.iterdir()} <= {"backup"}
+        return is_ours or {path.name for path in self.path.iterdir()} <= {"backup"}
+
+    def _check_parts(self) -> None:
+        """Refuses what can't be gone on with, before anything is trained."""
+        for file in (self.config, self.metrics, self.history, self.model):
+            if file.is_dir():
+                raise InputError(f"{file} is a folder, but a run writes a file; {_ANEW}")
+        for folder in (self.backup, self.tensorboard):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(f"{folder} is no folder, but a run makes one; {_ANEW}")
+        if self.config.is_file():
+            backup = newest_backup(self.backup, self.settings, warns=False)
+            check_history(self.history, backup)
 
     def _remove_run(self) -> None:
         for path in self.backup.iterdir():

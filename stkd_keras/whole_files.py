@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, and one process at a time that writes them."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import pathlib
@@ -94,19 +93,6 @@ def unwritable_named(folder: pathlib.Path) -> Iterator[None]:
         if found is None:
             raise
         raise unwritable(found[1], OSError(0, found[2])) from error
-
-
-def check_writable(path: pathlib.Path) -> None:
-    """Sees whether a folder can be made, or written to if it is there, without trying to.
-
-    Raises:
-        InputError: otherwise.
-    """
-    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
-    if not there.is_dir():
-        raise unwritable(path, NotADirectoryError(errno.ENOTDIR, f"{there} isn't a folder"))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise unwritable(path, PermissionError(errno.EACCES, f"{there} can't be written to"))
 
 
 def lock(path: pathlib.Path, what: pathlib.Path) -> None:

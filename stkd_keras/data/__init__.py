@@ -23,7 +23,7 @@ from stkd_keras.data.loading import (
 from stkd_keras.data.normalization import parse_normalization
 from stkd_keras.data.pipeline import evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.data.records import RecordSplit
-from stkd_keras.data.splitting import split_train
+from stkd_keras.data.splitting import check_split_arguments, split_train
 
 __all__ = [
     "AUGMENTATIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "aligned_empty",
     "check_name",
+    "check_split_arguments",
     "content_hash",
     "evaluation_pipeline",
     "from_arrays",

@@ -63,6 +63,9 @@ def open_tree(path: str | os.PathLike) -> "FileTree":
     try:
         if os.path.isdir(path):
             return _FolderTree(path)
+        if not os.path.isfile(path):
+            # To open a named pipe would be to wait for ever.
+            raise InputError(f"{path!r} is a device or a pipe, {_EXPECTED}: correct the path")
         if zipfile.is_zipfile(path):
             return _ZipTree(path)
         return _TarTree(path)

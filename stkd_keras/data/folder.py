@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from stkd_keras.data.file_tree import Layout, is_visible, open_tree
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, is_text
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 
@@ -75,7 +75,14 @@ def _split_folders(root: pathlib.Path) -> dict[str, str]:
 
 def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
     names = (path.name for path in folder.iterdir() if path.is_dir())
-    return tuple(sorted(name for name in names if is_visible(name)))
+    visible = sorted(name for name in names if is_visible(name))
+    for name in visible:
+        if not is_text(name):
+            raise InputError(
+                f"{str(folder / name)!r} isn't UTF-8, expected that of the name of a class: rename "
+                "the folder"
+            )
+    return tuple(visible)
 
 
 def _image_names(root: pathlib.Path) -> list[str]:

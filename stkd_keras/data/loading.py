@@ -33,6 +33,9 @@ from stkd_keras.errors import InputError, unknown_name
 DEFAULT_MEMORY_LIMIT = 4 * 10**9
 """Bytes of decoded images that are kept in memory."""
 
+LARGEST_IMAGE_SIZE = 8192
+"""Pixels: an image of 200 MB."""
+
 TFDS = "tfds:"
 NAMES = ("cifar10", "cifar100", "cinic10", "digits", "folder", "tiny_imagenet", f"{TFDS}NAME")
 """What `load` knows."""
@@ -104,8 +107,10 @@ def load(
     ```
     """
     check_name(name)
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size={image_size} given, expected 1 or more pixels")
+    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE_SIZE:
+        raise InputError(
+            f"image_size={image_size} given, expected from 1 to {LARGEST_IMAGE_SIZE} pixels"
+        )
     if name == "digits":
         if image_size not in (None, 8):
             raise InputError(f"image_size={image_size} given, but digits are 8x8: leave it out")

@@ -36,7 +36,7 @@ def split_train(
         InputError: if a number is out of range, a class would be left without an image to train
             on, or the validation split without any.
     """
-    _check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
+    check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
     labels = dataset.train.labels
     left = np.bincount(labels, minlength=dataset.num_classes)
     held_out = np.zeros(len(labels), bool)
@@ -54,18 +54,26 @@ def split_train(
         shares = _equal_shares(left, train_fraction)
         given = f"validation_fraction={validation_fraction}, train_fraction={train_fraction}"
     else:
+        _check_enough(dataset, left, images_per_class)
         shares = np.where(left > 0, images_per_class, 0)
         given = f"validation_fraction={validation_fraction}"
-        _check_enough(dataset, left, images_per_class)
     _check_every_class(dataset, shares, given)
     chosen = _choose(labels, held_out, shares, np.random.default_rng((seed, 1)))
     validation = _subset(dataset.train, held_out) if validation_fraction else None
     return _subset(dataset.train, chosen), validation
 
 
-def _check_split_arguments(
-    validation_fraction: float, train_fraction: float, seed: int, images_per_class: int | None
+def check_split_arguments(
+    validation_fraction: float,
+    train_fraction: float = 1.0,
+    seed: int = 0,
+    images_per_class: int | None = None,
 ) -> None:
+    """Refuses arguments of `split_train` that fit no data set.
+
+    Raises:
+        InputError: with what was given, and what was expected.
+    """
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction={validation_fraction} given, expected [0, 1)")
     if not 0 < train_fraction <= 1:

@@ -1,0 +1,150 @@
+"""For every flag of train.py values that it must refuse, whatever absl and the library say."""
+
+import math
+import pathlib
+
+from hypothesis import strategies as st
+
+
+def fill(folder: pathlib.Path) -> None:
+    """Puts into a folder what the values below count on."""
+    (folder / "file").write_text("a file")
+    (folder / "other").mkdir()
+    (folder / "other" / "thesis.tex").write_text("years of work")
+
+
+def _is_integer(text: str) -> bool:
+    for base in (10, 8, 16):
+        try:
+            int(text, base)
+        except ValueError:
+            continue
+        return True
+    return False
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# What an argument of a command can be. Surrogates stand for bytes that are no text.
+texts = st.text(st.characters(exclude_characters="\0"), max_size=30)
+
+
+def integers(lowest: int, highest: int | None = None):
+    """Values that are no integers from the lowest to the highest."""
+    choices = [
+        st.integers(max_value=lowest - 1).map(str),
+        st.floats().filter(lambda value: value != int(value) if math.isfinite(value) else True)
+        .map(repr),
+        texts.filter(lambda text: not _is_integer(text)),
+    ]  # fmt: skip
+    if highest is not None:
+        choices.append(st.integers(min_value=highest + 1).map(str))
+    return st.one_of(choices)
+
+
+def floats(is_good):
+    """Values that are no numbers, or for which the function is False."""
+    numbers = st.floats() | st.sampled_from([0.0, -1.0, 2.0, 1e39, -math.inf, math.inf, math.nan])
+    return st.one_of(
+        numbers.filter(lambda value: not is_good(value)).map(repr),
+        texts.filter(lambda text: not _is_float(text)),
+    )
+
+
+def words(*good: str):
+    """Values that are none of these."""
+    near = st.sampled_from([f"{word}x" for word in good] + [word.upper() for word in good])
+    return (texts | near).filter(lambda text: text not in good)
+
+
+def names(*more: str):
+    """Names of no model, and of no file."""
+    return st.one_of(
+        texts.map(lambda text: f"no such {text}"), texts.map(lambda text: f"{text}.keras"),
+        st.sampled_from(["", "resnet21", "resnet8:width=2", "keras.applications:resnet50", *more]),
+    )  # fmt: skip
+
+
+missing_files = texts.map(lambda text: f"nowhere/{text}")
+in_a_file = texts.map(lambda text: f"file/{text}")
+not_switches = texts.filter(lambda text: text.lower() not in ("true", "false", "t", "f", "1", "0"))
+
+
+def _is_positive(value: float) -> bool:
+    return 1e-12 <= value <= 1e12
+
+
+def _is_weight(value: float) -> bool:
+    return value == 0 or _is_positive(value)
+
+
+VALUES = {
+    "augment": words("standard", "cutout", "randaugment", "none"),
+    "batch_size": integers(1, 1437),
+    "data_dir": missing_files | in_a_file,
+    "data_seed": integers(0, 2**63 - 1),
+    "dataset": words("cifar10", "cifar100", "cinic10", "digits", "folder", "tiny_imagenet").filter(
+        lambda text: not text.startswith("tfds:")
+    ),
+    "deterministic": not_switches,
+    "distribute": words("auto", "none", "mirrored", "multi_worker"),
+    "epochs": integers(1, 99_999),
+    "flip": not_switches,
+    "image_size": integers(1, 8192) | st.integers(1, 7).map(str),
+    "label_weight": floats(_is_weight),
+    "learning_rate": floats(_is_positive),
+    "logical_devices": integers(0, 64),
+    "memory_limit": floats(lambda value: value >= 0),
+    "method": words("stkd", "kd", "mixup", "ce"),
+    "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
+    "mixing_epochs": integers(0, 99_999),
+    "mixup_alpha": floats(_is_positive),
+    "mixup_probability": floats(lambda value: 0 <= value <= 1),
+    "num_images": integers(2, 64),
+    "optimizer": words("sgd", "adamw"),
+    "overwrite": not_switches,
+    "replay": in_a_file | st.sampled_from(["", "other", "file"]),
+    "run_dir": in_a_file | st.sampled_from(["", "other", "file", "."]),
+    "seed": integers(0, 2**32 - 1),
+    "skip_bad_images": not_switches,
+    "soft_weight": floats(_is_weight),
+    "steps_per_execution": integers(1),
+    "student": names("resnet8,resnet8"),
+    "student_normalization": texts,
+    "student_weights": missing_files,
+    "teacher": names("resnet8,resnet21", ",", "resnet8,"),
+    "teacher_classes": missing_files,
+    "teacher_dir": in_a_file | st.sampled_from(["", "file"]),
+    "teacher_dtype": words("float32", "bfloat16", "float16"),
+    "teacher_epochs": integers(1, 99_999),
+    "teacher_normalization": texts,
+    "teacher_weights": missing_files,
+    "temperature": floats(_is_positive),
+    "train_fraction": floats(lambda value: 0 < value <= 1),
+    "train_images_per_class": integers(1, 200),
+    "unlabeled_dir": missing_files,
+    "validation_fraction": floats(lambda value: 0 <= value < 1),
+    "weight_decay": floats(_is_weight),
+}
+"""A strategy of bad values for each flag."""
+
+BESIDE = {
+    "data_dir": ("--dataset=folder",),
+    "logical_devices": ("--distribute=mirrored",),
+}
+"""What else a flag needs to have a meaning."""
+
+NAMED_AS = {
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "mixup_alpha": "alpha",
+    "mixup_probability": "probability",
+    "train_images_per_class": "images_per_class",
+}
+"""What a flag is called in the library, if not as the flag."""

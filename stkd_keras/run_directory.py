@@ -12,7 +12,14 @@ from stkd_keras.backup import check_history, newest_backup
 from stkd_keras.checks import check_folder
 from stkd_keras.errors import InputError, shown
 from stkd_keras.untrusted import read_text
-from stkd_keras.whole_files import lock, remove_unfinished, unwritable, write_whole, written_whole
+from stkd_keras.whole_files import (
+    check_lock,
+    lock,
+    remove_unfinished,
+    unwritable,
+    write_whole,
+    written_whole,
+)
 
 _ARTEFACTS = ("metrics.json", "config.json", "history.csv", "tensorboard")
 
@@ -72,8 +79,7 @@ class RunDirectory:
             raise InputError(
                 f"{self.path} exists and isn't a run's directory; name another {self._flag}"
             )
-        if self._lock.is_file():
-            lock(self._lock, self.path)
+        check_lock(self._lock, self.path)
         if overwrite:
             return
         if self.is_complete:

@@ -108,21 +108,21 @@ def lock(path: pathlib.Path, what: pathlib.Path) -> None:
     key = os.path.realpath(path)
     if key in _held:
         return
-    try:
-        file = open(path, "a+")  # noqa: SIM115
-        file.seek(0)
-        holder = file.read(200)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unwritable(path, error) from error
-    try:
-        claim(file, what, holder or "another process")
-    except InputError:
-        file.close()
-        raise
+    file = _claimed(path, what, "a+")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     _held[key] = file
+
+
+def check_lock(path: pathlib.Path, what: pathlib.Path) -> None:
+    """Sees whether this process could take a lock, without changing its file.
+
+    Raises:
+        InputError: as `lock`.
+    """
+    if path.is_file() and os.path.realpath(path) not in _held:
+        _claimed(path, what, "r+").close()
 
 
 def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None:
@@ -144,6 +144,21 @@ def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None
         ) from error
     except OSError as error:
         raise unwritable(what, error) from error
+
+
+def _claimed(path: pathlib.Path, what: pathlib.Path, mode: str) -> IO:
+    """Opens and claims a lock's file, which says who had it last."""
+    try:
+        file = open(path, mode, errors="replace")  # noqa: SIM115
+    except OSError as error:
+        raise unwritable(path, error) from error
+    file.seek(0)
+    try:
+        claim(file, what, one_line(file.read(200) or "another process"))
+    except InputError:
+        file.close()
+        raise
+    return file
 
 
 def _sync(path: pathlib.Path) -> None:

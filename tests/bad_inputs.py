@@ -97,6 +97,16 @@ def cut(name: str, share: float = 0.5) -> Maker:
     return make
 
 
+def each_backup(spoil: Callable[[str], Maker]) -> Maker:
+    """Spoils all the backups of the material run."""
+
+    def make(folder: pathlib.Path) -> None:
+        for path in (folder / "run" / "backup").glob("step-*"):
+            spoil(str(path.relative_to(folder)))(folder)
+
+    return make
+
+
 def copy(name: str, to: str) -> Maker:
     """Copies a file."""
     return lambda folder: shutil.copyfile(folder / name, folder / to)
@@ -632,10 +642,12 @@ CONFIGURATIONS = {
                                        (unfinished, remove("run/history.csv"))),
     "a history that is a folder": Case(RUN, "history.csv", WITH_RUN, (
         unfinished, remove("run/history.csv"), directory("run/history.csv"))),
-    "a backup cut short": Case(RUN, "epoch-00001.weights.h5", WITH_RUN,
-                               (unfinished, cut("run/backup/epoch-00001.weights.h5"))),
-    "a backup that is text": Case(RUN, "epoch-00001.weights.h5", WITH_RUN, (
-        unfinished, write("run/backup/epoch-00001.weights.h5", "text"))),
+    "backups cut short": Case(RUN, "isn't a whole backup", WITH_RUN,
+                              (unfinished, each_backup(cut))),
+    "backups that are text": Case(RUN, "isn't a whole backup", WITH_RUN, (
+        unfinished, each_backup(lambda name: write(name, "text")))),
+    "a backup of another run": Case(f"{RUN} --seed=7", "differs in seed", WITH_RUN,
+                                    (unfinished, settings(seed=7))),
     "a student that will be a folder": Case(RUN, "student.keras", WITH_RUN,
                                             (unfinished, directory("run/student.keras"))),
     "tensorboard that is a file": Case(RUN, "tensorboard", WITH_RUN, (

@@ -48,7 +48,10 @@ def check_folder(what: str, path: str | os.PathLike) -> None:
     if not there.is_dir():
         raise InputError(f"{what} can't be made, as {there} is no folder; name another place")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{what} can't be written: no permission for {there}; name another place")
+        raise InputError(
+            f"{what} can't be written: {there} is read-only, or no permission is given to write "
+            "there; name another place"
+        )
 
 
 def check_student(student) -> None:

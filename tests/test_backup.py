@@ -242,7 +242,7 @@ def test_where_nothing_can_be_written_a_run_ends_in_one_line_and_leaves_what_the
     status, lines = in_tmpfs(tmp_path, *flags, mode="ro", repository=repository)
     assert status == 2
     assert len(lines) == 1, lines
-    assert "can't write disk/run" in lines[0]
+    assert "--run_dir=disk/run can't be written" in lines[0]
     subprocess.run(
         [sys.executable, repository / "train.py", *flags, "--run_dir=before"],
         cwd=tmp_path, capture_output=True, check=True, timeout=170,
@@ -253,6 +253,7 @@ def test_where_nothing_can_be_written_a_run_ends_in_one_line_and_leaves_what_the
     assert files(tmp_path / "after") == files(tmp_path / "before")
 
 
+@pytest.mark.slow
 def test_a_quota_ends_a_run_in_one_line_and_the_same_command_goes_on(tmp_path, repository):
     if not shutil.which("prlimit"):
         pytest.skip("no prlimit")

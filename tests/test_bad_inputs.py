@@ -182,8 +182,8 @@ def folder_of_flags(tmp_path_factory):
 
 
 def without_spaces(text: str) -> str:
-    """A text as far as it is the same when it is brought to one line."""
-    return "".join(text.split())
+    """A text as far as it is the same when a command has brought it to one line."""
+    return "".join(c if c.isprintable() else "?" for c in "".join(text.split()))
 
 
 @given(data=st.data())

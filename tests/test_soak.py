@@ -83,7 +83,7 @@ def assert_nothing_piles_up(samples, growth):
 def test_a_minute_of_epochs_leaves_nothing_open(tmp_path, repository):
     models.build("resnet8", (8, 8, 1), 10).save(tmp_path / "teacher.keras")
     flags = ["--teacher=teacher.keras", "--epochs=100000"]
-    samples = soak(tmp_path, repository, flags, seconds=70, settled=30, epochs=15, every=1)
+    samples = soak(tmp_path, repository, flags, seconds=60, settled=25, epochs=15, every=1)
     assert len(samples) > 10
     assert_nothing_piles_up(samples, growth=0.03)
 

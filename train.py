@@ -276,25 +276,8 @@ def main() -> None:
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe, sources))
     run.check(settings, OVERWRITE.value)
 
-    if DETERMINISTIC.value:
-        tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(DISTRIBUTE.value, LOGICAL_DEVICES.value)
-    if strategy is not None:
-        refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
-        check_batch_size("--batch_size", recipe["batch_size"], strategy)
-        if not is_chief(strategy):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    dataset = get_dataset()
-    labelled_split, validation_split = experiment.split(
-        dataset,
-        VALIDATION_FRACTION.value,
-        TRAIN_FRACTION.value,
-        DATA_SEED.value,
-        images_per_class=TRAIN_IMAGES_PER_CLASS.value,
-    )
-    train_split, skipped = with_unlabeled(labelled_split)
-    dataset = dataclasses.replace(dataset, skipped=(*dataset.skipped, *skipped))
-    command.list_skipped(dataset.skipped)
+    strategy = get_strategy(recipe["batch_size"])
+    dataset, labelled_split, train_split, validation_split = get_images()
     description = experiment.describe(dataset, train_split, validation_split)
     print(experiment.format_description(description))
     batch_size = BATCH_SIZE.value or largest_batch(recipe["batch_size"], len(train_split), strategy)
@@ -310,7 +293,6 @@ def main() -> None:
         "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
         "data_seed": DATA_SEED.value,
     }
-    strategy = strategy or tf.distribute.get_strategy()
     settings |= {
         "images": data.content_hash(train_split),
         "replicas": strategy.num_replicas_in_sync,
@@ -364,14 +346,8 @@ def main() -> None:
         backup_steps=BACKUP_STEPS.value,
         on_nan=ON_NAN.value,
     )
-    if not is_chief(strategy):
-        return
-    splits = {"train": labelled_split, "validation": validation_split}
-    metrics = experiment.evaluate(
-        distiller.student, teacher, dataset, {k: v for k, v in splits.items() if v is not None}
-    )
-    write_json(run.metrics, metrics)
-    print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
+    if is_chief(strategy):
+        score(distiller.student, teacher, dataset, labelled_split, validation_split, run)
 
 
 def check_flags(
@@ -438,6 +414,36 @@ def recipe_from_flags() -> dict:
     recipe = dataclasses.asdict(experiment.recipe_for(DATASET.value, OPTIMIZER.value))
     given = {name: flags.FLAGS[name].value for name in recipe}
     return {**recipe, **{name: value for name, value in given.items() if value is not None}}
+
+
+def get_strategy(batch_size: int) -> tf.distribute.Strategy:
+    """What the flags say of devices; all but the chief of several workers are silent from here."""
+    if DETERMINISTIC.value:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(DISTRIBUTE.value, LOGICAL_DEVICES.value)
+    if strategy is None:
+        return tf.distribute.get_strategy()
+    refuse_what_keras_cannot_do(strategy, None, STEPS_PER_EXECUTION.value, "auto")
+    check_batch_size("--batch_size", batch_size, strategy)
+    if not is_chief(strategy):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return strategy
+
+
+def get_images() -> tuple[data.Dataset, data.AnySplit, data.AnySplit, data.AnySplit | None]:
+    """The data set, and of it the labelled images, all to train on, and those to watch."""
+    dataset = get_dataset()
+    labelled_split, validation_split = experiment.split(
+        dataset,
+        VALIDATION_FRACTION.value,
+        TRAIN_FRACTION.value,
+        DATA_SEED.value,
+        images_per_class=TRAIN_IMAGES_PER_CLASS.value,
+    )
+    train_split, skipped = with_unlabeled(labelled_split)
+    dataset = dataclasses.replace(dataset, skipped=(*dataset.skipped, *skipped))
+    command.list_skipped(dataset.skipped)
+    return dataset, labelled_split, train_split, validation_split
 
 
 def get_dataset() -> data.Dataset:
@@ -542,6 +548,23 @@ def check_replay(
     batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
     recorded.check_steps(steps)
     recorded.attach(batches)
+
+
+def score(
+    student: keras.Model,
+    teacher: stkd_keras.FrozenTeacher | None,
+    dataset: data.Dataset,
+    labelled_split: data.AnySplit,
+    validation_split: data.AnySplit | None,
+    run: RunDirectory,
+) -> None:
+    """Scores the student on all that has labels, prints it, and completes the run."""
+    splits = {"train": labelled_split}
+    if validation_split is not None:
+        splits["validation"] = validation_split
+    metrics = experiment.evaluate(student, teacher, dataset, splits)
+    write_json(run.metrics, metrics)
+    print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
 
 
 def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:

@@ -160,6 +160,27 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(reposito
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_worker_ends_all_after_the_same_step(repository, tmp_path):
+    networks.small_convolutional_classifier().save(tmp_path / "teacher.keras")
+    command = [
+        repository / "train.py",
+        "--distribute=multi_worker",
+        "--teacher=teacher.keras",
+        "--epochs=300",
+        "--run_dir=run",
+    ]
+    with two_workers([command, command], tmp_path) as (chief, other):
+        wait_for(lambda: list((tmp_path / "run" / "backup").glob("step-*[1-9]*")), chief)
+        other.send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=30) for process in (chief, other)] == [143, 143]
+    lines = [(tmp_path / f"err{n}").read_text().splitlines() for n in range(2)]
+    assert [len(each) for each in lines] == [1, 1], lines
+    steps = [re.search(r"\(step (\d+)\)", each[0])[1] for each in lines]
+    newest = max((tmp_path / "run" / "backup").glob("step-*"))
+    assert int(steps[0]) == int(steps[1]) == int(newest.stem.split("-")[1])
+
+
+@pytest.mark.slow
 def test_a_single_worker_under_slurm_trains_as_one_device(repository, tmp_path):
     slurm = {
         "SLURM_PROCID": "0",

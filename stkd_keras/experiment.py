@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.backup import newest_step
-from stkd_keras.callbacks import FlushedTensorBoard
+from stkd_keras.callbacks import FlushedTensorBoard, ReturnFreedMemory
 from stkd_keras.data import (
     AnySplit,
     Dataset,
@@ -427,6 +427,7 @@ def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> 
     callbacks = [
         FlushedTensorBoard(run.tensorboard, write_graph=False),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
+        ReturnFreedMemory(),
     ]
     if batch_size >= NUM_SAMPLES:
         callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))

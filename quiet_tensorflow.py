@@ -10,7 +10,8 @@ import signal
 import sys
 
 # The seconds of the import have nothing to lose, and no handler that would say so in one line.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if os.environ.get("KERAS_BACKEND", "tensorflow") not in ("", "tensorflow"):

@@ -6,6 +6,7 @@ import quiet_tensorflow  # noqa: F401
 # isort: on
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -272,7 +273,7 @@ def main() -> None:
     )
     mixing = make_mixing(method)
     sources = check_flags(recipe, method, mixing)
-    settings = {**flags_that_matter(), **recipe, **method}
+    settings = {**recipe, **method, **flags_that_matter(recipe)}
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe, sources))
     run.check(settings, OVERWRITE.value)
 
@@ -577,20 +578,38 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
     return f"runs/{teachers.in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
 
 
-def flags_that_matter() -> dict:
+def flags_that_matter(recipe: dict) -> dict:
     """The flags, beside those of recipe and method, that the result depends on.
 
-    Data and weights may be somewhere else when the run is resumed: their content counts.
+    Files may be somewhere else when the run is resumed: their content counts. That of the images
+    and the teacher's weights is seen when they are there.
     """
     names = (
-        "dataset teacher_normalization teacher_classes teacher_dtype "
-        "student_weights student_normalization method temperature seed data_seed "
-        "train_fraction train_images_per_class validation_fraction unlabeled_dir image_size "
-        "skip_bad_images augment flip distribute logical_devices mixed_precision "
-        "deterministic"
+        "dataset teacher_normalization teacher_dtype student_normalization method temperature seed "
+        "data_seed train_fraction train_images_per_class validation_fraction image_size "
+        "skip_bad_images augment flip mixed_precision deterministic"
     )
-    settings = {name: flags.FLAGS[name].value for name in names.split()}
-    return {**settings, "replay": REPLAY.value is not None}
+    return {
+        **{name: flags.FLAGS[name].value for name in names.split()},
+        "teacher": by_content(recipe["teacher"]),
+        "teacher_classes": by_content(TEACHER_CLASSES.value),
+        "student": by_content(recipe["student"]),
+        "student_weights": by_content(STUDENT_WEIGHTS.value),
+        "replay": REPLAY.value is not None,
+    }
+
+
+def by_content(names: str | None) -> str | None:
+    """Names with commas between them, a file's replaced by a hash of what it holds."""
+    if names is None:
+        return None
+    hashes = []
+    for name in names.split(","):
+        if os.path.isfile(name):
+            with open(name, "rb") as file:
+                name = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes.append(name)
+    return ",".join(hashes)
 
 
 def provenance() -> dict:

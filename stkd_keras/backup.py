@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -15,15 +16,16 @@ from stkd_keras.errors import InputError, one_line
 from stkd_keras.whole_files import write_whole
 
 ENDING = ".safetensors"
+_NAME = re.compile(rf"step-\d{{10}}{re.escape(ENDING)}")
 _STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
 _GROUPS = ("model/", "optimizer/")
+# Where a run is that has no backup yet. Every backup says all of it, in these types.
 AT_START: dict[str, Any] = {
-    "epoch": 0, "steps": 0, "history": 0, "stopped": False, "learning_rate_scale": 1.0,
+    "epoch": 0, "steps": 0, "history": "", "stopped": False, "learning_rate_scale": 1.0,
     "callbacks": [],
 }  # fmt: skip
-"""Where a run is that has no backup yet. Every backup says all of it, in these types."""
-_UNREADABLE = (ValueError, KeyError, RecursionError, safetensors.SafetensorError)
 _TYPES = {name: type(value) for name, value in AT_START.items()}
+_UNREADABLE = (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError)
 
 
 class Backup:
@@ -44,13 +46,7 @@ class Backup:
                 metadata = file.metadata() or {}
             self._values = safetensors.numpy.load(content)
             self.state: dict[str, Any] = json.loads(metadata[_STATE])
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RecursionError,
-            safetensors.SafetensorError,
-        ) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path} isn't a whole backup ({one_line(error)})") from error
         if metadata.get(_CHECKSUM) != _checksum(self._values, metadata[_STATE]):
             raise InputError(f"{path} isn't a whole backup (its checksum is another)")
@@ -68,7 +64,7 @@ class Backup:
         if differs:
             raise InputError(
                 f"{self.path} is a backup of another run, which differs in {', '.join(differs)}; "
-                "remove it, or start anew with --overwrite"
+                "remove it"
             )
 
     def restore(self, distiller: keras.Model) -> None:
@@ -85,8 +81,8 @@ class Backup:
             path = variables[first].path if first in variables else first
             raise InputError(
                 f"{self.path} is a backup of another model or optimizer: {path} is "
-                f"{there.get(first)} there and {wanted.get(first)} here; start anew with "
-                "--overwrite"
+                f"{there.get(first)} there and {wanted.get(first)} here; remove "
+                f"{self.path.parent.parent} to start anew"
             )
         for name, variable in variables.items():
             variable.assign(_as_dtype(self._values[name], variable.dtype))
@@ -136,8 +132,8 @@ def write_backup(
     metadata = {_STATE: text, _CHECKSUM: _checksum(values, text)}
     path = folder / f"step-{int(values['step']):010d}{ENDING}"
     write_whole(path, safetensors.numpy.save(values, metadata))
-    others = {other for other in folder.glob(f"step-*{ENDING}") if other != path}
-    # Later ones are broken: this run went on from before them.
+    others = _files(folder) - {path}
+    # The one before is a reserve. Later ones are broken: this run went on from before them.
     for other in others - {max((o for o in others if o < path), default=path)}:
         other.unlink(missing_ok=True)
 
@@ -156,9 +152,8 @@ def newest_backup(
         InputError: where there are backups but none is whole, or the newest that is whole is of
             another run.
     """
-    paths = sorted(folder.glob(f"step-*{ENDING}"), reverse=True)
     broken: list[InputError] = []
-    for path in paths:
+    for path in sorted(_files(folder), reverse=True):
         try:
             backup = Backup(path)
         except InputError as error:
@@ -169,28 +164,15 @@ def newest_backup(
             print(f"warning: {why}; going on from {path.name}", file=sys.stderr)
         return backup
     if broken:
-        raise InputError(f"{broken[0]}, and there is no other; start anew with --overwrite")
-    return None
-
-
-def check_history(history: pathlib.Path, backup: Backup | None) -> None:
-    """Refuses to go on where the rows of epochs that are done are gone.
-
-    Raises:
-        InputError: likewise.
-    """
-    size = history.stat().st_size if history.is_file() else 0
-    if backup is not None and size < backup.state["history"]:
         raise InputError(
-            f"{history} is missing, or has lost rows of epochs that {backup.path.name} is from "
-            "after; bring it back, or start anew with --overwrite"
+            f"{broken[0]}, and there is no other; remove {folder.parent} to start anew"
         )
+    return None
 
 
 def newest_step(folder: pathlib.Path) -> int:
     """Returns the step of the newest backup, whole or not; 0 where there is none."""
-    newest = max(folder.glob(f"step-*{ENDING}"), default=None)
-    return int(newest.stem.removeprefix("step-")) if newest else 0
+    return max((int(path.stem.removeprefix("step-")) for path in _files(folder)), default=0)
 
 
 def metrics_of(distiller: keras.Model) -> list[np.ndarray]:
@@ -205,7 +187,7 @@ def build_metrics(distiller: keras.Model) -> None:
         row = tf.one_hot([0], distiller.num_classes)
         distiller.compute_metrics(None, row, row)
 
-    distiller.distribute_strategy.run(update)
+    tf.function(lambda: distiller.distribute_strategy.run(update))()
     distiller.reset_metrics()
 
 
@@ -216,6 +198,12 @@ def has_finite_weights(distiller: keras.Model) -> bool:
         for v in distiller.weights
         if keras.backend.is_float_dtype(v.dtype)
     )
+
+
+def _files(folder: pathlib.Path) -> set[pathlib.Path]:
+    """The backups in a folder, whole or not."""
+    paths = folder.glob(f"step-*{ENDING}")
+    return {path for path in paths if _NAME.fullmatch(path.name) and path.is_file()}
 
 
 def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:

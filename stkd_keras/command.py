@@ -1,5 +1,6 @@
 """What train.py and evaluate.py share: flags, help, and errors in one line."""
 
+import contextlib
 import functools
 import io
 import os
@@ -12,7 +13,7 @@ import keras
 from absl import app, flags, logging
 
 from stkd_keras.errors import InputError, WorkerLostError, is_text
-from stkd_keras.signals import Interrupted, leave, raise_on_signals
+from stkd_keras.signals import Interrupted, ignore_signals, leave, raise_on_signals
 
 # Kubernetes' training operator restarts what ends with this status, which is the user's to give.
 WORKER_LOST = 138
@@ -101,9 +102,15 @@ def _guarded(main: Callable[[], None]) -> None:
         # What TensorFlow does at a process's end may wait for the lost worker.
         os._exit(WORKER_LOST)
     except Interrupted as error:
-        print(flush=True)
+        ignore_signals()
         where = f"after {error}; the same command goes on from there"
-        _print(f"ended by {error.name} {where if str(error) else 'before it was done'}")
+        with contextlib.suppress(OSError):
+            print(flush=True)
+        with contextlib.suppress(OSError):
+            _print(
+                f"ended by {error.name} "
+                + (where if str(error) else "before it was done; give the same command again")
+            )
         leave(128 + error.number)
 
 

@@ -282,6 +282,9 @@ def train(
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
+    together = largest_divisor(steps_per_execution, steps)
+    if together != steps_per_execution:
+        print(f"{together} steps an execution: the most that divide the {steps} of an epoch")
     check_alike(f"the run's directory {run.path}", newest_step(run.backup), strategy)
     metrics: list = ["accuracy"]
     if dataset.num_classes > 10:

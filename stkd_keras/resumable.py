@@ -1,7 +1,6 @@
 """`fit` that goes on where it was: within an epoch, after a signal, after a loss of NaN."""
 
 import math
-import os
 import pathlib
 import signal
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from stkd_keras.distribution import (
 )
 from stkd_keras.errors import InputError
 from stkd_keras.signals import Interrupted, NotedSignals, noted_signals
+from stkd_keras.whole_files import write_whole
 
 ON_NAN = ("stop", "restore")
 # Workers ask each other so seldom, for it takes a message, whether one of them got a signal.
@@ -61,7 +61,7 @@ class Place(NamedTuple):
     Attributes:
         folder: the backups.
         settings: those of the run.
-        history: the file of CSVLogger; a backup holds how long it was.
+        history: the file of CSVLogger, of which a backup holds a copy.
         every: steps between two backups within an epoch.
     """
 
@@ -95,13 +95,14 @@ def fit_resumably(
         InputError: where the loss stops being finite, or a backup can't be used or written.
         Interrupted: after a signal.
     """
-    halved = False
+    is_first, halved = True, False
     with noted_signals() as signals:
         while True:
             state, backup = _restored(training, place, halved)
             saver = _Saver(training, place, callbacks, backup, state, signals)
-            if backup is not None and not halved:
+            if backup is not None and is_first:
                 print(f"resuming after {saver.where()}")
+            is_first = False
             try:
                 _fit_a_part(training, state, [*loggers(backup is not None), *callbacks, saver])
             except _NotFiniteError as error:
@@ -110,7 +111,7 @@ def fit_resumably(
             if saver.is_done:
                 break
         if signals.number:
-            raise Interrupted(signals.number, saver.where())
+            raise Interrupted(signals.number, saver.place())
 
 
 def largest_divisor(most: int, *numbers: int) -> int:
@@ -158,6 +159,10 @@ class _Saver(keras.callbacks.Callback):
         steps = f" and {self._steps} steps of the next" if self._steps else ""
         return f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self._total})"
 
+    def place(self) -> str:
+        """Says how far which training is."""
+        return f"{self.where()} of {self._place.folder.parent}"
+
     def on_train_begin(self, logs=None):
         """Brings the callbacks to where they were; backs up what there was at the very start."""
         if self._backup is None:
@@ -170,6 +175,10 @@ class _Saver(keras.callbacks.Callback):
                 setattr(callback, name, value)
             if weights := self._backup.arrays(f"callback-{number}"):
                 callback.best_weights = weights
+        if self._state["learning_rate_scale"] != self._backup.state["learning_rate_scale"]:
+            # Whoever resumes from here on has to know that the rate was halved.
+            self._sums = self._backup.metrics
+            self._write()
 
     def on_epoch_begin(self, epoch, logs=None):
         """Brings the epoch's metrics to where they were, after Keras has reset them."""
@@ -187,6 +196,7 @@ class _Saver(keras.callbacks.Callback):
         self._sums = None
         is_last = self._steps == self._training.steps
         if is_last:
+            self._check_weights()  # Before the epoch is logged.
             # The validation, which may be interrupted, begins with new sums.
             self._sums = backups.metrics_of(self.model)
         if self._asked_to_stop(self._total):
@@ -207,7 +217,7 @@ class _Saver(keras.callbacks.Callback):
         self._state = {**self._state, "stopped": stopped}
         self._write()
         if self._asked_to_stop(0):
-            raise Interrupted(self._signals.number, self.where())
+            raise Interrupted(self._signals.number, self.place())
         self.is_done = stopped or self._epoch == self._training.epochs
         # The rest of an epoch was a shorter one: Keras would go on with such.
         self.model.stop_training = stopped or part > 0
@@ -218,7 +228,7 @@ class _Saver(keras.callbacks.Callback):
 
     def _stop(self) -> None:
         self._write()
-        raise Interrupted(self._signals.number, self.where())
+        raise Interrupted(self._signals.number, self.place())
 
     def _asked_to_stop(self, count: int) -> bool:
         strategy = self.model.distribute_strategy
@@ -237,6 +247,10 @@ class _Saver(keras.callbacks.Callback):
             return
         raise self._not_finite(logs)
 
+    def _check_weights(self) -> None:
+        if not backups.has_finite_weights(self.model):
+            raise self._not_finite({}, "a weight")
+
     def _not_finite(self, logs: dict[str, float], what: str = "the loss") -> _NotFiniteError:
         terms = ", ".join(f"{name} {value:g}" for name, value in logs.items() if _is_loss(name))
         rate = float(np.asarray(self.model.optimizer.learning_rate))
@@ -247,14 +261,13 @@ class _Saver(keras.callbacks.Callback):
 
     def _write(self) -> None:
         average_batch_statistics(self.model)
-        if not backups.has_finite_weights(self.model):
-            raise self._not_finite({}, "a weight")
+        self._check_weights()
         state = {
             **self._state,
             "epoch": self._epoch,
             "steps": self._steps,
             "settings": self._place.settings,
-            "history": _size(self._place.history),
+            "history": _content(self._place.history),
             "callbacks": [_scalars(callback) for callback in self._callbacks],
         }
         sums = self._sums if self._sums is not None else backups.metrics_of(self.model)
@@ -291,8 +304,7 @@ def _restored(
         if state["steps"]:
             backups.build_metrics(distiller)
     if is_chief(distiller.distribute_strategy):
-        backups.check_history(place.history, backup)
-        _trim(place.history, state["history"])
+        _bring_back(place.history, state["history"])
     return state, backup
 
 
@@ -343,31 +355,32 @@ def _check_may_restore(
         raise InputError(f"{error}; there is no backup from before it") from error
     if on_nan == "stop":
         raise InputError(
-            f"{error}; the last good backup is {last.path}: start anew with a lower learning rate "
-            "and --overwrite, or go on from the backup with half of it, --on_nan=restore"
+            f"{error}; the last good backup is {last.path}: start anew with a lower learning rate, "
+            "or go on from the backup with half of it, --on_nan=restore"
         ) from error
     if state["learning_rate_scale"] < 1:
         raise InputError(
             f"{error}, although it had been halved; the last good backup is {last.path}: start "
-            "anew with a lower learning rate and --overwrite"
+            "anew with a lower learning rate"
         ) from error
     print(f"\n{error}; going back to {last.path.name}, with half the learning rate", flush=True)
 
 
-def _trim(history: pathlib.Path, size: int) -> None:
-    # A run that broke between an epoch's row and its backup does that epoch again.
-    if size:
-        os.truncate(history, size)
-    else:
+def _bring_back(history: pathlib.Path, content: str) -> None:
+    # A run that broke between an epoch's row and its backup does that epoch again; after a loss
+    # of power the row may be gone.
+    if not content:
         history.unlink(missing_ok=True)
+    elif content != _content(history):
+        write_whole(history, content.encode())
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def _content(history: pathlib.Path) -> str:
+    return history.read_bytes().decode(errors="replace") if history.is_file() else ""
 
 
 def _is_loss(name: str) -> bool:
-    return name.endswith("loss") and not name.startswith("val_")
+    return name.endswith("loss")
 
 
 def _scalars(callback: keras.callbacks.Callback) -> dict[str, float | int | None]:

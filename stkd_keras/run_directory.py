@@ -8,12 +8,13 @@ from typing import Any
 
 import keras
 
-from stkd_keras.backup import check_history, newest_backup
+from stkd_keras.backup import newest_backup
 from stkd_keras.checks import check_folder
 from stkd_keras.errors import InputError, shown
 from stkd_keras.untrusted import read_text
 from stkd_keras.whole_files import (
     check_lock,
+    is_unfinished,
     lock,
     remove_unfinished,
     unwritable,
@@ -21,9 +22,7 @@ from stkd_keras.whole_files import (
     written_whole,
 )
 
-_ARTEFACTS = ("metrics.json", "config.json", "history.csv", "tensorboard")
-
-_ANEW = "remove what is broken, or start anew with --overwrite"
+_ARTEFACTS = ("metrics.json", "history.csv", "tensorboard")
 
 
 class RunDirectory:
@@ -59,7 +58,7 @@ class RunDirectory:
         try:
             return read_json(self.config).get("settings", {})
         except InputError as error:
-            raise InputError(f"{error}; {_ANEW}") from error
+            raise InputError(f"{error}; {self._anew}") from error
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Sees, without changing anything, whether a run may write here.
@@ -120,9 +119,12 @@ class RunDirectory:
         self.check(config.get("settings", {}), overwrite)
         remove_unfinished(self.path)
         remove_unfinished(self.backup)
-        if overwrite:
-            self._remove_run()
-        write_json(self.config, config)
+        goes_on = not overwrite or self._is_of_same_command(config.get("settings", {}))
+        with written_whole(self.config) as beside:
+            # Before anything is removed: there may be no room for it.
+            beside.write_bytes(_as_json({**config, "overwrite": overwrite}))
+            if not goes_on:
+                self._remove_run()
 
     def save_model(self, model: keras.Model) -> None:
         """Writes the model, whole or not at all."""
@@ -131,6 +133,10 @@ class RunDirectory:
                 model.save(beside)
             except (RuntimeError, ValueError) as error:  # HDF5's words for a full disk.
                 raise unwritable(self.model, error) from error
+
+    @property
+    def _anew(self) -> str:
+        return f"remove {self.path} to start anew"
 
     @property
     def _lock(self) -> pathlib.Path:
@@ -142,27 +148,36 @@ class RunDirectory:
             return False
         is_ours = self.config.is_file() and (self.backup.is_dir() or self.is_complete)
         # A run that was killed before it had written its configuration left its first folder.
-        return is_ours or {path.name for path in self.path.iterdir()} <= {"backup"}
+        names = {path.name for path in self.path.iterdir() if not is_unfinished(path)}
+        return is_ours or names <= {"backup"}
 
     def _check_parts(self) -> None:
         """Refuses what can't be gone on with, before anything is trained."""
         for file in (self.config, self.metrics, self.history, self.model):
             if file.is_dir():
-                raise InputError(f"{file} is a folder, but a run writes a file; {_ANEW}")
+                raise InputError(f"{file} is a folder, but a run writes a file; {self._anew}")
         for folder in (self.backup, self.tensorboard):
             if os.path.lexists(folder) and not folder.is_dir():
-                raise InputError(f"{folder} is no folder, but a run makes one; {_ANEW}")
+                raise InputError(f"{folder} is no folder, but a run makes one; {self._anew}")
         if self.config.is_file():
-            backup = newest_backup(self.backup, self.settings, warns=False)
-            check_history(self.history, backup)
+            newest_backup(self.backup, self.settings, warns=False)
+
+    def _is_of_same_command(self, settings: dict[str, Any]) -> bool:
+        """Whether a command that had --overwrite, too, has begun what is there."""
+        try:
+            self.check(settings)
+            return read_json(self.config).get("overwrite") is True
+        except InputError:
+            return False
 
     def _remove_run(self) -> None:
-        for path in self.backup.iterdir():
-            if path != self._lock:
-                path.unlink()
-        for name in (*_ARTEFACTS, self.model.name):
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Removes all but the lock and config.json, without which it would be no run's folder."""
+        names = (*_ARTEFACTS, self.model.name)
+        for path in (*(self.path / name for name in names), *self.backup.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self._lock:
+                path.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -188,4 +203,8 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     Raises:
         InputError: where it can't be written.
     """
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, _as_json(content))
+
+
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -48,11 +48,12 @@ class NotedSignals:
                 os.write(2, b"stopped at once: the last backup is whole\n")
                 os._exit(128 + received[0])
             self.number = received[0]
-            print(
-                f"\n{signal.Signals(self.number).name}: finishing the step, then a backup; "
-                "once more stops at once",
-                flush=True,
-            )
+            with contextlib.suppress(OSError):  # Ctrl-C ends who reads the output, too.
+                print(
+                    f"\n{signal.Signals(self.number).name}: finishing the step, then a backup; "
+                    "once more stops at once",
+                    flush=True,
+                )
 
 
 @contextlib.contextmanager
@@ -68,11 +69,11 @@ def noted_signals() -> Iterator[NotedSignals]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     thread = threading.Thread(target=noted._watch, args=(receiver,), daemon=True)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {n: h for n in SIGNALS if (h := signal.getsignal(n)) not in (None, signal.SIG_IGN)}
     wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         thread.start()
-        for number in SIGNALS:
+        for number in handlers:
             signal.signal(number, lambda *_: None)
         yield noted
     finally:
@@ -85,17 +86,25 @@ def noted_signals() -> Iterator[NotedSignals]:
 
 
 def raise_on_signals() -> None:
-    """Has SIGTERM and SIGINT raise `Interrupted` wherever the main thread is."""
+    """Has SIGTERM and SIGINT, if they aren't ignored, raise `Interrupted` in the main thread."""
 
     def interrupt(number, frame):
         raise Interrupted(number)
 
     for number in SIGNALS:
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def ignore_signals() -> None:
+    """Has the rest be done, whatever comes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave(status: int) -> None:
     """Ends the process without what TensorFlow does at its end, which may wait for others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)

@@ -60,6 +60,11 @@ def remove_unfinished(folder: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_unfinished(path: pathlib.Path) -> bool:
+    """Whether a file is what a process that was killed has left beside another."""
+    return path.name.startswith(_BESIDE)
+
+
 def unwritable(path: str | os.PathLike, error: BaseException) -> InputError:
     """Returns the error for a file that can't be written.
 
@@ -86,6 +91,8 @@ def unwritable_named(folder: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # That is the terminal's.
+        raise
     except OSError as error:
         raise unwritable(error.filename or folder, error) from error
     except tf.errors.OpError as error:

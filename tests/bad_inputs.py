@@ -638,8 +638,6 @@ CONFIGURATIONS = {
     "a folder": Case(RUN, "run", WITH_RUN, (
         unfinished, remove("run/config.json"), directory("run/config.json"))),
     "a complete run": Case(RUN, "holds a complete run", WITH_RUN),
-    "no history beside a backup": Case(RUN, "history.csv", WITH_RUN,
-                                       (unfinished, remove("run/history.csv"))),
     "a history that is a folder": Case(RUN, "history.csv", WITH_RUN, (
         unfinished, remove("run/history.csv"), directory("run/history.csv"))),
     "backups cut short": Case(RUN, "isn't a whole backup", WITH_RUN,

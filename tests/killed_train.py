@@ -2,10 +2,10 @@
 
 python killed_train.py LOG SIGNAL MOMENT N [flags of train.py]
 
-The moments are "before a step", "after a step", "before a backup's rename", "in the validation"
-and "before the student's rename". LOG has a line for each of the moment until then, and for every
-step. With SIGNAL "hang", the process stays where it is for a minute. Nothing of the project is
-changed: it is Keras and the operating system that are listened to.
+The moments are "before the configuration's rename", "before a step", "after a step", "before a
+backup's rename", "in the validation" and "before the student's rename". LOG has a line for each of
+them until then. With SIGNAL "hang", the process stays where it is for a minute. Nothing of the
+project is changed: it is Keras and the operating system that are listened to.
 """
 
 import os
@@ -59,6 +59,8 @@ def before_rename(source, target):
     """Sees what a whole file is about to be put in the place of."""
     if "step-" in str(target):
         reached("before a backup's rename", f"{os.path.getsize(source)} bytes for {target}")
+    if str(target).endswith("config.json"):
+        reached("before the configuration's rename")
     if str(target).endswith("student.keras"):
         reached("before the student's rename", f"{os.path.getsize(source)} bytes for {target}")
 

@@ -189,7 +189,7 @@ def test_a_signal_within_an_epoch_loses_no_step(send, tmp_path):
     assert 30 <= steps <= 31
     line = errors(tmp_path)
     assert send in line
-    assert f"epoch 1 of 3 and {steps - 21} steps of the next (step {steps})" in line
+    assert f"epoch 1 of 3 and {steps - 21} steps of the next (step {steps}) of run" in line
     assert "same command" in line
     assert train(tmp_path, *flags) == 0
     assert (tmp_path / "log").read_text().count("after a step") == 63
@@ -313,3 +313,24 @@ def log_of(folder):
 def contents(folder):
     """All the files of a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_killed_before_it_has_a_configuration_can_be_started_again(tmp_path):
+    flags = [*digits(tmp_path), "--run_dir=run"]
+    assert train(tmp_path, *flags, at=("before the configuration's rename", 1)) == -signal.SIGKILL
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "backup" in left
+    assert "config.json" not in left
+    assert train(tmp_path, *flags, send="SIGTERM", at=("after a step", 2)) == 143
+
+
+@pytest.mark.slow
+def test_with_overwrite_too_the_same_command_goes_on_and_another_starts_anew(tmp_path):
+    flags = [*digits(tmp_path), "--run_dir=run"]
+    assert train(tmp_path, *flags, send="SIGTERM", at=("after a step", 2)) == 143
+    again = [*flags, "--overwrite"]
+    assert train(tmp_path, *again, send="SIGTERM", at=("after a step", 9)) == 143
+    assert "resuming" not in (tmp_path / "output").read_text()
+    assert train(tmp_path, *again, send="SIGTERM", at=("after a step", 3)) == 143
+    assert "resuming after epoch 0 of 3 and" in (tmp_path / "output").read_text()
+    assert newest(tmp_path / "run")[0] >= 12

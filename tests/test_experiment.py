@@ -10,31 +10,27 @@ from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment
 from stkd_keras.run_directory import RunDirectory
 
 
-class Break(keras.callbacks.Callback):
-    """Interrupts the training after a number of steps."""
+class After(keras.callbacks.Callback):
+    """Does something to the distiller after a number of steps, once."""
 
-    def __init__(self, after):
+    def __init__(self, steps, do):
         super().__init__()
-        self.after = after
+        self.left, self.do = steps, do
 
     def on_train_batch_end(self, batch, logs=None):
-        self.after -= 1
-        if self.after == 0:
-            raise KeyboardInterrupt
+        self.left -= 1
+        if self.left == 0:
+            self.do(self.model)
 
 
-class Spoil(keras.callbacks.Callback):
-    """Makes a weight no number after a number of steps, once."""
+def interrupt(distiller):
+    raise KeyboardInterrupt
 
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.after -= 1
-        if self.after == 0:
-            weight = self.model.student.weights[0]
-            weight.assign(np.full(weight.shape, np.nan))
+def spoil(distiller):
+    """Makes the numbers of a weight none."""
+    weight = distiller.student.weights[0]
+    weight.assign(np.full(weight.shape, np.nan))
 
 
 def start(folder, callbacks=(), epochs=2, validation=False, **options):
@@ -59,7 +55,7 @@ def test_an_interrupted_run_of_adamw_goes_on_within_its_epoch(tmp_path, capsys):
     settings = {"backup_steps": 2, "validation": True}
     whole = start(tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "broken", [Break(after=8)], **settings)
+        start(tmp_path / "broken", [After(8, interrupt)], **settings)
     resumed = start(tmp_path / "broken", **settings)
     assert "resuming after epoch 1 of 2 and 2 steps of the next (step 7)" in capsys.readouterr().out
     assert int(whole.step) == int(resumed.step) == 10
@@ -81,7 +77,7 @@ def test_early_stopping_remembers_across_an_interruption_what_was_best(tmp_path)
     best = start(tmp_path / "whole", [whole], epochs=9, validation=True)
     assert whole.stopped_epoch == 3
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "run", [stopping(), Break(after=13)], epochs=9, validation=True)
+        start(tmp_path / "run", [stopping(), After(13, interrupt)], epochs=9, validation=True)
     resumed = stopping()
     again = start(tmp_path / "run", [resumed], epochs=9, validation=True)
     assert (resumed.stopped_epoch, resumed.best_epoch) == (3, 0)
@@ -93,7 +89,7 @@ def test_early_stopping_remembers_across_an_interruption_what_was_best(tmp_path)
 
 def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(tmp_path):
     with pytest.raises(InputError) as caught:
-        start(tmp_path / "run", [Spoil(after=7)], backup_steps=3)
+        start(tmp_path / "run", [After(7, spoil)], backup_steps=3)
     message = str(caught.value)
     for part in (
         "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
@@ -106,14 +102,14 @@ def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(t
 
 def test_a_weight_of_nan_is_never_backed_up(tmp_path):
     with pytest.raises(InputError, match="a weight stopped being finite at step 5"):
-        start(tmp_path / "run", [Spoil(after=5)])
+        start(tmp_path / "run", [After(5, spoil)])
     for file in (tmp_path / "run" / "backup").glob("step-*"):
         for name, value in safetensors.numpy.load_file(file).items():
             assert np.isfinite(value).all(), name
 
 
 def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path, capsys):
-    distiller = start(tmp_path / "run", [Spoil(after=8)], backup_steps=2, on_nan="restore")
+    distiller = start(tmp_path / "run", [After(8, spoil)], backup_steps=2, on_nan="restore")
     printed = capsys.readouterr().out
     assert "going back to step-0000000007.safetensors, with half the learning rate" in printed
     assert int(distiller.step) == 10
@@ -125,7 +121,7 @@ def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path,
         distiller.optimizer.learning_rate, whole.learning_rate / 2, rtol=1e-5
     )
     assert float(rate) < 1e-6
-    spoilers = [Spoil(after=7), Spoil(after=9)]
+    spoilers = [After(7, spoil), After(9, spoil)]
     with pytest.raises(InputError, match="although it had been halved"):
         start(tmp_path / "other", spoilers, backup_steps=2, on_nan="restore")
 

@@ -439,8 +439,7 @@ def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> 
     callbacks = [
         FlushedTensorBoard(run.tensorboard, write_graph=False),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
-        ReturnFreedMemory(),
     ]
     if batch_size >= NUM_SAMPLES:
         callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
-    return callbacks
+    return [*callbacks, ReturnFreedMemory()]

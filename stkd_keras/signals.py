@@ -69,7 +69,8 @@ def noted_signals() -> Iterator[NotedSignals]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     thread = threading.Thread(target=noted._watch, args=(receiver,), daemon=True)
-    handlers = {n: h for n in SIGNALS if (h := signal.getsignal(n)) not in (None, signal.SIG_IGN)}
+    # None stands for a handler of somebody else's, which can't be put back.
+    handlers = {n: signal.getsignal(n) or signal.SIG_DFL for n in SIGNALS}
     wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         thread.start()
@@ -86,14 +87,17 @@ def noted_signals() -> Iterator[NotedSignals]:
 
 
 def raise_on_signals() -> None:
-    """Has SIGTERM and SIGINT, if they aren't ignored, raise `Interrupted` in the main thread."""
+    """Has SIGTERM and SIGINT raise `Interrupted` wherever the main thread is.
+
+    Also where a shell had SIGINT ignored, as it does for what a script starts in the background:
+    whoever sends it all the same means it.
+    """
 
     def interrupt(number, frame):
         raise Interrupted(number)
 
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, interrupt)
+        signal.signal(number, interrupt)
 
 
 def ignore_signals() -> None:

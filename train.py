@@ -304,20 +304,18 @@ def main() -> None:
         student = get_student(dataset, recipe["student"])
         check_replay(samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
     needed = method["soft_weight"] > 0
-    steps *= recipe["epochs"]
-    with experiment.reserved(run, strategy):
-        teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
-        with strategy.scope():
-            distiller = stkd_keras.SimilarityTransferDistiller(
-                student,
-                answering(teacher, samples, dataset, train_split, batch_size, steps)
-                if needed
-                else None,
-                temperature=TEMPERATURE.value,
-                soft_weight=method["soft_weight"],
-                label_weight=method["label_weight"],
-                **samples,
-            )
+    teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
+    with strategy.scope():
+        distiller = stkd_keras.SimilarityTransferDistiller(
+            student,
+            answering(teacher, samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
+            if needed
+            else None,
+            temperature=TEMPERATURE.value,
+            soft_weight=method["soft_weight"],
+            label_weight=method["label_weight"],
+            **samples,
+        )
     recorded = [dataclasses.asdict(source) for source in sources]
     settings["teacher_weights"] = teacher.fingerprint() if needed and teacher else None
     experiment.start(

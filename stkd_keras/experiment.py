@@ -1,9 +1,8 @@
 """The steps of train.py, as functions that user code can call."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -207,14 +206,6 @@ def make_optimizer(
     if optimizer == "adamw":
         return AdamW(schedule, weight_decay=weight_decay)
     return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
-
-
-@contextlib.contextmanager
-def reserved(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Keeps other processes out of a run's directory; of several workers one does."""
-    wait_for_all(strategy)  # Until then the others look whether it is free.
-    with run.reserved() if is_chief(strategy) else contextlib.nullcontext():
-        yield
 
 
 def start(

@@ -1,11 +1,9 @@
 """The directory of a run: what is in it, whole or not at all, and how a run goes on."""
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,7 +17,6 @@ from stkd_keras.whole_files import (
     is_unfinished,
     lock,
     remove_unfinished,
-    unlock,
     unwritable,
     write_whole,
     written_whole,
@@ -113,7 +110,11 @@ class RunDirectory:
         Raises:
             InputError: as `check`, or where the directory can't be written to.
         """
-        self._take()
+        try:
+            self.backup.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        lock(self._lock, self.path)
         # Another process may have been here since it was seen first.
         self.check(config.get("settings", {}), overwrite)
         remove_unfinished(self.path)
@@ -124,24 +125,6 @@ class RunDirectory:
             beside.write_bytes(_as_json({**config, "overwrite": overwrite}))
             if not goes_on:
                 self._remove_run()
-
-    @contextlib.contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Keeps other processes out before there is a run in it, while a teacher is made for it.
-
-        An InputError leaves the disk as it was.
-        """
-        folders = (self.backup, self.path, *self.path.parents)
-        missing = [folder for folder in folders if not folder.exists()]
-        self._take()
-        try:
-            yield
-        except InputError:
-            if missing:
-                unlock(self._lock)
-            for folder in missing:
-                folder.rmdir()
-            raise
 
     def save_model(self, model: keras.Model) -> None:
         """Writes the model, whole or not at all."""
@@ -158,13 +141,6 @@ class RunDirectory:
     @property
     def _lock(self) -> pathlib.Path:
         return self.backup / "lock"
-
-    def _take(self) -> None:
-        try:
-            self.backup.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        lock(self._lock, self.path)
 
     def _is_run(self) -> bool:
         """Whether nothing else is there: others write a config.json too."""

@@ -122,12 +122,6 @@ def lock(path: pathlib.Path, what: pathlib.Path) -> None:
     _held[key] = file
 
 
-def unlock(path: pathlib.Path) -> None:
-    """Gives a lock back, and removes its file."""
-    path.unlink()
-    _held.pop(os.path.realpath(path)).close()
-
-
 def check_lock(path: pathlib.Path, what: pathlib.Path) -> None:
     """Sees whether this process could take a lock, without changing its file.
 

@@ -334,18 +334,3 @@ def test_with_overwrite_too_the_same_command_goes_on_and_another_starts_anew(tmp
     assert train(tmp_path, *again, send="SIGTERM", at=("after a step", 3)) == 143
     assert "resuming after epoch 0 of 3 and" in (tmp_path / "output").read_text()
     assert newest(tmp_path / "run")[0] >= 12
-
-
-@pytest.mark.slow
-def test_a_run_keeps_its_directory_while_its_teacher_is_trained(tmp_path):
-    flags = ["--teacher=resnet8", "--student=resnet8", "--run_dir=runs/one"]
-    first = start(tmp_path, *flags, send="hang", at=("after a step", 5))
-    wait_for(lambda: "hang" in log_of(tmp_path), first)
-    assert train(tmp_path, "--method=ce", "--student=resnet8", "--run_dir=runs/one") == 2
-    assert f"runs/one is being written by process {first.pid}" in errors(tmp_path)
-    assert train(tmp_path, *flags[:2], "--run_dir=runs/two") == 2
-    assert f"is being written by process {first.pid}" in errors(tmp_path)
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
-    first.kill()
-    first.wait()
-    assert train(tmp_path, *flags, send="SIGTERM", at=("after a step", 3)) == 143

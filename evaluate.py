@@ -144,10 +144,8 @@ def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
             f"{student.name if config.is_file() else config.name}"
         )
     content = read_json(config)
-    settings = content.get("settings")
-    if isinstance(settings, dict):
-        settings = {**settings, "data_dir": content.get("data_dir")}
-    if not isinstance(settings, dict) or "dataset" not in settings:
+    settings = {**content.get("settings", {}), "data_dir": content.get("data_dir")}
+    if "dataset" not in settings:
         raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
     for key, kind in RECORDED.items():
         if not isinstance(settings.get(key), kind):

@@ -12,11 +12,10 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, differences, one_line
 from stkd_keras.whole_files import write_whole
 
-ENDING = ".safetensors"
-_NAME = re.compile(rf"step-\d{{10}}{re.escape(ENDING)}")
+_NAME = re.compile(r"step-\d{10}\.safetensors")
 _STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
 _GROUPS = ("model/", "optimizer/")
 # Where a run is that has no backup yet. Every backup says all of it, in these types.
@@ -59,13 +58,9 @@ class Backup:
         Raises:
             InputError: otherwise, with what differs.
         """
-        before, now = self.state.get("settings", {}), json.loads(json.dumps(settings))
-        differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        if differs:
-            raise InputError(
-                f"{self.path} is a backup of another run, which differs in {', '.join(differs)}; "
-                "remove it"
-            )
+        before = self.state.get("settings", {})
+        if differs := differences(before, {**dict.fromkeys(before), **settings}):
+            raise InputError(f"{self.path} is a backup of another run ({differs}); remove it")
 
     def restore(self, distiller: keras.Model) -> None:
         """Gives a compiled distiller, with its optimizer built, the weights and all other state.
@@ -130,7 +125,7 @@ def write_backup(
         values |= {f"{group}/{n:05d}": _stored(member) for n, member in enumerate(members)}
     text = json.dumps(state)
     metadata = {_STATE: text, _CHECKSUM: _checksum(values, text)}
-    path = folder / f"step-{int(values['step']):010d}{ENDING}"
+    path = folder / f"step-{int(values['step']):010d}.safetensors"
     write_whole(path, safetensors.numpy.save(values, metadata))
     others = _files(folder) - {path}
     # The one before is a reserve. Later ones are broken: this run went on from before them.
@@ -202,7 +197,7 @@ def has_finite_weights(distiller: keras.Model) -> bool:
 
 def _files(folder: pathlib.Path) -> set[pathlib.Path]:
     """The backups in a folder, whole or not."""
-    paths = folder.glob(f"step-*{ENDING}")
+    paths = folder.glob("step-*")
     return {path for path in paths if _NAME.fullmatch(path.name) and path.is_file()}
 
 

@@ -97,10 +97,8 @@ def _guarded(main: Callable[[], None]) -> None:
     except (InputError, OSError) as error:
         _fail(error)
     except WorkerLostError as error:
-        sys.stdout.flush()
         _print_error(error)
-        # What TensorFlow does at a process's end may wait for the lost worker.
-        os._exit(WORKER_LOST)
+        leave(WORKER_LOST)
     except Interrupted as error:
         ignore_signals()
         where = f"after {error}; the same command goes on from there"

@@ -1,9 +1,11 @@
 """The one exception that means: the input is wrong, and here is what to do."""
 
 import difflib
+import json
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 # What settings of a training may be: a float32 holds all between, and their squares.
 SMALLEST, LARGEST = 1e-12, 1e12
@@ -64,6 +66,25 @@ def first_few(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(one_line(name, 100) for name in names[:count]) + more
 
 
-def shown(value: object) -> str:
-    """Returns a setting's value as an error shows it: of a hash the beginning."""
+def differences(before: dict, now: dict) -> str:
+    """Returns how settings differ from those that were written as JSON; "" where they don't.
+
+    Args:
+        before: as they were read.
+        now: those to compare, by name; others in `before` aren't.
+    """
+    # What goes through JSON and back is compared: tuples become lists.
+    now = json.loads(json.dumps(now))
+    return "; ".join(
+        f"{name} was {_shown(before.get(name))} and is {_shown(value)}"
+        for name, value in now.items()
+        if before.get(name) != value
+    )
+
+
+def _shown(value: Any) -> str:
+    """A setting's value: of a hash the beginning, of an object its class and arguments."""
+    if isinstance(value, dict) and "config" in value:
+        arguments = ", ".join(f"{name}={each}" for name, each in value["config"].items())
+        return f"{value.get('class_name')}({arguments})"
     return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else str(value)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from stkd_keras.checks import check_folder
 from stkd_keras.distribution import is_multi_worker
-from stkd_keras.errors import InputError, shown
+from stkd_keras.errors import InputError, differences
 from stkd_keras.evaluation import compiled
 from stkd_keras.labels import label_rows
 from stkd_keras.mixing import virtual_samples
@@ -383,24 +383,10 @@ def _mixing_settings(mixing, mixing_steps: int | None, data_seed: int) -> dict[s
 
 
 def _check_equal(path: pathlib.Path, recorded: dict, given: dict) -> None:
-    # What goes through JSON and back is compared: tuples become lists.
-    given = json.loads(json.dumps(given))
-    differs = [
-        f"{name} was {_short(recorded.get(name))} and is {_short(value)}"
-        for name, value in given.items()
-        if recorded.get(name) != value
-    ]
-    if differs:
+    if differs := differences(recorded, given):
         raise InputError(
-            f"{path} was recorded for something else: {'; '.join(differs)}; record to another file"
+            f"{path} was recorded for something else: {differs}; record to another file"
         )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "config" in value:
-        arguments = ", ".join(f"{name}={each}" for name, each in value["config"].items())
-        return f"{value.get('class_name')}({arguments})"
-    return shown(value)
 
 
 def _header(settings: dict, shape: tuple[int, int, int], dtype: str) -> bytes:

@@ -117,7 +117,7 @@ def fit_resumably(
 def largest_divisor(most: int, *numbers: int) -> int:
     """Returns the largest number, up to `most`, that divides all the numbers."""
     common = math.gcd(*numbers)
-    return max(n for n in range(1, most + 1) if common % n == 0)
+    return max(n for n in range(1, min(most, common) + 1) if common % n == 0)
 
 
 class _NotFiniteError(Exception):

@@ -10,7 +10,7 @@ import keras
 
 from stkd_keras.backup import newest_backup
 from stkd_keras.checks import check_folder
-from stkd_keras.errors import InputError, shown
+from stkd_keras.errors import InputError, differences
 from stkd_keras.untrusted import read_text
 from stkd_keras.whole_files import (
     check_lock,
@@ -87,16 +87,9 @@ class RunDirectory:
                 "--overwrite"
             )
         self._check_parts()
-        now = json.loads(json.dumps(settings))
-        before = self.settings if self.config.is_file() else now
-        differs = [name for name in now if before.get(name) != now[name]]
-        if differs:
-            changes = ", ".join(
-                f"{name} was {shown(before.get(name))} and is {shown(now[name])}"
-                for name in differs
-            )
+        if self.config.is_file() and (differs := differences(self.settings, settings)):
             raise InputError(
-                f"{self.path} holds the beginning of another run ({changes}); choose another "
+                f"{self.path} holds the beginning of another run ({differs}); choose another "
                 "--run_dir, or start anew with --overwrite"
             )
 

@@ -644,7 +644,7 @@ CONFIGURATIONS = {
                               (unfinished, each_backup(cut))),
     "backups that are text": Case(RUN, "isn't a whole backup", WITH_RUN, (
         unfinished, each_backup(lambda name: write(name, "text")))),
-    "a backup of another run": Case(f"{RUN} --seed=7", "differs in seed", WITH_RUN,
+    "a backup of another run": Case(f"{RUN} --seed=7", "seed was 0 and is 7", WITH_RUN,
                                     (unfinished, settings(seed=7))),
     "a student that will be a folder": Case(RUN, "student.keras", WITH_RUN,
                                             (unfinished, directory("run/student.keras"))),

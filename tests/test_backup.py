@@ -134,7 +134,7 @@ def test_of_a_broken_backup_the_one_before_is_taken_with_a_warning(how, tmp_path
 
 def test_a_backup_of_another_run_or_model_is_refused_by_name(tmp_path):
     write(tmp_path, distiller())
-    with pytest.raises(InputError, match="of another run, which differs in epochs; remove it"):
+    with pytest.raises(InputError, match=r"of another run \(epochs was 3 and is 4\); remove it"):
         newest_backup(tmp_path, {"epochs": 4})
     backup = newest_backup(tmp_path, SETTINGS)
     with pytest.raises(InputError, match=r"of another model or optimizer: .*to start anew"):

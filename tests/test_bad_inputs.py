@@ -93,15 +93,18 @@ def assert_refused(completed: Completed, names: str) -> None:
     assert completed.seconds < LIMIT
 
 
+def try_case(case: bad_inputs.Case, run, materials: pathlib.Path, folder: pathlib.Path) -> None:
+    """Runs a case's command in a folder of its own, and sees that it was refused."""
+    prepare(case, materials, folder)
+    before = snapshot(folder)
+    script, *flags = shlex.split(case.command)
+    assert_refused(run(script, *flags, cwd=folder, env=case.env), case.names)
+    assert snapshot(folder) == before
+
+
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_bad_input_is_refused_in_one_line(kind, name, commands, materials, tmp_path):
-    case = bad_inputs.KINDS[kind][name]
-    prepare(case, materials, tmp_path)
-    before = snapshot(tmp_path)
-    script, *flags = shlex.split(case.command)
-    completed = commands.run(script, *flags, cwd=tmp_path, env=case.env)
-    assert_refused(completed, case.names)
-    assert snapshot(tmp_path) == before
+    try_case(bad_inputs.KINDS[kind][name], commands.run, materials, tmp_path)
 
 
 # A few of each kind, as a user's process, which imports TensorFlow itself.
@@ -115,13 +118,7 @@ ALONE = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), ALONE)
 def test_a_process_of_its_own_refuses_it_too(kind, name, commands, materials, tmp_path):
-    case = bad_inputs.KINDS[kind][name]
-    prepare(case, materials, tmp_path)
-    before = snapshot(tmp_path)
-    script, *flags = shlex.split(case.command)
-    completed = commands.run_alone(script, *flags, cwd=tmp_path, env=case.env)
-    assert_refused(completed, case.names)
-    assert snapshot(tmp_path) == before
+    try_case(bad_inputs.KINDS[kind][name], commands.run_alone, materials, tmp_path)
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])

@@ -14,6 +14,7 @@ import time
 import networks
 import numpy as np
 import pytest
+from waiting import wait_for
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "two_replicas.py")
 TWO_WORKERS = os.path.join(os.path.dirname(__file__), "two_workers.py")
@@ -123,17 +124,16 @@ def test_two_workers_log_and_train_as_two_devices_of_one_process(numbers):
         np.testing.assert_allclose(value, devices[name], atol=1e-4, rtol=1e-4, err_msg=name)
 
 
+def of_a_worker(repository, folder, *flags):
+    """A worker's command, with a teacher that is made in the folder."""
+    networks.small_convolutional_classifier().save(folder / "teacher.keras")
+    fixed = ("--distribute=multi_worker", "--teacher=teacher.keras", "--run_dir=run")
+    return [repository / "train.py", *fixed, *flags]
+
+
 @pytest.mark.slow
 def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(repository, tmp_path):
-    networks.small_convolutional_classifier().save(tmp_path / "teacher.keras")
-    command = [
-        repository / "train.py",
-        "--distribute=multi_worker",
-        "--method=kd",
-        "--teacher=teacher.keras",
-        "--epochs=12",
-        "--run_dir=run",
-    ]
+    command = of_a_worker(repository, tmp_path, "--method=kd", "--epochs=12")
 
     with two_workers([command, command], tmp_path) as (chief, lost):
         wait_for(lambda: list((tmp_path / "run" / "backup").glob("step-*[1-9]*")), chief)
@@ -161,14 +161,7 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(reposito
 
 @pytest.mark.slow
 def test_a_signal_to_one_worker_ends_all_after_the_same_step(repository, tmp_path):
-    networks.small_convolutional_classifier().save(tmp_path / "teacher.keras")
-    command = [
-        repository / "train.py",
-        "--distribute=multi_worker",
-        "--teacher=teacher.keras",
-        "--epochs=300",
-        "--run_dir=run",
-    ]
+    command = of_a_worker(repository, tmp_path, "--epochs=300")
     with two_workers([command, command], tmp_path) as (chief, other):
         wait_for(lambda: list((tmp_path / "run" / "backup").glob("step-*[1-9]*")), chief)
         other.send_signal(signal.SIGTERM)
@@ -204,12 +197,3 @@ def test_a_single_worker_under_slurm_trains_as_one_device(repository, tmp_path):
         rows = (run_dir / "history.csv").read_text().split()
         histories.append([float(value) for value in rows[1].split(",")])
     np.testing.assert_allclose(*histories, rtol=1e-3)
-
-
-def wait_for(condition, process, seconds=150):
-    """Waits until something is there, as long as a process runs."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from waiting import wait_for
 
 import models
 
@@ -108,15 +109,6 @@ def kill_at_random(folder, flags, times):
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert train(folder, *flags) == 0, (folder / "errors").read_text()
-
-
-def wait_for(condition, process, seconds=150):
-    """Waits until something is so, as long as a process runs."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def assert_equal_runs(one, other):

@@ -246,6 +246,12 @@ BACKUP_STEPS = flags.DEFINE_integer(
     "steps between two backups within an epoch; there is one after each epoch, too",
     lower_bound=1,
 )
+VALIDATION_FREQ = flags.DEFINE_integer(
+    "validation_freq",
+    1,
+    "epochs from one look at the validation images, and picture of virtual samples, to the next",
+    lower_bound=1,
+)
 ON_NAN = flags.DEFINE_enum(
     "on_nan",
     "stop",
@@ -346,6 +352,7 @@ def main() -> None:
         steps_per_execution=STEPS_PER_EXECUTION.value,
         backup_steps=BACKUP_STEPS.value,
         on_nan=ON_NAN.value,
+        validation_freq=VALIDATION_FREQ.value,
     )
     if is_chief(strategy):
         score(distiller.student, teacher, dataset, labelled_split, validation_split, run)

@@ -244,6 +244,7 @@ def train(
     steps_per_execution: int = 1,
     backup_steps: int = BACKUP_STEPS,
     on_nan: str = "stop",
+    validation_freq: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains a distiller's student, from the run's last backup if there is one, and saves it.
@@ -267,6 +268,8 @@ def train(
         backup_steps: steps between two backups within an epoch; there is one after each epoch, too.
         on_nan: "stop" at a loss that isn't finite, or "restore" the last backup once, and go on
             with half the learning rate.
+        validation_freq: epochs from one look at the validation images, and picture of virtual
+            samples, to the next.
         callbacks: further ones. What Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau
             remember is backed up, too.
 
@@ -277,8 +280,9 @@ def train(
     """
     if on_nan not in ON_NAN:
         raise unknown_name("way to go on after a loss of NaN", on_nan, ON_NAN)
-    if backup_steps < 1:
-        raise InputError(f"backup_steps is {backup_steps}, but must be 1 or more")
+    for name, number in (("backup_steps", backup_steps), ("validation_freq", validation_freq)):
+        if number < 1:
+            raise InputError(f"{name} is {number}, but must be 1 or more")
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
@@ -312,12 +316,12 @@ def train(
         if not chief:
             return []
         first = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
-        return _loggers(run, resumes, first, batch_size, dataset)
+        return _loggers(run, resumes, first, batch_size, dataset, validation_freq)
 
     validation = validation_split and distributed_by_example(
         evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
     )
-    training = Training(distiller, compile_for, batches, validation, epochs, steps)
+    training = Training(distiller, compile_for, batches, validation, epochs, steps, validation_freq)
     place = Place(run.backup, run.settings, run.history, backup_steps)
     with unwritable_named(run.path):
         if chief:
@@ -425,12 +429,15 @@ def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
         tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *rows]), step=0)
 
 
-def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset) -> list:
+def _loggers(
+    run, resumes: bool, batches, batch_size: int, dataset: Dataset, panel_freq: int
+) -> list:
     """What leaves a run's artefacts, epoch by epoch."""
     callbacks = [
         FlushedTensorBoard(run.tensorboard, write_graph=False),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
     ]
     if batch_size >= NUM_SAMPLES:
-        callbacks.append(VirtualSamplePanel(run.tensorboard, batches, dataset.class_names))
+        panel = VirtualSamplePanel(run.tensorboard, batches, dataset.class_names, panel_freq)
+        callbacks.append(panel)
     return [*callbacks, ReturnFreedMemory()]

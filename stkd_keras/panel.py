@@ -19,7 +19,7 @@ NAME_LENGTH = 12
 
 
 class VirtualSamplePanel(keras.callbacks.Callback):
-    """Writes one image an epoch: eight virtual samples with their labels and answers.
+    """Writes an image every few epochs: eight virtual samples with their labels and answers.
 
     Beside each sample stand its mixed label and the five classes that the teacher and the
     student find likeliest.
@@ -28,10 +28,14 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         log_dir: the directory of the TensorBoard callback.
         dataset: training batches of (images, labels), at least eight images each.
         class_names: names of the classes.
+        freq: epochs from one image to the next.
     """
 
-    def __init__(self, log_dir, dataset: tf.data.Dataset, class_names: tuple[str, ...]):
+    def __init__(
+        self, log_dir, dataset: tf.data.Dataset, class_names: tuple[str, ...], freq: int = 1
+    ):
         super().__init__()
+        self._freq = freq
         self._log_dir = str(log_dir)
         self._dataset = dataset
         self._class_names = class_names
@@ -43,7 +47,9 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         self._draw = tf.function(functools.partial(virtual_samples, self.model))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the panel of this epoch."""
+        """Writes the panel of this epoch, if it is its turn."""
+        if (epoch + 1) % self._freq:
+            return
         images, answers = self._draw(self._images, self._labels, tf.constant(self.model.step))
         figure = draw_panel(images.numpy(), answers, self._class_names)
         with self._writer.as_default():

@@ -42,9 +42,10 @@ class Training(NamedTuple):
         compile: compiles it, given what to multiply the learning rate by, and the steps of an epoch
             that are done already.
         batches: gives the training batches from a step on.
-        validation: batches to evaluate after each epoch, or None.
+        validation: batches to evaluate, or None.
         epochs: passes over the training images.
         steps: batches of an epoch.
+        validation_freq: epochs from one evaluation to the next.
     """
 
     distiller: keras.Model
@@ -53,6 +54,7 @@ class Training(NamedTuple):
     validation: Any
     epochs: int
     steps: int
+    validation_freq: int = 1
 
 
 class Place(NamedTuple):
@@ -322,6 +324,7 @@ def _fit_a_part(training: Training, state: dict[str, Any], callbacks: list) -> N
         initial_epoch=epoch,
         shuffle=False,  # The pipeline does it.
         validation_data=training.validation,
+        validation_freq=training.validation_freq,
         callbacks=callbacks,
     )
 
@@ -336,7 +339,8 @@ def _end_without_steps(training: Training, state: dict[str, Any], callbacks: lis
         distiller.reset_metrics()
         listed.on_epoch_begin(state["epoch"])
         logs = dict(distiller.get_metrics_result())
-        if training.validation is not None:
+        is_time = (state["epoch"] + 1) % training.validation_freq == 0
+        if training.validation is not None and is_time:
             scores = distiller.evaluate(
                 training.validation, verbose=0, callbacks=listed, return_dict=True
             )

@@ -87,6 +87,7 @@ def _is_weight(value: float) -> bool:
 VALUES = {
     "augment": words("standard", "cutout", "randaugment", "none"),
     "backup_steps": integers(1),
+    "validation_freq": integers(1),
     "batch_size": integers(1, 1437),
     "data_dir": missing_files | in_a_file,
     "data_seed": integers(0, 2**63 - 1),

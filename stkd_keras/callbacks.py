@@ -47,18 +47,24 @@ class FlushedTensorBoard(keras.callbacks.TensorBoard):
 
 
 class ReturnFreedMemory(keras.callbacks.Callback):
-    """Gives memory that isn't used any more back to the operating system after each epoch.
+    """Gives memory that isn't used any more back to the operating system every few epochs.
 
     Figures are cycles, of megabytes each, which Python looks for the less often the more there is
     beside them: a process would grow by some percent over its first dozens of epochs.
+
+    Args:
+        freq: epochs from one time to the next.
     """
 
-    def __init__(self):
+    def __init__(self, freq: int = 1):
         super().__init__()
+        self._freq = freq
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Gives it back."""
+        """Gives it back, if it is its turn."""
+        if (epoch + 1) % self._freq:
+            return
         gc.collect()
         if self._trim is not None:  # Of glibc.
             self._trim(0)

@@ -430,7 +430,7 @@ def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
 
 
 def _loggers(
-    run, resumes: bool, batches, batch_size: int, dataset: Dataset, panel_freq: int
+    run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int
 ) -> list:
     """What leaves a run's artefacts, epoch by epoch."""
     callbacks = [
@@ -438,6 +438,6 @@ def _loggers(
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
     ]
     if batch_size >= NUM_SAMPLES:
-        panel = VirtualSamplePanel(run.tensorboard, batches, dataset.class_names, panel_freq)
+        panel = VirtualSamplePanel(run.tensorboard, batches, dataset.class_names, freq)
         callbacks.append(panel)
-    return [*callbacks, ReturnFreedMemory()]
+    return [*callbacks, ReturnFreedMemory(freq)]

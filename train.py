@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -20,8 +21,8 @@ import models
 import stkd_keras
 from models import teachers
 from models.loading import check_normalization, is_whole_model
-from stkd_keras import command, data, experiment
-from stkd_keras.checks import check_folder, check_settings
+from stkd_keras import command, data, experiment, recipes
+from stkd_keras.checks import SOFT_TARGETS, check_folder, check_settings, check_soft_target
 from stkd_keras.cluster import lost_workers_named
 from stkd_keras.distribution import (
     MOST_LOGICAL_DEVICES,
@@ -33,6 +34,7 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.mixing import LABELS, PARTNERS
 from stkd_keras.replay import check_recording
 from stkd_keras.run_directory import RunDirectory, write_json
 from stkd_keras.teacher import DTYPES
@@ -142,10 +144,29 @@ REPLAY = flags.DEFINE_string(
 METHOD = flags.DEFINE_enum(
     "method",
     "stkd",
-    list(experiment.METHODS),
-    "stkd (virtual samples, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither); "
-    "it sets the defaults of mixing and weights",
+    list(recipes.METHODS),
+    "stkd (virtual samples, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither), "
+    "or a published one, with the weights of its benchmark; it sets the defaults of mixing, "
+    "temperature and weights",
 )
+METHOD_WEIGHT = flags.DEFINE_float(
+    "method_weight", None, "weight of the term of a published method (default: its benchmark's)"
+)
+PRETRAINING_EPOCHS = flags.DEFINE_integer(
+    "pretraining_epochs",
+    None,
+    "epochs before the others, of ft, ab and fsp (default: an eighth of --epochs, as in the "
+    "benchmark)",
+    lower_bound=0,
+    upper_bound=MOST_EPOCHS,
+)
+STUDENT_FEATURES = flags.DEFINE_list(
+    "student_features",
+    None,
+    "which layers give the features that a published method needs, as stage1=LAYER,stage2=LAYER "
+    "(default: those of these names, as in the zoo's models)",
+)
+TEACHER_FEATURES = flags.DEFINE_list("teacher_features", None, "as --student_features")
 EPOCHS = flags.DEFINE_integer(
     "epochs",
     None,
@@ -157,7 +178,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "images a step, over all devices (default: by data set)", lower_bound=1
 )
 OPTIMIZER = flags.DEFINE_enum(
-    "optimizer", "sgd", list(experiment.OPTIMIZERS), "sgd (with Nesterov momentum 0.9) or adamw"
+    "optimizer", "sgd", list(recipes.OPTIMIZERS), "sgd (with Nesterov momentum 0.9) or adamw"
 )
 LEARNING_RATE = flags.DEFINE_float(
     "learning_rate",
@@ -170,12 +191,39 @@ WEIGHT_DECAY = flags.DEFINE_float(
     "of kernels: L2 added to the gradient, decoupled with adamw (default: by data set; 0.05 with "
     "adamw)",
 )
-TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "temperature of the soft loss")
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "temperature of the soft loss (default: by method, of most 4)"
+)
 SOFT_WEIGHT = flags.DEFINE_float(
     "soft_weight", None, "weight of the soft loss (default: by method)"
 )
 LABEL_WEIGHT = flags.DEFINE_float(
     "label_weight", None, "weight of the cross-entropy with the mixed label (default: by method)"
+)
+SOFT_TARGET = flags.DEFINE_enum(
+    "soft_target",
+    None,
+    list(SOFT_TARGETS),
+    "virtual: the teacher's answer on the virtual sample; mixed: the mixture of its answers on the "
+    "clean images (default: virtual)",
+)
+CLEAN_SOFT_WEIGHT = flags.DEFINE_float(
+    "clean_soft_weight", None, "weight of a soft loss on the clean images beside it (default: 0)"
+)
+MIXING = flags.DEFINE_enum(
+    "mixing", None, list(recipes.MIXINGS), "how images are mixed (default: by method)"
+)
+MIXING_PARTNERS = flags.DEFINE_enum(
+    "mixing_partners", None, list(PARTNERS), "which images are mixed with each (default: any)"
+)
+MIXING_LABELS = flags.DEFINE_enum(
+    "mixing_labels",
+    None,
+    list(LABELS),
+    "the label of a mixture: mixed, or that of its heaviest image (default: mixed)",
+)
+MIXING_PER_BATCH = flags.DEFINE_bool(
+    "mixing_per_batch", None, "one mixing weight for all samples of a batch (default: false)"
 )
 MIXUP_ALPHA = flags.DEFINE_float(
     "mixup_alpha", None, "concentration of the mixing weights (default: by method)"
@@ -268,16 +316,15 @@ DETERMINISTIC = flags.DEFINE_bool(
 def main() -> None:
     """Runs the command."""
     recipe = recipe_from_flags()
-    method = experiment.method_settings(
+    method = recipes.method_settings(
         METHOD.value,
-        soft_weight=SOFT_WEIGHT.value,
-        label_weight=LABEL_WEIGHT.value,
-        mixup_alpha=MIXUP_ALPHA.value,
-        mixup_probability=MIXUP_PROBABILITY.value,
-        num_images=NUM_IMAGES.value,
-        mixing_epochs=MIXING_EPOCHS.value,
+        **{name: flags.FLAGS[name].value for name in recipes.SETTINGS},
     )
-    mixing = make_mixing(method)
+    if method["pretraining_epochs"] is None:
+        method["pretraining_epochs"] = recipes.default_pretraining_epochs(
+            METHOD.value, recipe["epochs"]
+        )
+    mixing = recipes.make_mixing(method)
     sources = check_flags(recipe, method, mixing)
     settings = {**recipe, **method, **flags_that_matter(recipe)}
     run = RunDirectory(RUN_DIR.value or default_run_dir(recipe, sources))
@@ -295,9 +342,9 @@ def main() -> None:
             f"--steps_per_execution={STEPS_PER_EXECUTION.value} is more than the {steps} steps of "
             "an epoch: choose fewer"
         )
-    samples = {
+    samples: dict[str, Any] = {
         "mixing": mixing,
-        "mixing_steps": method["mixing_epochs"] and method["mixing_epochs"] * steps,
+        "mixing_steps": mixing_steps(method, steps),
         "data_seed": DATA_SEED.value,
     }
     settings |= {
@@ -309,7 +356,7 @@ def main() -> None:
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
         check_replay(samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
-    needed = method["soft_weight"] > 0
+    needed = recipes.needs_teacher(METHOD.value, method)
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
@@ -317,9 +364,14 @@ def main() -> None:
             answering(teacher, samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
             if needed
             else None,
-            temperature=TEMPERATURE.value,
+            temperature=method["temperature"],
             soft_weight=method["soft_weight"],
             label_weight=method["label_weight"],
+            soft_target=method["soft_target"],
+            clean_soft_weight=method["clean_soft_weight"],
+            terms=recipes.make_terms(METHOD.value, method, train_split, steps, DATA_SEED.value),
+            student_features=feature_layers(STUDENT_FEATURES),
+            teacher_features=feature_layers(TEACHER_FEATURES),
             **samples,
         )
     recorded = [dataclasses.asdict(source) for source in sources]
@@ -359,11 +411,16 @@ def main() -> None:
 
 
 def check_flags(
-    recipe: dict, method: dict, mixing: stkd_keras.Mixup | None
+    recipe: dict, method: dict, mixing: stkd_keras.Mixup | stkd_keras.CutMix | None
 ) -> list[teachers.TeacherSource]:
     """Refuses what can be seen to be wrong before anything is loaded; returns the teachers."""
-    check_settings(mixing, None, TEMPERATURE.value, method["soft_weight"], method["label_weight"])
-    experiment.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
+    weights = method["soft_weight"], method["label_weight"], method["clean_soft_weight"]
+    has_term = METHOD.value not in recipes.OWN_METHODS
+    check_settings(mixing, None, method["temperature"], *weights, has_terms=has_term)
+    check_soft_target(method["soft_target"], method["clean_soft_weight"], mixing, None)
+    feature_layers(STUDENT_FEATURES)
+    feature_layers(TEACHER_FEATURES)
+    recipes.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
     data.check_split_arguments(
         VALIDATION_FRACTION.value or 0.0,
         TRAIN_FRACTION.value,
@@ -382,22 +439,30 @@ def check_flags(
         TEACHER_NORMALIZATION.value,
         TEACHER_CLASSES.value,
     )
-    if method["soft_weight"] > 0 and not all(source.is_trained for source in sources):
+    if recipes.needs_teacher(METHOD.value, method) and not all(
+        source.is_trained for source in sources
+    ):
         check_folder(f"--teacher_dir={TEACHER_DIR.value}", TEACHER_DIR.value)
     return sources
 
 
 def check_combinations(recipe: dict, method: dict) -> None:
     """Refuses flags of which one leaves the other nothing to do."""
-    if UNLABELED_DIR.value and method["soft_weight"] == 0:
+    if UNLABELED_DIR.value and not recipes.needs_teacher(METHOD.value, method):
         raise InputError(
             "--unlabeled_dir needs a teacher that answers its images, but the soft weight is 0: "
             "choose --method=stkd or --method=kd, or leave it out"
         )
-    if REPLAY.value is not None and method["soft_weight"] == 0:
+    if REPLAY.value is not None and not recipes.needs_teacher(METHOD.value, method):
         raise InputError(
             "--replay records a teacher's answers, but the soft weight is 0: choose --method=stkd "
             "or --method=kd, or leave it out"
+        )
+    if REPLAY.value is not None and not recipes.can_replay(METHOD.value, method):
+        what = "--clean_soft_weight" if method["clean_soft_weight"] else f"--method={METHOD.value}"
+        raise InputError(
+            f"--replay records the teacher's logits on the samples that are trained on, but {what} "
+            "needs more of it: leave one of them out"
         )
     if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
         raise InputError(
@@ -419,7 +484,7 @@ def check_combinations(recipe: dict, method: dict) -> None:
 def recipe_from_flags() -> dict:
     """The data set's recipe, with the flags that were given in its place."""
     data.check_name(DATASET.value)
-    recipe = dataclasses.asdict(experiment.recipe_for(DATASET.value, OPTIMIZER.value))
+    recipe = dataclasses.asdict(recipes.recipe_for(DATASET.value, OPTIMIZER.value))
     given = {name: flags.FLAGS[name].value for name in recipe}
     return {**recipe, **{name: value for name, value in given.items() if value is not None}}
 
@@ -503,14 +568,23 @@ def get_teacher(
     return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value, strategy)
 
 
-def make_mixing(method: dict) -> stkd_keras.Mixup | None:
-    """What mixes the images, if anything does."""
-    mixing = stkd_keras.Mixup(
-        alpha=method["mixup_alpha"],
-        num_images=method["num_images"],
-        probability=method["mixup_probability"],
-    )
-    return mixing if mixing.probability > 0 else None
+def mixing_steps(method: dict, steps: int) -> int | None:
+    """The steps after which mixing stops, if it does; epochs of a pretraining don't count."""
+    if method["mixing_epochs"] is None:
+        return None
+    return (method["pretraining_epochs"] + method["mixing_epochs"]) * steps
+
+
+def feature_layers(flag: flags.FlagHolder) -> dict[str, str]:
+    """The layers by the names of the features that a flag says they give."""
+    pairs = [entry.partition("=") for entry in flag.value or []]
+    for feature, equals, layer in pairs:
+        if not (feature and equals and layer):
+            raise InputError(
+                f"--{flag.name} has {feature + equals + layer!r}, expected FEATURE=LAYER, such as "
+                "stage1=conv2_block3_out"
+            )
+    return {feature: layer for feature, _, layer in pairs}
 
 
 def get_student(dataset: data.Dataset, source: str) -> keras.Model:
@@ -592,9 +666,9 @@ def flags_that_matter(recipe: dict) -> dict:
     and the teacher's weights is seen when they are there.
     """
     names = (
-        "dataset teacher_normalization teacher_dtype student_normalization method temperature seed "
-        "data_seed train_fraction train_images_per_class validation_fraction image_size "
-        "skip_bad_images augment flip mixed_precision deterministic"
+        "dataset teacher_normalization teacher_dtype student_normalization method seed "
+        "student_features teacher_features data_seed train_fraction train_images_per_class "
+        "validation_fraction image_size skip_bad_images augment flip mixed_precision deterministic"
     )
     return {
         **{name: flags.FLAGS[name].value for name in names.split()},

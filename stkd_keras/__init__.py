@@ -3,7 +3,7 @@
 from stkd_keras.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError
 from stkd_keras.losses import SoftTargetLoss
-from stkd_keras.mixing import Mixup
+from stkd_keras.mixing import CutMix, Mixup
 from stkd_keras.normalization import fuse_batch_normalization
 from stkd_keras.optimizers import SGD
 from stkd_keras.replay import RecordedTeacher, record_teacher
@@ -12,6 +12,7 @@ from stkd_keras.version import __version__
 
 __all__ = [
     "SGD",
+    "CutMix",
     "FrozenTeacher",
     "InputError",
     "Mixup",

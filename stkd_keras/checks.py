@@ -5,11 +5,21 @@ import pathlib
 
 import keras
 
-from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
 from stkd_keras.outputs import compatible, input_shape
 
+SOFT_TARGETS = ("virtual", "mixed")
 
-def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight) -> None:
+
+def check_settings(
+    mixing,
+    mixing_steps,
+    temperature,
+    soft_weight,
+    label_weight,
+    clean_soft_weight=0.0,
+    has_terms: bool = False,
+) -> None:
     """Refuses arguments of the distiller that are outside their ranges.
 
     Raises:
@@ -24,13 +34,52 @@ def check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
     numbers = f"from {SMALLEST:g} to {LARGEST:g}"
     if not is_positive(temperature):
         raise InputError(f"temperature is {temperature!r}, but must be a number {numbers}")
-    for name, weight in (("soft_weight", soft_weight), ("label_weight", label_weight)):
+    weights = {
+        "soft_weight": soft_weight,
+        "label_weight": label_weight,
+        "clean_soft_weight": clean_soft_weight,
+    }
+    for name, weight in weights.items():
         if not (weight == 0 or is_positive(weight)):
             raise InputError(f"{name} is {weight!r}, but must be 0 or a number {numbers}")
-    if soft_weight == 0 and label_weight == 0:
+    if not any(weights.values()) and not has_terms:
         raise InputError(
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "
             "them positive"
+        )
+
+
+def check_soft_target(soft_target: str, clean_soft_weight: float, mixing, teacher) -> None:
+    """Refuses targets that the rest of a distiller's settings doesn't allow.
+
+    Raises:
+        InputError: likewise.
+    """
+    if soft_target not in SOFT_TARGETS:
+        raise unknown_name("soft target", str(soft_target), SOFT_TARGETS)
+    if soft_target == "mixed" and clean_soft_weight:
+        raise InputError(
+            'soft_target is "mixed", of the answers on the clean images, and clean_soft_weight is '
+            f"{clean_soft_weight}; choose one of them"
+        )
+    if soft_target == "mixed" and mixing is None:
+        raise InputError(
+            'soft_target is "mixed", but nothing is mixed; leave it out, or choose a mixing'
+        )
+    if soft_target == "mixed" and not hasattr(mixing, "mix_outputs"):
+        raise InputError(
+            f'soft_target is "mixed", but mixing is {mixing!r}, which mixes no outputs; pass a '
+            "stkd_keras.Mixup or CutMix"
+        )
+    if clean_soft_weight and mixing is None:
+        raise InputError(
+            f"clean_soft_weight is {clean_soft_weight}, but nothing is mixed, so that all images "
+            "are clean; pass soft_weight instead"
+        )
+    if clean_soft_weight and hasattr(teacher, "check_distiller"):
+        raise InputError(
+            f"clean_soft_weight is {clean_soft_weight}, but the recording {teacher.path} holds the "
+            "answers on virtual samples only; take the teacher itself (without --replay)"
         )
 
 

@@ -1,13 +1,20 @@
 """The model that is trained: a student that learns from a teacher on virtual samples."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from stkd_keras.callbacks import SaveTheStudent
-from stkd_keras.checks import check_inputs, check_settings, check_student, check_teacher
+from stkd_keras.checks import (
+    check_inputs,
+    check_settings,
+    check_soft_target,
+    check_student,
+    check_teacher,
+)
 from stkd_keras.distribution import (
     average_batch_statistics,
     call_unless_empty,
@@ -18,10 +25,12 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.features import OUTPUTS, with_features
 from stkd_keras.labels import label_rows, weighted_distributions
 from stkd_keras.losses import SoftTargetLoss
+from stkd_keras.methods import DistillationTerm
 from stkd_keras.metrics import on_rows
-from stkd_keras.mixing import Mixup, virtual_samples
+from stkd_keras.mixing import Mixup, mixed_outputs, virtual_samples
 from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_normalization
 from stkd_keras.outputs import (
     input_shape,
@@ -33,10 +42,11 @@ from stkd_keras.outputs import (
 from stkd_keras.randomness import MIXING, step_seed
 from stkd_keras.replay import RecordedTeacher
 from stkd_keras.teacher import FrozenTeacher
+from stkd_keras.terms import build_terms, check_terms, feature_names, loss_of
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
 # What `fit` logs of data without any label.
-WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
+WITHOUT_LABELS = ("loss", "soft_loss", "clean_soft_loss", "teacher_agreement")
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -53,13 +63,14 @@ class SimilarityTransferDistiller(keras.Model):
 
     with s and t the logits of student and teacher. `mixing=None` makes it Hinton's knowledge
     distillation (arXiv 1503.02531), `soft_weight=0` mixup training (arXiv 1710.09412), both
-    together plain cross-entropy.
+    together plain cross-entropy. Published losses of other kinds join as `terms`.
 
     `fit` logs `loss`, `soft_loss`, `label_loss` (both without their weights, and means over all
     samples: those without label add 0 to `label_loss`),
     `teacher_agreement` (the share of virtual samples on which student and teacher name the same
-    class) and the compiled metrics; `val_*` are the student's alone, on clean images, and never
-    run the teacher: `val_loss` is the cross-entropy plus regularisation.
+    class), each further term without its weight, and the compiled metrics; `val_*` are the
+    student's alone, on clean images, and never run the teacher: `val_loss` is the cross-entropy
+    plus regularisation.
 
     Args:
         student: a keras.Model that takes one tensor (B, ...) and gives (B, C).
@@ -70,6 +81,14 @@ class SimilarityTransferDistiller(keras.Model):
         temperature: positive float, T.
         soft_weight: float, at least 0.
         label_weight: float, at least 0.
+        soft_target: "virtual" for the teacher's answer on the virtual sample; "mixed" for the
+            mixture of its answers on the clean images, softmax(t(x) / T) each.
+        clean_soft_weight: float, at least 0: the weight of a soft loss on the clean images beside
+            that on the virtual samples. It makes each step twice as large.
+        terms: layers of `stkd_keras.methods`, each with its own weight, on the virtual samples.
+        student_features: where a term's feature has another name than the student's layer: the
+            layer's, by the feature's.
+        teacher_features: likewise.
         data_seed: integer; the mixtures are a pure function of (data_seed, step, replica).
         student_outputs: "logits", "probabilities", or "auto" to see from the last layer.
 
@@ -95,22 +114,39 @@ class SimilarityTransferDistiller(keras.Model):
         temperature: float = 4.0,
         soft_weight: float = 0.9,
         label_weight: float = 0.1,
+        soft_target: str = "virtual",
+        clean_soft_weight: float = 0.0,
+        terms: Sequence[DistillationTerm] = (),
+        student_features: Mapping[str, str] | None = None,
+        teacher_features: Mapping[str, str] | None = None,
         data_seed: int = 0,
         student_outputs: str = "auto",
         name: str | None = None,
     ):
         check_student(student)
-        check_settings(mixing, mixing_steps, temperature, soft_weight, label_weight)
-        if teacher is None and soft_weight > 0:
-            raise InputError(
-                f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
-                "soft_weight=0 to train without one"
-            )
+        check_settings(
+            mixing, mixing_steps, temperature, soft_weight, label_weight, clean_soft_weight,
+            has_terms=bool(terms),
+        )  # fmt: skip
+        check_soft_target(soft_target, clean_soft_weight, mixing, teacher)
+        check_terms(terms, teacher, mixing)
+        for weight, value in (
+            ("soft_weight", soft_weight),
+            ("clean_soft_weight", clean_soft_weight),
+        ):
+            if teacher is None and value > 0:
+                raise InputError(
+                    f"{weight} is {value}, but there is no teacher; pass teacher=, or "
+                    f"{weight}=0 to train without one"
+                )
         # Pixels must reach the student as they are: its own policy decides where they are cast.
         super().__init__(name=name, dtype=precision_policy(student), autocast=False)
         self.student = student
         if isinstance(teacher, RecordedTeacher):
-            teacher.check_distiller(mixing, mixing_steps, data_seed)
+            if soft_target == "mixed":
+                teacher.check_distiller(None, None, data_seed)
+            else:
+                teacher.check_distiller(mixing, mixing_steps, data_seed)
         elif teacher is not None and not isinstance(teacher, FrozenTeacher):
             teacher = FrozenTeacher(teacher)
         self.teacher = teacher
@@ -118,6 +154,11 @@ class SimilarityTransferDistiller(keras.Model):
         self.mixing_steps = mixing_steps
         self.soft_weight = float(soft_weight)
         self.label_weight = float(label_weight)
+        self.soft_target = soft_target
+        self.clean_soft_weight = float(clean_soft_weight)
+        self.terms = list(terms)
+        self.student_features = dict(student_features or {})
+        self.teacher_features = dict(teacher_features or {})
         self.data_seed = int(data_seed)
         self.student_outputs = student_outputs
         self.supports_jit = teacher is None or teacher.supports_jit
@@ -127,6 +168,9 @@ class SimilarityTransferDistiller(keras.Model):
             from_logits=True, dtype="float32", name="label_loss"
         )
         names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if teacher else [])
+        names += ["clean_soft_loss"] if clean_soft_weight else []
+        names += [term.name for term in terms]
+        names += [_pretraining_name(term) for term in terms if term.pretraining_steps]
         self._trackers = {n: keras.metrics.Mean(name=n) for n in names}
         self._hides_training_metrics = False
         self._has_labels = True
@@ -139,6 +183,11 @@ class SimilarityTransferDistiller(keras.Model):
     def step(self) -> keras.Variable:
         """Batches trained on, over all epochs: an int64 variable, saved with the distiller."""
         return self._counter.variable
+
+    @property
+    def pretraining_steps(self) -> int:
+        """Steps at the start in which only what terms learn beforehand is trained."""
+        return max([term.pretraining_steps for term in self.terms], default=0)
 
     @property
     def temperature(self) -> float:
@@ -158,18 +207,40 @@ class SimilarityTransferDistiller(keras.Model):
         self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
         if self.teacher is not None:
             check_teacher(self.teacher, self.student, self.num_classes)
+        self._connect()
         self.built = True
 
+    def _connect(self) -> None:
+        """Finds what the terms need of student and teacher, and builds them for it."""
+        rows = tf.TensorShape([None, self.num_classes])
+        names = feature_names(self.terms)
+        # In a tuple, where Keras doesn't find them: they have nothing of their own to save.
+        self._calls = (self.student, self.teacher)
+        self._shapes = ({OUTPUTS: rows}, {"logits": rows})
+        if names:
+            student = with_features(self.student, names, self.student_features, "student")
+            teacher, shapes = self.teacher.with_features(names, self.teacher_features)
+            mine = {name: tf.TensorShape(tensor.shape) for name, tensor in student.output.items()}
+            self._calls, self._shapes = (student, teacher), (mine, {**shapes, "logits": rows})
+        mine, its = self._shapes
+        build_terms(self.terms, {**mine, "logits": rows}, its, self.num_classes)
+
     def call(self, x, training=None):
-        """Returns the student's outputs, float32 (B, C)."""
+        """Returns the student's outputs, float32 (B, C).
+
+        In training with terms that need inner features it is a dict: these by name, and "outputs".
+        """
+        needs_features = training and len(self._shapes[0]) > 1
+        model = self._calls[0] if needs_features else self.student
+        shapes = self._shapes[0] if needs_features else self._shapes[0][OUTPUTS]
 
         def student(x):
-            return self.student(tf.cast(x, tf.float32), training=training)
+            return model(tf.cast(x, tf.float32), training=training)
 
         # An activity's regularisation loss couldn't leave the condition.
         if any(layer.activity_regularizer for layer in self.student._flatten_layers()):
-            return tf.cast(student(x), tf.float32)
-        return call_unless_empty(student, x, self.num_classes)
+            return tf.nest.map_structure(lambda y: tf.cast(y, tf.float32), student(x))
+        return call_unless_empty(student, x, shapes)
 
     def student_logits(self, x) -> tf.Tensor:
         """Returns the student's logits in inference, float32 (B, C), whatever its outputs are."""
@@ -215,6 +286,12 @@ class SimilarityTransferDistiller(keras.Model):
         refuse_what_keras_cannot_do(
             self.distribute_strategy, optimizer, steps_per_execution, jit_compile
         )
+        for term in self.terms:
+            if term.needs_one_replica and self.distribute_strategy.num_replicas_in_sync > 1:
+                raise InputError(
+                    f"{term.name} keeps a memory of all images, and can't be trained on several "
+                    "replicas; take one (--distribute=none)"
+                )
         super().compile(
             optimizer=optimizer,
             metrics=on_rows(metrics),
@@ -285,6 +362,7 @@ class SimilarityTransferDistiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._checked_inputs(x)
         y, answers = self._recorded_answers(y)
+        y, index = self._image_numbers(y)
         self._has_labels = y is not None
         if not self._has_labels and self.label_weight > 0:
             raise InputError(
@@ -295,14 +373,15 @@ class SimilarityTransferDistiller(keras.Model):
         if sample_weight is not None:
             sample_weight = tf.cast(sample_weight, tf.float32)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        x, y, sample_weight = self.virtual_samples(
-            x, y, sample_weight, tf.convert_to_tensor(self.step), replica
-        )
-        targets = {"labels": y}
-        if answers is not None:
-            targets["teacher_logits"] = answers
-        elif self.teacher is not None:
-            targets["teacher_logits"] = call_unless_empty(self.teacher, x, self.num_classes)
+        step = tf.identity(tf.convert_to_tensor(self.step))
+        clean = x, y, sample_weight
+        x, y, sample_weight = self.virtual_samples(*clean, step, replica)
+        targets = {"labels": y, "step": step, **index}
+        if self.clean_soft_weight:
+            x = tf.concat([x, clean[0]], axis=0)
+            targets["clean_sample_weight"] = clean[2]
+        if self.teacher is not None:
+            targets["teacher"] = self._answers(x, clean, answers, step, replica)
         # At the end of data the batch never comes; nothing else would hold the count back.
         with tf.control_dependencies([x]):
             self.step.assign_add(1)
@@ -332,27 +411,66 @@ class SimilarityTransferDistiller(keras.Model):
             A scalar, scaled for distribution as Keras's losses are.
         """
         targets = y if isinstance(y, dict) else {"labels": y}
-        logits = self._logits(y_pred)
+        outputs = y_pred if isinstance(y_pred, dict) else {OUTPUTS: y_pred}
+        student = {**outputs, "logits": self._logits(outputs[OUTPUTS])}
+        if training:
+            return self._training_loss(student, targets, sample_weight) + self._regularization()
+        return self._label_loss(student, targets, sample_weight) + self._regularization()
+
+    def _training_loss(self, student, targets, sample_weight):
+        """The weighted sum of all losses but the regularisation's; each is logged."""
+        size = tf.shape(targets["labels"])[0]
+        clean_logits = student["logits"][size:]
+        student = {name: tensor[:size] for name, tensor in student.items()}
+        loss = self._label_loss(student, targets, sample_weight)
+        self._track("label_loss", loss, size)
+        total = self.label_weight * loss
+        if "teacher" not in targets:
+            return total
+        teacher = {name: tensor[:size] for name, tensor in targets["teacher"].items()}
+        loss = _scalar(self.soft_loss(teacher["logits"], student["logits"], sample_weight))
+        self._track("soft_loss", loss, size)
+        total += self.soft_weight * loss
+        agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
+        self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
+        if self.clean_soft_weight:
+            answers = targets["teacher"]["logits"][size:]
+            weights = targets["clean_sample_weight"]
+            loss = _scalar(self.soft_loss(answers, clean_logits, weights))
+            self._track("clean_soft_loss", loss, size)
+            total += self.clean_soft_weight * loss
+        return self._with_terms(total, student, teacher, targets, sample_weight)
+
+    def _with_terms(self, total, student, teacher, targets, sample_weight):
+        """Adds the terms; in their pretraining there is nothing else."""
+        size = tf.shape(targets["labels"])[0]
+        given = student, teacher, targets["labels"], sample_weight
+        pretraining = 0.0
+        for term in self.terms:
+            index = {"index": targets["index"]} if term.needs_index else {}
+            loss = loss_of(term, term, *given, training=True, **index)
+            self._track(term.name, loss, size)
+            if not (term.only_in_pretraining and term.pretraining_steps):
+                total += term.weight * loss
+            if term.pretraining_steps:
+                loss = loss_of(term.pretraining_loss, term, *given)
+                self._track(_pretraining_name(term), loss, size)
+                pretraining += loss
+        if not self.pretraining_steps:
+            return total
+        return tf.where(targets["step"] < self.pretraining_steps, pretraining, total)
+
+    def _label_loss(self, student, targets, sample_weight):
         rows, weights = weighted_distributions(
-            self._label_rows(logits, targets["labels"]), sample_weight
+            self._label_rows(student["logits"], targets["labels"]), sample_weight
         )
-        label_loss = _scalar(self.label_loss(rows, logits, weights))
-        if not training:
-            return label_loss + self._regularization()
-        self._track("label_loss", label_loss, logits)
-        loss = self.label_weight * label_loss
-        if "teacher_logits" in targets:
-            answers = targets["teacher_logits"]
-            soft_loss = _scalar(self.soft_loss(answers, logits, sample_weight))
-            self._track("soft_loss", soft_loss, logits)
-            loss += self.soft_weight * soft_loss
-            agrees = tf.argmax(answers, axis=-1) == tf.argmax(logits, axis=-1)
-            self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
-        return loss + self._regularization()
+        return _scalar(self.label_loss(rows, student["logits"], weights))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with the images that have labels, which are rows to them."""
+        y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
         rows = self._label_rows(y_pred, y["labels"] if isinstance(y, dict) else y)
+        y_pred = y_pred[: tf.shape(rows)[0]]  # Behind them there may be the clean images.
         labelled = tf.reduce_any(rows > 0, axis=1)
         rows, y_pred = tf.boolean_mask(rows, labelled), tf.boolean_mask(y_pred, labelled)
         if sample_weight is not None:
@@ -399,6 +517,11 @@ class SimilarityTransferDistiller(keras.Model):
             "temperature": self.temperature,
             "soft_weight": self.soft_weight,
             "label_weight": self.label_weight,
+            "soft_target": self.soft_target,
+            "clean_soft_weight": self.clean_soft_weight,
+            "terms": [keras.saving.serialize_keras_object(term) for term in self.terms],
+            "student_features": self.student_features,
+            "teacher_features": self.teacher_features,
             "data_seed": self.data_seed,
             "student_outputs": self.student_outputs,
         }
@@ -409,6 +532,9 @@ class SimilarityTransferDistiller(keras.Model):
         config = dict(config)
         for part in ("student", "mixing"):
             config[part] = keras.saving.deserialize_keras_object(config[part])
+        config["terms"] = [
+            keras.saving.deserialize_keras_object(term) for term in config.get("terms", ())
+        ]
         if config.pop("has_fused_student"):
             fuse_batch_normalization(config["student"])
         if config["teacher"] is not None:
@@ -492,6 +618,52 @@ class SimilarityTransferDistiller(keras.Model):
         with tf.control_dependencies([is_next] if is_next is not None else []):
             return y["labels"], tf.identity(y["teacher_logits"])
 
+    def _image_numbers(self, y):
+        """The labels of a batch, and the numbers of its images where a term needs them."""
+        needing = [term.name for term in self.terms if term.needs_index]
+        has_index = isinstance(y, dict) and "index" in y
+        if needing and not has_index:
+            raise InputError(
+                f"{needing[0]} needs the number of each image; pass fit batches of (images, "
+                '{"labels": labels, "index": numbers}), as those of pipeline(..., with_index=True)'
+            )
+        if not has_index:
+            return y, {}
+        return y["labels"], {"index": y["index"]}
+
+    def _answers(self, x, clean, recorded, step, replica) -> dict[str, tf.Tensor]:
+        """What the teacher says of a step's samples: its logits, and the features that are needed.
+
+        Args:
+            x: the virtual samples and, where they count, the clean images behind them.
+            clean: the clean images, their labels and weights.
+            recorded: what a recording has for the step, or None.
+            step: scalar integer tensor.
+            replica: likewise.
+        """
+        if self.soft_target == "virtual":
+            if recorded is not None:
+                return {"logits": recorded}
+            return self._ask(x)
+        logits = self._ask(clean[0])["logits"] if recorded is None else recorded
+        shares = mixed_outputs(
+            self.mixing,
+            self.mixing_steps,
+            self.data_seed,
+            tf.nn.softmax(logits / self.temperature),
+            clean[0],
+            clean[1],
+            step,
+            replica,
+        )
+        return {"logits": self.temperature * logits_of_probabilities(shares)}
+
+    def _ask(self, x) -> dict[str, tf.Tensor]:
+        teacher, shapes = self._calls[1], self._shapes[1]
+        if len(shapes) == 1:
+            return {"logits": call_unless_empty(teacher, x, shapes["logits"])}
+        return call_unless_empty(teacher, x, shapes)
+
     def _label_rows(self, batch: tf.Tensor, labels) -> tf.Tensor:
         """The labels of a batch as rows; zeros where there are none."""
         if labels is None:
@@ -507,10 +679,10 @@ class SimilarityTransferDistiller(keras.Model):
         # Without a compiled loss, Keras's own sum is that of the regularisation losses.
         return super().compute_loss() if self.losses else 0.0
 
-    def _track(self, name: str, loss, logits) -> None:
+    def _track(self, name: str, loss, size) -> None:
         # Losses are divided by the number of replicas, so that their sum is the whole batch's.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._trackers[name].update_state(loss * replicas, sample_weight=tf.shape(logits)[0])
+        self._trackers[name].update_state(loss * replicas, sample_weight=size)
 
     @contextlib.contextmanager
     def _student_metrics_only(self):
@@ -540,6 +712,10 @@ class _Counter:
         self.variable = keras.Variable(
             0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
         )
+
+
+def _pretraining_name(term: DistillationTerm) -> str:
+    return f"{term.name}_pretraining"
 
 
 def _scalar(loss) -> tf.Tensor:

@@ -209,26 +209,30 @@ def first_local_batch(batch, strategy: tf.distribute.Strategy):
     return keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
 
 
-def call_unless_empty(function, x, num_classes: int) -> tf.Tensor:
-    """Calls a classifier, but not on the empty batch that a replica is given at the end of data.
+def call_unless_empty(function, x, outputs):
+    """Calls a model, but not on the empty batch that a replica is given at the end of data.
 
     On a CPU, TensorFlow's convolution gives an empty batch the wrong shape, and batch normalisation
     makes its statistics not a number.
 
     Args:
-        function: a classifier.
+        function: a model.
         x: tensor (B, ...).
-        num_classes: C.
+        outputs: the shapes of what it gives, (None, ...): a `tf.TensorShape`, or a dict of them.
 
     Returns:
-        float32 tensor (B, C).
+        What the model gives, as float32.
     """
+
+    def call():
+        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), function(x))
+
     if tf.distribute.get_strategy().num_replicas_in_sync == 1 or x.shape[0]:
-        return tf.cast(function(x), tf.float32)
+        return call()
     return tf.cond(
         tf.shape(x)[0] > 0,
-        lambda: tf.ensure_shape(tf.cast(function(x), tf.float32), (None, num_classes)),
-        lambda: tf.zeros((0, num_classes)),
+        lambda: tf.nest.map_structure(tf.ensure_shape, call(), outputs),
+        lambda: tf.nest.map_structure(_no_rows, outputs),
     )
 
 
@@ -338,3 +342,7 @@ def _means_over_workers(
     flat = tf.concat([tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors], axis=0)
     means = tf.split(strategy.reduce("MEAN", flat, axis=None), [tf.size(t) for t in tensors])
     return [tf.reshape(mean, t.shape) for mean, t in zip(means, tensors, strict=True)]
+
+
+def _no_rows(shape: tf.TensorShape) -> tf.Tensor:
+    return tf.zeros([0, *(size or 0 for size in shape[1:])])

@@ -1,6 +1,5 @@
 """The steps of train.py, as functions that user code can call."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,11 +25,12 @@ from stkd_keras.distribution import (
     is_chief,
     wait_for_all,
 )
-from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
+from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
-from stkd_keras.optimizers import SGD, AdamW
+from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
+from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.replay import RecordedTeacher
 from stkd_keras.resumable import ON_NAN, Place, Training, fit_resumably, largest_divisor
 from stkd_keras.run_directory import RunDirectory
@@ -41,116 +41,6 @@ EVALUATION_BATCH = 500
 DEFAULT_VALIDATION_FRACTION = 0.1
 WARMUP_SHARE = 0.05
 BACKUP_STEPS = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What train.py takes where a flag doesn't say otherwise."""
-
-    teacher: str
-    student: str
-    epochs: int
-    teacher_epochs: int
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-
-
-# The highest learning rate and the weight decay that suit each optimizer.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
-    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
-}
-RECIPES = {
-    "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
-}
-# What the field trains for on CIFAR-10 and its like.
-DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
-
-METHODS = {
-    "stkd": {
-        "soft_weight": 0.9,
-        "label_weight": 0.1,
-        "mixup_alpha": 1.0,
-        "mixup_probability": 1.0,
-    },
-    "kd": {
-        "soft_weight": 0.9,
-        "label_weight": 0.1,
-        "mixup_alpha": 1.0,
-        "mixup_probability": 0.0,
-    },
-    "mixup": {
-        "soft_weight": 0.0,
-        "label_weight": 1.0,
-        "mixup_alpha": 0.2,
-        "mixup_probability": 1.0,
-    },
-    "ce": {
-        "soft_weight": 0.0,
-        "label_weight": 1.0,
-        "mixup_alpha": 1.0,
-        "mixup_probability": 0.0,
-    },
-}
-
-
-def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
-    """Returns the recipe for a data set's name.
-
-    Raises:
-        InputError: for an unknown optimizer.
-    """
-    recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
-    check_optimizer(optimizer)
-    if optimizer == recipe.optimizer:
-        return recipe
-    return dataclasses.replace(recipe, optimizer=optimizer, **OPTIMIZERS[optimizer])
-
-
-def method_settings(method: str, **explicit) -> dict:
-    """Returns the settings of a method, with those that were given explicitly in their place.
-
-    Args:
-        method: "stkd", "kd", "mixup" or "ce".
-        **explicit: `soft_weight`, `label_weight`, `mixup_alpha`, `mixup_probability`,
-            `num_images`, `mixing_epochs`; None stands for not given. To give one that says how
-            to mix is to mix, also where the method doesn't by itself.
-
-    Raises:
-        InputError: for an unknown method.
-    """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    given = {name: value for name, value in explicit.items() if value is not None}
-    settings = {"num_images": 2, "mixing_epochs": None, **METHODS[method]}
-    if {"mixup_alpha", "num_images", "mixing_epochs"} & set(given):
-        settings["mixup_probability"] = 1.0
-    return {**settings, **given}
-
-
-def check_optimizer(name: str) -> None:
-    """Refuses the name of an optimizer that `make_optimizer` doesn't know.
-
-    Raises:
-        InputError: with the known ones.
-    """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
-
-
-def check_recipe(learning_rate: float, weight_decay: float) -> None:
-    """Refuses numbers that no training can use.
-
-    Raises:
-        InputError: where a number is outside its range.
-    """
-    numbers = f"from {SMALLEST:g} to {LARGEST:g}"
-    if not is_positive(learning_rate):
-        raise InputError(f"the learning rate is {learning_rate}, but must be a number {numbers}")
-    if not (weight_decay == 0 or is_positive(weight_decay)):
-        raise InputError(f"the weight decay is {weight_decay}, but must be 0 or a number {numbers}")
 
 
 def split(
@@ -184,15 +74,20 @@ def split(
 
 
 def make_optimizer(
-    learning_rate: float, weight_decay: float, total_steps: int, optimizer: str = "sgd"
+    learning_rate: float,
+    weight_decay: float,
+    total_steps: int,
+    optimizer: str = "sgd",
+    pretraining_steps: int = 0,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer with a linear warm-up and a cosine decay to 0.
 
     Args:
         learning_rate: the highest; the warm-up reaches it after 5 % of the steps.
         weight_decay: of kernels; with "sgd" L2 added to the gradient, with "adamw" decoupled.
-        total_steps: steps of the whole training.
+        total_steps: steps of the whole training, but for those of a pretraining.
         optimizer: "sgd" (with Nesterov momentum 0.9) or "adamw".
+        pretraining_steps: steps before them, with the highest learning rate.
 
     Raises:
         InputError: as `check_recipe`, or for an unknown optimizer.
@@ -203,6 +98,8 @@ def make_optimizer(
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
     )
+    if pretraining_steps:
+        schedule = AfterPretraining(schedule, pretraining_steps, learning_rate)
     if optimizer == "adamw":
         return AdamW(schedule, weight_decay=weight_decay)
     return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
@@ -257,7 +154,7 @@ def train(
         train_split: the images to train on; those without label have -1.
         validation_split: the images to watch, or None.
         run: the started directory for what it leaves.
-        epochs: passes over the training images.
+        epochs: passes over the training images, after those of a pretraining.
         batch_size: images a step, over all replicas.
         learning_rate: the highest.
         weight_decay: as in `make_optimizer`.
@@ -297,7 +194,11 @@ def train(
     def compile_for(learning_rate_scale: float, steps_done: int) -> None:
         distiller.compile(
             make_optimizer(
-                learning_rate * learning_rate_scale, weight_decay, epochs * steps, optimizer
+                learning_rate * learning_rate_scale,
+                weight_decay,
+                epochs * steps,
+                optimizer,
+                distiller.pretraining_steps,
             ),
             metrics=metrics,
             steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
@@ -306,7 +207,7 @@ def train(
     def batches(first_step: int):
         share_of = functools.partial(
             pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
-            start_step=first_step,
+            start_step=first_step, with_index=any(t.needs_index for t in distiller.terms),
         )  # fmt: skip
         if isinstance(distiller.teacher, RecordedTeacher):
             return distiller.teacher.attach(share_of())
@@ -321,7 +222,10 @@ def train(
     validation = validation_split and distributed_by_example(
         evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
     )
-    training = Training(distiller, compile_for, batches, validation, epochs, steps, validation_freq)
+    all_epochs = epochs + -(-distiller.pretraining_steps // steps)
+    training = Training(
+        distiller, compile_for, batches, validation, all_epochs, steps, validation_freq
+    )
     place = Place(run.backup, run.settings, run.history, backup_steps)
     with unwritable_named(run.path):
         if chief:
@@ -429,9 +333,7 @@ def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
         tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *rows]), step=0)
 
 
-def _loggers(
-    run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int
-) -> list:
+def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int) -> list:
     """What leaves a run's artefacts, epoch by epoch."""
     callbacks = [
         FlushedTensorBoard(run.tensorboard, write_graph=False),

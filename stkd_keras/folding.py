@@ -78,6 +78,14 @@ def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
     return folded, sum(isinstance(x, keras.layers.BatchNormalization) for x in layers)
 
 
+def feeds_folded_normalization(layer: keras.layers.Layer) -> bool:
+    """Whether a layer's output isn't what it was: it has the scale of a folded normalisation."""
+    return any(
+        getattr(getattr(node.operation, "call", None), "__func__", None) in _FOLDED_CALLS
+        for node in layer._outbound_nodes
+    )
+
+
 def _graphs(model, seen=None):
     """The functional graphs of a model and of those nested in it, each once."""
     seen = set() if seen is None else seen
@@ -163,6 +171,9 @@ def _add_shift(normalization, inputs, training=None, mask=None):
     # TensorFlow fuses this op, and not an addition, with the convolution and the ReLU around it.
     channels_first = normalization.axis % 4 == 1
     return tf.nn.bias_add(inputs, shift, "NCHW" if channels_first else "NHWC")
+
+
+_FOLDED_CALLS = (_return_inputs, _add_shift)
 
 
 def _scale_kernel(layer, scale) -> None:

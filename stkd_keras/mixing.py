@@ -1,20 +1,170 @@
 """Virtual samples: mixtures of several training images, with their mixed labels."""
 
-import math
-
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive
-from stkd_keras.randomness import MIXING, step_seed
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
+from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
 
-# Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
-# least 1, so that all of these are refused about once in 10^10 draws.
-GAMMA_TRIES = 8
+PARTNERS = ("any", "same_class", "other_class")
+LABELS = ("mixed", "heaviest")
+
+
+class _Mixing:
+    """What all mixings share: who is mixed with whom and how much, and the labels."""
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        num_images: int = 2,
+        probability: float = 1.0,
+        per_batch: bool = False,
+        partners: str = "any",
+        labels: str = "mixed",
+    ):
+        if not is_positive(alpha):
+            raise InputError(
+                f"alpha is {alpha}, but must be a number from {SMALLEST:g} to {LARGEST:g}: it is "
+                "the concentration of the Beta distribution of the mixing weights (no mixing is "
+                "probability 0)"
+            )
+        if num_images != int(num_images) or num_images < 2:
+            raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")
+        if not 0 <= probability <= 1:
+            raise InputError(f"probability is {probability}, but must be from 0 to 1")
+        if partners not in PARTNERS:
+            raise unknown_name("kind of partners", str(partners), PARTNERS)
+        if labels not in LABELS:
+            raise unknown_name("kind of labels", str(labels), LABELS)
+        self.alpha = float(alpha)
+        self.num_images = int(num_images)
+        self.probability = float(probability)
+        self.per_batch = bool(per_batch)
+        self.partners = partners
+        self.labels = labels
+
+    def __call__(self, x, y, sample_weight=None, *, seed):
+        """Mixes a batch.
+
+        Args:
+            x: tensor of shape (B, ...), images (B, H, W, channels) for `CutMix`; integers become
+                float32, floats keep their dtype.
+            y: tensor of shape (B, C): labels as rows (one-hot, or any other distribution).
+            sample_weight: None, or tensor of shape (B,) or (B, 1).
+            seed: pair of integers, as in `tf.random.stateless_uniform`.
+
+        Returns:
+            (x, y, sample_weight), each of the shape that was given.
+
+        Raises:
+            InputError: where `y` isn't rows.
+        """
+        x, y = _as_floats(x), _as_floats(y)
+        _check_rows(x, y)
+        partners, weights = self.draw(tf.shape(x)[0], seed=seed, labels=y)
+        x, weights = self._mix_images(x, partners, weights, seed)
+        label_weights = weights
+        if self.labels == "heaviest":
+            label_weights = tf.one_hot(tf.argmax(weights, axis=1), self.num_images)
+        y = _weighted_sum(y, partners, label_weights)
+        if sample_weight is not None:
+            sample_weight = _weighted_sum(_as_floats(sample_weight), partners, weights)
+        return x, y, sample_weight
+
+    def mix_outputs(self, outputs, x, y, *, seed) -> tf.Tensor:
+        """Mixes what a model gave for each sample in the shares that `__call__` mixes them in.
+
+        Args:
+            outputs: float tensor (B, C).
+            x: as in `__call__`.
+            y: likewise.
+            seed: likewise.
+
+        Returns:
+            Tensor of the shape and dtype of `outputs`.
+        """
+        x, y = _as_floats(x), _as_floats(y)
+        partners, weights = self.draw(tf.shape(x)[0], seed=seed, labels=y)
+        _, weights = self._mix_images(x, partners, weights, seed)
+        return _weighted_sum(outputs, partners, weights)
+
+    def draw(self, batch_size, *, seed, labels=None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws who is mixed with whom and how much.
+
+        Args:
+            batch_size: integer, or scalar integer tensor.
+            seed: pair of integers.
+            labels: tensor (B, C), rows; needed where the partners depend on the class.
+
+        Returns:
+            partners: int32 tensor of shape (B, num_images): the images of each mixture; the
+                first is the sample itself.
+            weights: float32 tensor of shape (B, num_images) whose rows sum to 1.
+
+        Raises:
+            InputError: where the labels are needed and not given.
+        """
+        seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
+        if self.partners == "any":
+            order = random_bits((self.num_images - 1, batch_size), seeds[0])
+            others = tf.argsort(order, axis=1, stable=True)
+        else:
+            others = self._others_by_class(labels, seeds[0])
+        partners = tf.concat([tf.range(batch_size)[None], others], axis=0)
+
+        rows = 1 if self.per_batch else batch_size
+        weights = dirichlet(self.alpha, rows, self.num_images, seeds[1])
+        # A uniform draw below 1 is never below probability 0 and always below probability 1.
+        is_mixed = uniforms((rows, 1), seeds[2]) < self.probability
+        alone = tf.one_hot([0], self.num_images, dtype=weights.dtype)
+        weights = tf.where(is_mixed, weights, alone)
+        weights = tf.broadcast_to(weights, (batch_size, self.num_images))
+        return tf.transpose(partners), tf.cast(weights, tf.float32)
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {
+            "alpha": self.alpha,
+            "num_images": self.num_images,
+            "probability": self.probability,
+            "per_batch": self.per_batch,
+            "partners": self.partners,
+            "labels": self.labels,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Makes it anew from what `get_config` returned."""
+        return cls(**config)
+
+    def _others_by_class(self, labels, seed) -> tf.Tensor:
+        """Draws partners of the same class or of another, int32 (num_images - 1, B).
+
+        Those without label count as a class. Where the batch has no partner for a sample, it is its
+        own.
+        """
+        if labels is None:
+            raise InputError(
+                f"partners is {self.partners!r}, but no labels are given; pass labels="
+            )
+        classes = tf.where(tf.reduce_any(labels > 0, axis=1), tf.argmax(labels, axis=1), -1)
+        size = tf.size(classes)
+        is_same = classes[:, None] == classes[None]
+        if self.partners == "same_class":
+            allowed = is_same & ~tf.eye(size, dtype=tf.bool)
+        else:
+            allowed = ~is_same
+        draws = tf.cast(random_bits((self.num_images - 1, size, size), seed), tf.int64)
+        chosen = tf.argmax(tf.where(allowed, draws, -(2**40)), axis=2, output_type=tf.int32)
+        return tf.where(tf.reduce_any(allowed, axis=1), chosen, tf.range(size))
+
+    def _mix_images(self, x, partners, weights, seed):
+        """Returns the mixed images, and the share that each image has in them."""
+        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
-class Mixup:
+class Mixup(_Mixing):
     """Mixes each sample of a batch with others of the same batch (arXiv 1710.09412).
 
     With a permutation p of the batch and l ~ Beta(alpha, alpha), sample i becomes
@@ -31,6 +181,9 @@ class Mixup:
             are mixed; the others stay as they are.
         per_batch: whether one weight vector is drawn for the whole batch in place of one for
             each sample.
+        partners: "any"; "same_class" or "other_class" to draw each partner from those images of the
+            batch (no permutation then); a sample that has none there stays as it is.
+        labels: "mixed", or "heaviest" for the label of the image with the largest weight.
 
     Raises:
         InputError: where an argument is outside its range.
@@ -43,103 +196,65 @@ class Mixup:
     ```
     """
 
+    def _mix_images(self, x, partners, weights, seed):
+        return _weighted_sum(x, partners, weights), weights
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class CutMix(_Mixing):
+    """Pastes a box of another image of the batch into each image (arXiv 1905.04899).
+
+    With l ~ Beta(alpha, alpha), the box has the share 1 - l of the image's area, its centre is
+    uniform over the image, and what lies outside is cut off. The label is mixed by the area that
+    is left. Otherwise as `Mixup`, but each sample has a box of its own (in the paper one a batch)
+    and there are two images.
+
+    Args:
+        alpha: positive float, the concentration of the box's share.
+        probability: as of `Mixup`.
+        per_batch: whether one share is drawn for the whole batch; each sample has a place of its
+            own all the same.
+        partners: as of `Mixup`.
+        labels: likewise.
+
+    Raises:
+        InputError: where an argument is outside its range.
+    """
+
     def __init__(
         self,
         alpha: float = 1.0,
-        num_images: int = 2,
         probability: float = 1.0,
         per_batch: bool = False,
+        partners: str = "any",
+        labels: str = "mixed",
     ):
-        if not is_positive(alpha):
-            raise InputError(
-                f"alpha is {alpha}, but must be a number from {SMALLEST:g} to {LARGEST:g}: it is "
-                "the concentration of the Beta distribution of the mixing weights (no mixing is "
-                "probability 0)"
-            )
-        if num_images != int(num_images) or num_images < 2:
-            raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")
-        if not 0 <= probability <= 1:
-            raise InputError(f"probability is {probability}, but must be from 0 to 1")
-        self.alpha = float(alpha)
-        self.num_images = int(num_images)
-        self.probability = float(probability)
-        self.per_batch = bool(per_batch)
-
-    def __call__(self, x, y, sample_weight=None, *, seed):
-        """Mixes a batch.
-
-        Args:
-            x: tensor of shape (B, ...); integers become float32, floats keep their dtype.
-            y: tensor of shape (B, C): labels as rows (one-hot, or any other distribution).
-            sample_weight: None, or tensor of shape (B,) or (B, 1).
-            seed: pair of integers, as in `tf.random.stateless_uniform`.
-
-        Returns:
-            (x, y, sample_weight), each of the shape that was given.
-
-        Raises:
-            InputError: where `y` isn't rows.
-        """
-        x, y = _as_floats(x), _as_floats(y)
-        if y.shape.rank != 2:
-            raise InputError(
-                f"labels of shape {tuple(y.shape)} can't be mixed: they must be rows (B, C); "
-                "make integers one-hot first, as with keras.ops.one_hot(labels, num_classes)"
-            )
-        if None not in (x.shape[0], y.shape[0]) and x.shape[0] != y.shape[0]:
-            raise InputError(f"there are {x.shape[0]} samples and {y.shape[0]} labels")
-        partners, weights = self.draw(tf.shape(x)[0], seed=seed)
-
-        def mixed(values):
-            values = _as_floats(values)
-            shape = tf.concat([tf.shape(weights)[:1], [1] * (values.shape.rank - 1)], axis=0)
-            total = 0.0
-            for k in range(self.num_images):
-                share = tf.reshape(tf.cast(weights[:, k], values.dtype), shape)
-                total += share * (values if k == 0 else tf.gather(values, partners[:, k]))
-            return tf.ensure_shape(total, values.shape)
-
-        return mixed(x), mixed(y), None if sample_weight is None else mixed(sample_weight)
-
-    def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws who is mixed with whom and how much.
-
-        Args:
-            batch_size: integer, or scalar integer tensor.
-            seed: pair of integers.
-
-        Returns:
-            partners: int32 tensor of shape (B, num_images): the images of each mixture; the
-                first is the sample itself.
-            weights: float32 tensor of shape (B, num_images) whose rows sum to 1.
-        """
-        seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
-        order = _random_bits((self.num_images - 1, batch_size), seeds[0])
-        permutations = tf.argsort(order, axis=1, stable=True)
-        partners = tf.concat([tf.range(batch_size)[None], permutations], axis=0)
-
-        rows = 1 if self.per_batch else batch_size
-        weights = _dirichlet(self.alpha, rows, self.num_images, seeds[1])
-        # A uniform draw below 1 is never below probability 0 and always below probability 1.
-        is_mixed = _uniforms((rows, 1), seeds[2]) < self.probability
-        alone = tf.one_hot([0], self.num_images, dtype=weights.dtype)
-        weights = tf.where(is_mixed, weights, alone)
-        weights = tf.broadcast_to(weights, (batch_size, self.num_images))
-        return tf.transpose(partners), tf.cast(weights, tf.float32)
+        super().__init__(alpha, 2, probability, per_batch, partners, labels)
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
-        return {
-            "alpha": self.alpha,
-            "num_images": self.num_images,
-            "probability": self.probability,
-            "per_batch": self.per_batch,
-        }
+        config = super().get_config()
+        del config["num_images"]
+        return config
 
-    @classmethod
-    def from_config(cls, config: dict) -> "Mixup":
-        """Makes it anew from what `get_config` returned."""
-        return cls(**config)
+    def _mix_images(self, x, partners, weights, seed):
+        if x.shape.rank != 4:
+            raise InputError(
+                f"inputs of shape {tuple(x.shape)} have no boxes to cut: CutMix takes images "
+                "(B, H, W, channels); use Mixup"
+            )
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.cast(seed, tf.int64), tf.constant(0, tf.int64), alg="philox"
+        )
+        centre = uniforms((2, tf.shape(x)[0], 1), seed)
+        side = tf.sqrt(tf.cast(weights[:, 1:], tf.float64))
+        inside = [
+            _between(centre[axis], side, tf.shape(x)[axis + 1]) for axis in range(2)
+        ]  # (B, H) and (B, W)
+        box = inside[0][:, :, None] & inside[1][:, None, :]
+        share = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])[:, None]
+        mixed = tf.where(box[..., None], tf.gather(x, partners[:, 1]), x)
+        return tf.ensure_shape(mixed, x.shape), tf.concat([1 - share, share], axis=1)
 
 
 def virtual_samples(
@@ -174,43 +289,68 @@ def virtual_samples(
     return tf.cond(still_mixes, mix, lambda: (x, y, sample_weight))
 
 
+def mixed_outputs(mixing, mixing_steps: int | None, data_seed: int, outputs, x, y, step, replica=0):
+    """Returns the mixtures of a model's outputs on the clean images of a training's step.
+
+    Args:
+        mixing: a `Mixup` or `CutMix`; None for no mixing.
+        mixing_steps: as in `virtual_samples`.
+        data_seed: likewise.
+        outputs: float32 tensor (B, C), of the clean images.
+        x: the clean images.
+        y: their labels, rows.
+        step: as in `virtual_samples`.
+        replica: likewise.
+
+    Returns:
+        float32 tensor (B, C).
+    """
+    if mixing is None:
+        return outputs
+
+    def mix():
+        seed = step_seed(data_seed, MIXING, step, replica)
+        return mixing.mix_outputs(outputs, x, y, seed=seed)
+
+    if mixing_steps is None:
+        return mix()
+    return tf.cond(step < mixing_steps, mix, lambda: outputs)
+
+
 def _as_floats(values) -> tf.Tensor:
     values = tf.convert_to_tensor(values)
     return values if values.dtype.is_floating else tf.cast(values, tf.float32)
 
 
-def _random_bits(shape, seed) -> tf.Tensor:
-    # Bits are the same on every device and under XLA; floating-point draws need not be.
-    return tf.random.stateless_uniform(
-        shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-    )
+def _check_rows(x, y) -> None:
+    if y.shape.rank != 2:
+        raise InputError(
+            f"labels of shape {tuple(y.shape)} can't be mixed: they must be rows (B, C); "
+            "make integers one-hot first, as with keras.ops.one_hot(labels, num_classes)"
+        )
+    if None not in (x.shape[0], y.shape[0]) and x.shape[0] != y.shape[0]:
+        raise InputError(f"there are {x.shape[0]} samples and {y.shape[0]} labels")
 
 
-def _uniforms(shape, seed) -> tf.Tensor:
-    """float64 draws strictly between 0 and 1, on a grid of 2^-32."""
-    return (tf.cast(_random_bits(shape, seed), tf.float64) + 2.0**31 + 0.5) / 2.0**32
+def _weighted_sum(values, partners, weights) -> tf.Tensor:
+    """The sums of each sample's and its partners' values, (B, ...)."""
+    shape = tf.concat([tf.shape(weights)[:1], [1] * (values.shape.rank - 1)], axis=0)
+    total = 0.0
+    for k in range(weights.shape[1]):
+        share = tf.reshape(tf.cast(weights[:, k], values.dtype), shape)
+        total += share * (values if k == 0 else tf.gather(values, partners[:, k]))
+    return tf.ensure_shape(total, values.shape)
 
 
-def _dirichlet(alpha: float, rows, columns: int, seed) -> tf.Tensor:
-    """float64 draws of shape (rows, columns) from Dirichlet(alpha, ..., alpha).
+def _between(centre, side, size) -> tf.Tensor:
+    """Which pixels of a row the box covers, bool (B, size).
 
-    Normalised gamma draws, by Marsaglia and Tsang, "A simple method for generating gamma
-    variables" (2000), with a fixed number of tries: TensorFlow's own gamma has no XLA kernel.
-    Logarithms, because at alpha = 0.01 most gamma draws are below the smallest float.
+    Args:
+        centre: float64 (B, 1), in [0, 1) of the size.
+        side: float64 (B, 1), the box's, likewise.
+        size: scalar integer tensor, pixels.
     """
-    uniforms = _uniforms((3 * GAMMA_TRIES + 1, rows, columns), seed)
-    radius, angle, acceptance, boost = tf.split(uniforms, [GAMMA_TRIES] * 3 + [1])
-    normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2.0 * math.pi * angle)
-
-    # The method needs a shape of at least 1; the boost below brings it back to alpha.
-    d = alpha + (1.0 if alpha < 1 else 0.0) - 1.0 / 3.0
-    v = tf.pow(tf.maximum(1.0 + normal / math.sqrt(9.0 * d), 1e-10), 3)
-    bound = 0.5 * normal**2 + d * (1.0 - v + tf.math.log(v))
-    accepted = (v > 1e-30) & (tf.math.log(acceptance) < bound)
-    first_accepted = v[-1]
-    for k in reversed(range(GAMMA_TRIES - 1)):
-        first_accepted = tf.where(accepted[k], v[k], first_accepted)
-    log_gamma = math.log(d) + tf.math.log(first_accepted)
-    if alpha < 1:
-        log_gamma += tf.math.log(boost[0]) / alpha
-    return tf.nn.softmax(log_gamma, axis=1)
+    length = tf.floor(side * tf.cast(size, tf.float64))
+    first = tf.floor(centre * tf.cast(size, tf.float64)) - tf.floor(length / 2)
+    pixel = tf.cast(tf.range(size), tf.float64)[None]
+    return (pixel >= first) & (pixel < first + length)

@@ -91,3 +91,37 @@ class AdamW(keras.optimizers.AdamW):
 def _decays(variable) -> bool:
     """Whether a weight is one that weight decay is meant for."""
     return len(variable.shape) > 1 and variable.name not in ("bias", "gamma", "beta")
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class AfterPretraining(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that begins after some steps of a constant learning rate.
+
+    Args:
+        schedule: the schedule.
+        steps: integer, steps before it.
+        learning_rate: float, in those steps.
+    """
+
+    def __init__(self, schedule, steps: int, learning_rate: float):
+        super().__init__()
+        self.schedule, self.steps, self.learning_rate = schedule, steps, learning_rate
+
+    def __call__(self, step):
+        """Returns the learning rate of a step."""
+        later = self.schedule(keras.ops.maximum(step - self.steps, 0))
+        return keras.ops.where(step < self.steps, self.learning_rate, later)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {
+            "schedule": keras.optimizers.schedules.serialize(self.schedule),
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes it anew from what `get_config` returned."""
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(**{**config, "schedule": schedule})

@@ -1,9 +1,15 @@
-"""Seeds that are pure functions of (data_seed, step, replica)."""
+"""Seeds that are pure functions of (data_seed, step, replica), and what is drawn from a seed."""
+
+import math
 
 import tensorflow as tf
 
 # What a draw is for. Draws for two purposes are independent though they share a data_seed.
 ORDER, AUGMENTATION, MIXING, NEGATIVES = range(4)
+
+# Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
+# least 1, so that all of these are refused about once in 10^10 draws.
+GAMMA_TRIES = 8
 
 
 def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
@@ -26,3 +32,41 @@ def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
             seed, tf.cast(number, tf.int64), alg="philox"
         )
     return seed
+
+
+def random_bits(shape, seed) -> tf.Tensor:
+    """Returns int32 draws, uniform over all of them."""
+    # Bits are the same on every device and under XLA; floating-point draws need not be.
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+
+
+def uniforms(shape, seed) -> tf.Tensor:
+    """float64 draws strictly between 0 and 1, on a grid of 2^-32."""
+    return (tf.cast(random_bits(shape, seed), tf.float64) + 2.0**31 + 0.5) / 2.0**32
+
+
+def dirichlet(alpha: float, rows, columns: int, seed) -> tf.Tensor:
+    """float64 draws of shape (rows, columns) from Dirichlet(alpha, ..., alpha).
+
+    Normalised gamma draws, by Marsaglia and Tsang, "A simple method for generating gamma
+    variables" (2000), with a fixed number of tries: TensorFlow's own gamma has no XLA kernel.
+    Logarithms, because at alpha = 0.01 most gamma draws are below the smallest float.
+    """
+    draws = uniforms((3 * GAMMA_TRIES + 1, rows, columns), seed)
+    radius, angle, acceptance, boost = tf.split(draws, [GAMMA_TRIES] * 3 + [1])
+    normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2.0 * math.pi * angle)
+
+    # The method needs a shape of at least 1; the boost below brings it back to alpha.
+    d = alpha + (1.0 if alpha < 1 else 0.0) - 1.0 / 3.0
+    v = tf.pow(tf.maximum(1.0 + normal / math.sqrt(9.0 * d), 1e-10), 3)
+    bound = 0.5 * normal**2 + d * (1.0 - v + tf.math.log(v))
+    accepted = (v > 1e-30) & (tf.math.log(acceptance) < bound)
+    first_accepted = v[-1]
+    for k in reversed(range(GAMMA_TRIES - 1)):
+        first_accepted = tf.where(accepted[k], v[k], first_accepted)
+    log_gamma = math.log(d) + tf.math.log(first_accepted)
+    if alpha < 1:
+        log_gamma += tf.math.log(boost[0]) / alpha
+    return tf.nn.softmax(log_gamma, axis=1)

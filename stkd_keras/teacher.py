@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from stkd_keras.errors import InputError
+from stkd_keras.features import OUTPUTS, with_features
 from stkd_keras.folding import fold_batch_normalization
 from stkd_keras.normalization import fuse_batch_normalization, has_fused_batch_normalization
 from stkd_keras.outputs import (
@@ -133,6 +134,29 @@ class FrozenTeacher:
             logits = [tf.reduce_logsumexp(shares, axis=0) - np.log(len(self._members))]
         return tf.stop_gradient(logits[0])
 
+    def with_features(
+        self, names: Sequence[str], layer_names: Mapping[str, str] | None = None
+    ) -> tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], dict[str, tf.TensorShape]]:
+        """Returns a function that gives inner outputs beside the logits, and their shapes.
+
+        Args:
+            names: as of `stkd_keras.features.with_features`.
+            layer_names: likewise.
+
+        Returns:
+            A function of x, as `__call__` takes it, that gives a dict of float32 tensors that no
+            gradient passes: "logits" and the names; and the shapes by the same names.
+
+        Raises:
+            InputError: where there are several models, or one has no such features.
+        """
+        if len(self._members) > 1:
+            raise InputError(
+                f"{len(self._members)} teachers have no inner features in common; choose one of "
+                "them, or a method that needs the logits only"
+            )
+        return self._members[0].with_features(names, layer_names)
+
     def fingerprint(self) -> str:
         """Returns a hash, 64 hexadecimal digits, of all that the answers depend on."""
         digest = hashlib.sha256()
@@ -224,7 +248,26 @@ class _Member:
             )
 
     def __call__(self, x):
-        answer = self._call(x, training=False)
+        return self._logits(self._call(x, training=False))
+
+    def with_features(self, names, layer_names):
+        if self.snapshot is None:
+            raise InputError(
+                "the teacher's class can't be made anew from its config, and shows no inner "
+                "features; choose a method that needs the logits only"
+            )
+        model = with_features(self.snapshot, names, layer_names, "teacher")
+
+        def answer(x):
+            given = model(x, training=False)
+            features = {name: tf.cast(given[name], tf.float32) for name in names}
+            answers = {**features, "logits": self._logits(given[OUTPUTS])}
+            return tf.nest.map_structure(tf.stop_gradient, answers)
+
+        shapes = {name: tf.TensorShape(model.output[name].shape) for name in names}
+        return answer, {**shapes, "logits": tf.TensorShape([None, self.num_classes])}
+
+    def _logits(self, answer) -> tf.Tensor:
         if self.kind == "probabilities":
             logits = logits_of_probabilities(answer)
         else:

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from stkd_keras import FrozenTeacher, InputError
 from stkd_keras.evaluation import fidelity, predict_logits, score
-from stkd_keras.experiment import make_optimizer, method_settings
+from stkd_keras.experiment import make_optimizer
+from stkd_keras.recipes import method_settings
 
 
 def softmax(z):
@@ -82,17 +83,18 @@ def test_predicted_logits_are_the_models_on_every_example_in_order():
 
 
 def test_a_method_sets_defaults_and_an_explicit_flag_wins():
-    assert method_settings("kd")["mixup_probability"] == 0
-    assert method_settings("kd", mixup_alpha=0.5)["mixup_probability"] == 1
+    assert method_settings("kd")["mixing"] == "none"
+    assert method_settings("kd", mixup_alpha=0.5)["mixing"] == "mixup"
+    assert method_settings("kd", mixing="cutmix", mixup_alpha=0.5)["mixing"] == "cutmix"
     assert method_settings("stkd", soft_weight=0.5)["soft_weight"] == 0.5
-    assert method_settings("stkd", mixup_probability=0.0)["mixup_probability"] == 0
-    assert method_settings("stkd", mixup_alpha=0.5, mixup_probability=0.3) == {
-        "soft_weight": 0.9,
-        "label_weight": 0.1,
+    assert method_settings("stkd", mixup_probability=0.0)["mixing"] == "none"
+    assert method_settings("stkd", mixing="none") == method_settings("kd")
+    assert method_settings("kd", mixing="mixup") == method_settings("stkd")
+    settings = method_settings("stkd", mixup_alpha=0.5, mixup_probability=0.3)
+    assert settings == {
+        **method_settings("stkd"),
         "mixup_alpha": 0.5,
         "mixup_probability": 0.3,
-        "num_images": 2,
-        "mixing_epochs": None,
     }
     with pytest.raises(InputError, match="'stdk'; the nearest known: stkd"):
         method_settings("stdk")

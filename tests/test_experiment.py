@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment
+from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment, recipes
 from stkd_keras.run_directory import RunDirectory
 
 
@@ -128,14 +128,14 @@ def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path,
 
 def test_each_optimizer_has_defaults_of_its_own():
     for dataset in ("cifar10", "digits"):
-        sgd = experiment.recipe_for(dataset)
+        sgd = recipes.recipe_for(dataset)
         assert (sgd.optimizer, sgd.learning_rate, sgd.weight_decay) == ("sgd", 0.1, 5e-4)
-        adamw = experiment.recipe_for(dataset, "adamw")
+        adamw = recipes.recipe_for(dataset, "adamw")
         assert (adamw.optimizer, adamw.learning_rate, adamw.weight_decay) == ("adamw", 1e-3, 0.05)
         assert (adamw.student, adamw.epochs) == (sgd.student, sgd.epochs)
 
 
-@pytest.mark.parametrize("optimizer", list(experiment.OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", list(recipes.OPTIMIZERS))
 def test_every_optimizer_warms_up_and_decays_to_nothing(optimizer):
     made = experiment.make_optimizer(0.5, 0.0, total_steps=200, optimizer=optimizer)
     rates = []
@@ -150,4 +150,4 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="adamw"):
         experiment.make_optimizer(0.1, 0.0, 10, "adam")
     with pytest.raises(InputError, match="adamw"):
-        experiment.recipe_for("digits", "adam")
+        recipes.recipe_for("digits", "adam")

@@ -23,6 +23,7 @@ def pipeline(
     start_step: int = 0,
     shard_index: int = 0,
     num_shards: int = 1,
+    with_index: bool = False,
 ) -> tf.data.Dataset:
     """Builds the infinite pipeline of augmented batches for training.
 
@@ -47,11 +48,13 @@ def pipeline(
         shard_index: which share of every batch is wanted, from 0 on.
         num_shards: how many shares there are; a worker of several reads its share only. The
             shares of images in memory or in files are the batch, cut in pieces.
+        with_index: whether to give the number of each image in the split with its label; not of
+            images that are streamed.
 
     Returns:
         Infinite data set of (images, labels): float32 (batch, height, width, channels) in
-        [0, 255], and integers (batch,), -1 for an image without label. The batch's static size is
-        known where all have one.
+        [0, 255], and integers (batch,), -1 for an image without label; with `with_index` a dict of
+        "labels" and "index", both (batch,). The batch's static size is known where all have one.
 
     Raises:
         InputError: if the batch is larger than the split, `augment` or the split's name isn't
@@ -75,12 +78,25 @@ def pipeline(
     _check_numbers(start_step, shard_index, num_shards)
     share = _Share(len(split), batch_size, shard_index, num_shards)
     if isinstance(split, RecordSplit):
+        if with_index:
+            raise InputError(
+                f"{len(split):,} images are streamed from their files, and have no numbers; give "
+                "them memory (memory_limit, --memory_limit), or choose another method"
+            )
         batches = _streamed_batches(split, share, data_seed, start_step)
     else:
-        batches = _fetched_batches(split, share, data_seed, start_step)
+        batches = _fetched_batches(split, share, data_seed, start_step, with_index)
     result = _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, share, data_seed)
     result.source = PipelineSource(
-        dataset, split, batch_size, data_seed, augment, start_step, shard_index, num_shards
+        dataset,
+        split,
+        batch_size,
+        data_seed,
+        augment,
+        start_step,
+        shard_index,
+        num_shards,
+        with_index,
     )
     return result
 
@@ -100,6 +116,7 @@ class PipelineSource:
     start_step: int
     shard_index: int
     num_shards: int
+    with_index: bool
 
     def starting_at(self, step: int) -> tf.data.Dataset:
         """Returns the same pipeline from another step on."""
@@ -112,6 +129,7 @@ class PipelineSource:
             start_step=step,
             shard_index=self.shard_index,
             num_shards=self.num_shards,
+            with_index=self.with_index,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -218,7 +236,7 @@ class _Share:
 
 
 def _fetched_batches(
-    split: RandomAccessSplit, share: _Share, data_seed: int, start_step: int
+    split: RandomAccessSplit, share: _Share, data_seed: int, start_step: int, with_index: bool
 ) -> tf.data.Dataset:
     """Numbers of steps with this share of their images and labels, from `start_step` on."""
     start_epoch, start_batch = divmod(start_step, share.steps)
@@ -234,8 +252,11 @@ def _fetched_batches(
         first_batch = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
         return tf.data.Dataset.range(first_batch, share.steps).map(indices_of)
 
-    indices = tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
-    return _map(indices, lambda step, indices: (step, split.fetch(indices)))
+    def fetch(step: tf.Tensor, indices: tf.Tensor):
+        images, labels = split.fetch(indices)
+        return step, (images, {"labels": labels, "index": indices} if with_index else labels)
+
+    return _map(tf.data.Dataset.counter(start_epoch).flat_map(batches_of), fetch)
 
 
 def _streamed_batches(
@@ -291,7 +312,10 @@ def _augmented(
         first, end = share.of_batch(step % share.steps)
         images = augmentation.apply(images, draws[:, first:end], flip)
         images = tf.ensure_shape(images, (share.static_size, *split.image_shape))
-        return _as_floats(images, tf.ensure_shape(labels, (share.static_size,)))
+        labels = tf.nest.map_structure(
+            lambda numbers: tf.ensure_shape(numbers, (share.static_size,)), labels
+        )
+        return _as_floats(images, labels)
 
     infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return _ahead(_map(batches, augment)).apply(infinite)

@@ -24,6 +24,7 @@ class _LogitsTerm(DistillationTerm):
     """A term of logits, at a temperature."""
 
     feature_rank = 2
+    uses_logits_only = True
 
     def __init__(
         self,

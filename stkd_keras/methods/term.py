@@ -41,6 +41,8 @@ class DistillationTerm(keras.layers.Layer):
     needs_index = False
     # Whether the term keeps a state that several replicas would change at once.
     needs_one_replica = False
+    # Whether a recording of the teacher's logits is enough.
+    uses_logits_only = False
     # Steps at the start of the training in which `pretraining_loss` is the only loss.
     pretraining_steps = 0
     # Whether the term adds nothing to the loss once those steps are over.

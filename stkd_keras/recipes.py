@@ -1,0 +1,243 @@
+"""What train.py takes where its flags don't say otherwise: by data set, and by method."""
+
+import dataclasses
+from typing import Any
+
+from stkd_keras import methods
+from stkd_keras.data import AnySplit
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
+from stkd_keras.mixing import CutMix, Mixup
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What train.py takes where a flag doesn't say otherwise."""
+
+    teacher: str
+    student: str
+    epochs: int
+    teacher_epochs: int
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+
+
+# The highest learning rate and the weight decay that suit each optimizer.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
+}
+RECIPES = {
+    "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
+}
+# What the field trains for on CIFAR-10 and its like.
+DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
+
+MIXINGS = ("none", "mixup", "cutmix")
+# The share of the main training that a stage before it has: 30 epochs before 240 in
+# github.com/HobbitLong/RepDistiller.
+PRETRAINING_SHARE = 30 / 240
+# Those of METHODS that have no term of their own.
+OWN_METHODS: dict[str, dict[str, Any]] = {
+    "stkd": {"soft_weight": 0.9, "label_weight": 0.1, "mixing": "mixup"},
+    "kd": {"soft_weight": 0.9, "label_weight": 0.1},
+    "mixup": {"soft_weight": 0.0, "label_weight": 1.0, "mixing": "mixup", "mixup_alpha": 0.2},
+    "ce": {"soft_weight": 0.0, "label_weight": 1.0},
+}
+METHODS = (*OWN_METHODS, *methods.METHODS)
+_DEFAULTS: dict[str, Any] = {
+    "temperature": 4.0,
+    "mixing": "none",
+    "mixup_alpha": 1.0,
+    "mixup_probability": 1.0,
+    "num_images": 2,
+    "mixing_epochs": None,
+    "mixing_per_batch": False,
+    "mixing_partners": "any",
+    "mixing_labels": "mixed",
+    "soft_target": "virtual",
+    "clean_soft_weight": 0.0,
+    "method_weight": None,
+    "pretraining_epochs": None,
+}
+# What may be given in place of a method's own.
+SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
+# What says how to mix, and is nothing where nothing is mixed.
+_OF_MIXING = (
+    "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
+    "mixing_partners", "mixing_labels", "soft_target", "clean_soft_weight",
+)  # fmt: skip
+
+
+def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
+    """Returns the recipe for a data set's name.
+
+    Raises:
+        InputError: for an unknown optimizer.
+    """
+    recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
+    check_optimizer(optimizer)
+    if optimizer == recipe.optimizer:
+        return recipe
+    return dataclasses.replace(recipe, optimizer=optimizer, **OPTIMIZERS[optimizer])
+
+
+def method_settings(method: str, **explicit) -> dict[str, Any]:
+    """Returns the settings of a method, with those that were given explicitly in their place.
+
+    Args:
+        method: a name in `METHODS`.
+        **explicit: `soft_weight`, `label_weight`, `temperature`, `mixing` ("none", "mixup" or
+            "cutmix"), `mixup_alpha`, `mixup_probability`, `num_images`, `mixing_epochs`,
+            `mixing_per_batch`, `mixing_partners`, `mixing_labels`, `soft_target`,
+            `clean_soft_weight`, `method_weight`, `pretraining_epochs`; None stands for not given.
+            To give one that says how to mix is to mix, also where the method doesn't by itself.
+
+    Raises:
+        InputError: for an unknown method, or where the settings contradict each other.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    given = {name: value for name, value in explicit.items() if value is not None}
+    settings = {**_DEFAULTS, **_defaults_of(method), **given}
+    of_mixing = [n for n in _OF_MIXING if n in given and given[n] not in (False, 0, "virtual")]
+    if of_mixing and settings["mixing"] == "none":
+        if "mixing" in given:
+            raise InputError(
+                f"mixing is none, but {of_mixing[0]} is {given[of_mixing[0]]}, which says how to "
+                "mix; leave one of them out"
+            )
+        settings["mixing"] = "mixup"
+    if settings["mixup_probability"] == 0:
+        settings["mixing"] = "none"
+    _check_term(method, settings, given)
+    return settings
+
+
+def needs_teacher(method: str, settings: dict[str, Any]) -> bool:
+    """Whether a method with these settings asks a teacher."""
+    soft_weights = settings["soft_weight"], settings["clean_soft_weight"]
+    return method not in OWN_METHODS or any(weight > 0 for weight in soft_weights)
+
+
+def can_replay(method: str, settings: dict[str, Any]) -> bool:
+    """Whether a recording of the teacher's logits is all that such a training needs of it."""
+    if not needs_teacher(method, settings) or settings["clean_soft_weight"]:
+        return False
+    return method in OWN_METHODS or methods.METHODS[method].term.uses_logits_only
+
+
+def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
+    """Returns what mixes the images, if anything does.
+
+    Raises:
+        InputError: where a setting is outside its range, also if nothing is mixed.
+    """
+    mixup = Mixup(
+        alpha=settings["mixup_alpha"],
+        num_images=settings["num_images"],
+        probability=settings["mixup_probability"],
+        per_batch=settings["mixing_per_batch"],
+        partners=settings["mixing_partners"],
+        labels=settings["mixing_labels"],
+    )
+    if settings["mixing"] != "cutmix":
+        return mixup if settings["mixing"] == "mixup" else None
+    if mixup.num_images != 2:
+        raise InputError(
+            f"num_images is {mixup.num_images}, but CutMix mixes two: leave it out, or choose the "
+            "mixing mixup"
+        )
+    config = mixup.get_config()
+    del config["num_images"]
+    return CutMix(**config)
+
+
+def make_terms(
+    method: str, settings: dict[str, Any], train_split: AnySplit, steps: int, data_seed: int
+) -> list[methods.DistillationTerm]:
+    """Returns the further terms of a method's loss: one, or none of those without one.
+
+    Args:
+        method: a name in `METHODS`.
+        settings: of `method_settings`, "pretraining_epochs" as a number.
+        train_split: the images to train on.
+        steps: batches of an epoch.
+        data_seed: of what a term draws.
+    """
+    if method in OWN_METHODS:
+        return []
+    entry = methods.METHODS[method]
+    options = dict(entry.options)
+    if settings["method_weight"] is not None:
+        options["weight"] = settings["method_weight"]
+    if entry.temperature is not None:
+        options["temperature"] = settings["temperature"]
+    if entry.pretraining_epochs:
+        options["pretraining_steps"] = settings["pretraining_epochs"] * steps
+    if entry.term.needs_index:
+        options |= {
+            "num_images": len(train_split),
+            "image_labels": train_split.labels,
+            "seed": data_seed,
+        }
+    return [entry.term(**options)]
+
+
+def default_pretraining_epochs(method: str, epochs: int) -> int:
+    """Returns how many epochs of its own stage a method has before so many of the main training."""
+    if method in OWN_METHODS or not methods.METHODS[method].pretraining_epochs:
+        return 0
+    return max(1, round(PRETRAINING_SHARE * epochs))
+
+
+def check_optimizer(name: str) -> None:
+    """Refuses the name of an optimizer that `make_optimizer` doesn't know.
+
+    Raises:
+        InputError: with the known ones.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+
+
+def check_recipe(learning_rate: float, weight_decay: float) -> None:
+    """Refuses numbers that no training can use.
+
+    Raises:
+        InputError: where a number is outside its range.
+    """
+    numbers = f"from {SMALLEST:g} to {LARGEST:g}"
+    if not is_positive(learning_rate):
+        raise InputError(f"the learning rate is {learning_rate}, but must be a number {numbers}")
+    if not (weight_decay == 0 or is_positive(weight_decay)):
+        raise InputError(f"the weight decay is {weight_decay}, but must be 0 or a number {numbers}")
+
+
+def _defaults_of(method: str) -> dict[str, Any]:
+    if method in OWN_METHODS:
+        return OWN_METHODS[method]
+    entry = methods.METHODS[method]
+    defaults = {"soft_weight": entry.soft_weight, "label_weight": entry.label_weight}
+    return defaults | ({"temperature": entry.temperature} if entry.temperature else {})
+
+
+def _check_term(method: str, settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuses what says something of a term that isn't there, and mixing where it isn't defined."""
+    entry = methods.METHODS.get(method)
+    if entry is None and "method_weight" in given:
+        raise InputError(
+            f"method_weight is {given['method_weight']}, but {method} has no term of its own: "
+            "leave it out, and set soft_weight and label_weight"
+        )
+    if "pretraining_epochs" in given and not (entry and entry.pretraining_epochs):
+        raise InputError(
+            f"pretraining_epochs is {given['pretraining_epochs']}, but {method} has no stage "
+            "before its training: leave it out"
+        )
+    if entry and entry.term.refuses_mixing and settings["mixing"] != "none":
+        raise InputError(
+            f"{method} isn't defined on mixed images: {entry.term.refuses_mixing}; leave the "
+            "mixing out, or choose another method"
+        )

@@ -34,10 +34,13 @@ from stkd_keras.distribution import (
     refuse_what_keras_cannot_do,
 )
 from stkd_keras.errors import InputError
+from stkd_keras.features import with_features
+from stkd_keras.methods import DistillationTerm
 from stkd_keras.mixing import LABELS, PARTNERS
 from stkd_keras.replay import check_recording
 from stkd_keras.run_directory import RunDirectory, write_json
 from stkd_keras.teacher import DTYPES
+from stkd_keras.terms import feature_names
 
 # So that the number of steps is an int64, however many images there are.
 MOST_EPOCHS = 10**9
@@ -355,6 +358,8 @@ def main() -> None:
     with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
+        terms = recipes.make_terms(METHOD.value, method, train_split, steps, DATA_SEED.value)
+        check_features(student, terms)
         check_replay(samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
     needed = recipes.needs_teacher(METHOD.value, method)
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
@@ -369,7 +374,7 @@ def main() -> None:
             label_weight=method["label_weight"],
             soft_target=method["soft_target"],
             clean_soft_weight=method["clean_soft_weight"],
-            terms=recipes.make_terms(METHOD.value, method, train_split, steps, DATA_SEED.value),
+            terms=terms,
             student_features=feature_layers(STUDENT_FEATURES),
             teacher_features=feature_layers(TEACHER_FEATURES),
             **samples,
@@ -464,6 +469,12 @@ def check_combinations(recipe: dict, method: dict) -> None:
             f"--replay records the teacher's logits on the samples that are trained on, but {what} "
             "needs more of it: leave one of them out"
         )
+    for flag in (STUDENT_FEATURES, TEACHER_FEATURES):
+        if flag.value and not recipes.needs_features(METHOD.value):
+            raise InputError(
+                f"--{flag.name} names layers, but --method={METHOD.value} compares no inner "
+                "features: leave it out, or choose another method"
+            )
     if REPLAY.value is not None and DISTRIBUTE.value == "multi_worker":
         raise InputError(
             "--replay records on one machine, but --distribute is multi_worker: leave one of them "
@@ -573,6 +584,12 @@ def mixing_steps(method: dict, steps: int) -> int | None:
     if method["mixing_epochs"] is None:
         return None
     return (method["pretraining_epochs"] + method["mixing_epochs"]) * steps
+
+
+def check_features(student: keras.Model, terms: list[DistillationTerm]) -> None:
+    """Refuses a student without the features that a method compares."""
+    if names := feature_names(terms):
+        with_features(student, names, feature_layers(STUDENT_FEATURES), "student")
 
 
 def feature_layers(flag: flags.FlagHolder) -> dict[str, str]:

@@ -121,11 +121,15 @@ def needs_teacher(method: str, settings: dict[str, Any]) -> bool:
     return method not in OWN_METHODS or any(weight > 0 for weight in soft_weights)
 
 
+def needs_features(method: str) -> bool:
+    """Whether a method compares more of the models than their logits."""
+    return method not in OWN_METHODS and not methods.METHODS[method].term.uses_logits_only
+
+
 def can_replay(method: str, settings: dict[str, Any]) -> bool:
     """Whether a recording of the teacher's logits is all that such a training needs of it."""
-    if not needs_teacher(method, settings) or settings["clean_soft_weight"]:
-        return False
-    return method in OWN_METHODS or methods.METHODS[method].term.uses_logits_only
+    asks_once = needs_teacher(method, settings) and not settings["clean_soft_weight"]
+    return asks_once and not needs_features(method)
 
 
 def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
@@ -230,6 +234,11 @@ def _check_term(method: str, settings: dict[str, Any], given: dict[str, Any]) ->
         raise InputError(
             f"method_weight is {given['method_weight']}, but {method} has no term of its own: "
             "leave it out, and set soft_weight and label_weight"
+        )
+    weight = settings["method_weight"]
+    if not (weight in (None, 0) or is_positive(weight)):
+        raise InputError(
+            f"method_weight is {weight}, but must be 0 or a number from {SMALLEST:g} to {LARGEST:g}"
         )
     if "pretraining_epochs" in given and not (entry and entry.pretraining_epochs):
         raise InputError(

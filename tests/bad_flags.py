@@ -73,6 +73,7 @@ def names(*more: str):
 
 missing_files = texts.map(lambda text: f"nowhere/{text}")
 in_a_file = texts.map(lambda text: f"file/{text}")
+no_features = texts.filter(lambda text: text and "=" not in text)
 not_switches = texts.filter(lambda text: text.lower() not in ("true", "false", "t", "f", "1", "0"))
 
 
@@ -103,8 +104,34 @@ VALUES = {
     "learning_rate": floats(_is_positive),
     "logical_devices": integers(0, 64),
     "memory_limit": floats(lambda value: value >= 0),
-    "method": words("stkd", "kd", "mixup", "ce"),
+    "method": words(
+        "stkd",
+        "kd",
+        "mixup",
+        "ce",
+        "fitnet",
+        "at",
+        "sp",
+        "cc",
+        "vid",
+        "rkd",
+        "pkt",
+        "ab",
+        "ft",
+        "fsp",
+        "nst",
+        "crd",
+        "dkd",
+        "dist",
+        "kd_standardized",
+    ),
+    "method_weight": floats(_is_weight),
+    "clean_soft_weight": floats(_is_weight),
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
+    "mixing": words("none", "mixup", "cutmix"),
+    "mixing_labels": words("mixed", "heaviest"),
+    "mixing_partners": words("any", "same_class", "other_class"),
+    "mixing_per_batch": not_switches,
     "mixing_epochs": integers(0, 10**9),
     "mixup_alpha": floats(_is_positive),
     "mixup_probability": floats(lambda value: 0 <= value <= 1),
@@ -112,13 +139,16 @@ VALUES = {
     "on_nan": words("stop", "restore"),
     "optimizer": words("sgd", "adamw"),
     "overwrite": not_switches,
+    "pretraining_epochs": integers(0, 10**9),
     "replay": in_a_file | st.sampled_from(["", "other", "file"]),
     "run_dir": in_a_file | st.sampled_from(["", "other", "file", "."]),
     "seed": integers(0, 2**32 - 1),
     "skip_bad_images": not_switches,
+    "soft_target": words("virtual", "mixed"),
     "soft_weight": floats(_is_weight),
     "steps_per_execution": integers(1),
     "student": names("resnet8,resnet8"),
+    "student_features": no_features,
     "student_normalization": texts,
     "student_weights": missing_files,
     "teacher": names("resnet8,resnet21", ",", "resnet8,"),
@@ -126,6 +156,7 @@ VALUES = {
     "teacher_dir": in_a_file | st.sampled_from(["", "file"]),
     "teacher_dtype": words("float32", "bfloat16", "float16"),
     "teacher_epochs": integers(1, 10**9),
+    "teacher_features": no_features,
     "teacher_normalization": texts,
     "teacher_weights": missing_files,
     "temperature": floats(_is_positive),
@@ -140,6 +171,10 @@ VALUES = {
 BESIDE = {
     "data_dir": ("--dataset=folder",),
     "logical_devices": ("--distribute=mirrored",),
+    "method_weight": ("--method=fitnet",),
+    "pretraining_epochs": ("--method=ft",),
+    "student_features": ("--method=fitnet",),
+    "teacher_features": ("--method=fitnet",),
 }
 """What else a flag needs to have a meaning."""
 

@@ -20,7 +20,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stkd_keras import InputError, Mixup, SimilarityTransferDistiller, fuse_batch_normalization
+from stkd_keras import (
+    InputError,
+    Mixup,
+    SimilarityTransferDistiller,
+    fuse_batch_normalization,
+    methods,
+)
 from stkd_keras.distribution import make_strategy
 
 STRATEGY = make_strategy("mirrored", logical_devices=2)
@@ -60,6 +66,26 @@ def two_replicas_of_32_log_and_train_as_one_device_of_64():
     assert set(histories[0]) == set(histories[1])
     for name, values in histories[0].items():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
+
+
+def terms_of_samples_count_and_train_as_on_one_device():
+    """Also where a replica's share of the last batch is empty."""
+    x, y = networks.vectors(65)
+    results = []
+    for strategy in (STRATEGY, ONE_DEVICE):
+        distiller = make(strategy, mixing=None, terms=[methods.StandardizedKD(), methods.CC()])
+        history = distiller.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0).history
+        results.append((history, distiller.student.get_weights()))
+    (mine, my_weights), (its, its_weights) = results
+    for name in ("loss", "cc", "kd_standardized"):
+        np.testing.assert_allclose(mine[name], its[name], rtol=1e-4)
+    for a, b in zip(my_weights, its_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def a_term_with_a_memory_is_refused():
+    with pytest.raises(InputError, match="crd keeps a memory of all images"):
+        make(mixing=None, terms=[methods.CRD(64)])
 
 
 def images_without_labels_count_as_on_one_device():

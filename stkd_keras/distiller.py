@@ -42,7 +42,7 @@ from stkd_keras.outputs import (
 from stkd_keras.randomness import MIXING, step_seed
 from stkd_keras.replay import RecordedTeacher
 from stkd_keras.teacher import FrozenTeacher
-from stkd_keras.terms import build_terms, check_terms, feature_names, loss_of
+from stkd_keras.terms import build_terms, check_terms, feature_names, hold_still, loss_of
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
 # What `fit` logs of data without any label.
@@ -385,7 +385,10 @@ class SimilarityTransferDistiller(keras.Model):
         # At the end of data the batch never comes; nothing else would hold the count back.
         with tf.control_dependencies([x]):
             self.step.assign_add(1)
-        return reducible(super().train_step((x, targets, sample_weight)))
+        release = hold_still(self.terms, self.student, step)
+        logs = super().train_step((x, targets, sample_weight))
+        release()
+        return reducible(logs)
 
     def test_step(self, data):
         """Scores the student on clean images."""

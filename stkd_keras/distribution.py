@@ -1,7 +1,7 @@
 """Several devices: which strategy, and what Keras leaves to do under one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -234,6 +234,20 @@ def call_unless_empty(function, x, outputs):
         lambda: tf.nest.map_structure(tf.ensure_shape, call(), outputs),
         lambda: tf.nest.map_structure(_no_rows, outputs),
     )
+
+
+def assign(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Gives variables values within a training step, each replica its own."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return
+
+    def update(strategy, *all_values):
+        for variable, value in zip(variables, all_values, strict=True):
+            strategy.extended.update(variable.value, lambda v, x: v.assign(x), args=(value,))
+
+    tf.distribute.get_replica_context().merge_call(update, args=tuple(values))
 
 
 def check_not_empty(x) -> None:

@@ -32,7 +32,7 @@ def test_a_run_leaves_what_it_promises(finished):
     run = run_of(finished)
     config = json.loads((run / "config.json").read_text())
     assert config["flags"]["mixup_probability"] == 0.5
-    assert config["flags"]["temperature"] == 4.0
+    assert config["settings"]["temperature"] == 4.0
     assert config["versions"]["keras"] == keras.__version__
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) == {"test", "train", "validation", "teacher", "fidelity"}
@@ -119,7 +119,7 @@ def test_the_teacher_is_found_again_and_an_own_student_is_trained(finished, comm
     assert completed.returncode == 0, completed.stderr
     assert "training the teacher" not in completed.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["settings"]["mixup_probability"] == 0
+    assert config["settings"]["mixing"] == "none"
 
 
 def test_two_logical_devices_train_a_student(finished, command, tmp_path):

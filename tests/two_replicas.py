@@ -69,18 +69,42 @@ def two_replicas_of_32_log_and_train_as_one_device_of_64():
 
 
 def terms_of_samples_count_and_train_as_on_one_device():
-    """Also where a replica's share of the last batch is empty."""
-    x, y = networks.vectors(65)
+    """And a replica without examples leaves nothing that is not a number."""
+    x, y = networks.vectors(128)
     results = []
     for strategy in (STRATEGY, ONE_DEVICE):
-        distiller = make(strategy, mixing=None, terms=[methods.StandardizedKD(), methods.CC()])
+        distiller = make(strategy, mixing=None, terms=[methods.StandardizedKD()])
         history = distiller.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0).history
         results.append((history, distiller.student.get_weights()))
     (mine, my_weights), (its, its_weights) = results
-    for name in ("loss", "cc", "kd_standardized"):
+    for name in ("loss", "kd_standardized"):
         np.testing.assert_allclose(mine[name], its[name], rtol=1e-4)
     for a, b in zip(my_weights, its_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    distiller = make(mixing=None, terms=[methods.RKD(), methods.CC()])
+    history = distiller.fit(x[:65], y[:65], batch_size=64, shuffle=False, verbose=0).history
+    assert np.isfinite([history["loss"], history["rkd"], history["cc"]]).all()
+
+
+def what_a_stage_beforehand_trained_stays_as_it_is():
+    """Also with momentum."""
+    x, y = networks.images(64)
+    term = methods.FT(features=("map",), pretraining_steps=1)
+    keras.utils.set_random_seed(0)
+    with STRATEGY.scope():
+        student, teacher = (networks.small_convolutional_classifier(width=w) for w in (4, 8))
+        distiller = SimilarityTransferDistiller(
+            student, teacher, terms=[term],
+            student_features={"map": student.layers[-3].name},
+            teacher_features={"map": teacher.layers[-3].name},
+        )  # fmt: skip
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    weights = []
+    for _ in range(3):
+        distiller.fit(x, y, batch_size=64, verbose=0)
+        weights.append([[w.numpy() for w in local(v.value)] for v in term.encoder.variables])
+    for first, last in zip(weights[0], weights[2], strict=True):
+        np.testing.assert_array_equal(first, last)
 
 
 def a_term_with_a_memory_is_refused():
@@ -236,6 +260,9 @@ PROMISES = (
     a_replica_without_examples_leaves_nothing_that_is_not_a_number,
     precision_and_optimizer_options_work,
     what_keras_cannot_do_is_refused_in_one_line,
+    terms_of_samples_count_and_train_as_on_one_device,
+    what_a_stage_beforehand_trained_stays_as_it_is,
+    a_term_with_a_memory_is_refused,
 )
 
 

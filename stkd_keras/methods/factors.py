@@ -38,6 +38,7 @@ class FT(PretrainedTerm):
     """
 
     feature_rank = 4
+    pretrains_student = False
 
     def __init__(
         self,
@@ -74,6 +75,11 @@ class FT(PretrainedTerm):
         """Returns the loss of each sample, (B,)."""
         ((s, t),) = self.pairs(student, teacher)
         return factor_loss(self.translator(s), tf.stop_gradient(self.encoder(t)))
+
+    @property
+    def pretrained_layers(self):
+        """The paraphraser."""
+        return self.encoder, self.decoder
 
     def pretraining_loss(self, student, teacher, labels):
         """Returns the paraphraser's error of each sample, (B,); the layer has to be built."""

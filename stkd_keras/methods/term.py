@@ -128,6 +128,9 @@ class PretrainedTerm(DistillationTerm):
             in every step.
     """
 
+    # Whether the stage trains the student; otherwise it stays as it is until the stage is over.
+    pretrains_student = True
+
     def __init__(
         self,
         features: Sequence[str],
@@ -150,6 +153,11 @@ class PretrainedTerm(DistillationTerm):
         The term itself, unless a subclass trains something else first.
         """
         return self(student, teacher, labels, training=True)
+
+    @property
+    def pretrained_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """What only the stage trains: it stays as it is once the stage is over."""
+        return ()
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""

@@ -86,7 +86,7 @@ class _Mixing:
         x, y = _as_floats(x), _as_floats(y)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed, labels=y)
         _, weights = self._mix_images(x, partners, weights, seed)
-        return _weighted_sum(outputs, partners, weights)
+        return _weighted_sum(_as_floats(outputs), partners, weights)
 
     def draw(self, batch_size, *, seed, labels=None) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws who is mixed with whom and how much.

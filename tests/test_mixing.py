@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stkd_keras import InputError, Mixup
+from stkd_keras import CutMix, InputError, Mixup
 
 ALPHAS = [0.01, 0.1, 1.0, 10.0]
 
@@ -150,3 +150,137 @@ def test_an_argument_out_of_range_is_refused_in_one_line(arguments, named):
 def test_integer_labels_are_refused_with_the_remedy():
     with pytest.raises(InputError, match="one_hot"):
         Mixup()(np.zeros((4, 3)), np.arange(4), seed=(0, 0))
+
+
+@given(
+    batch=st.integers(1, 8),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    alpha=st.sampled_from(ALPHAS),
+    probability=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
+)
+@settings(max_examples=40, deadline=None)
+def test_cutmix_pastes_one_box_of_the_partner_and_mixes_labels_by_its_area(
+    batch, size, alpha, probability, seed
+):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (batch, *size, 2)).astype("float32")
+    y = one_hot(rng.integers(0, 5, batch), 5)
+    sample_weight = rng.uniform(0, 2, batch).astype("float32")
+    cutmix = CutMix(alpha, probability)
+    xm, ym, wm = (t.numpy() for t in cutmix(x, y, sample_weight, seed=seed))
+    partners, drawn = (t.numpy() for t in cutmix.draw(batch, seed=seed))
+    for i in range(batch):
+        partner = partners[i, 1]
+        pasted = (xm[i] == x[partner]).all(axis=-1) & (partner != i)
+        kept = (xm[i] == x[i]).all(axis=-1)
+        assert (pasted | kept).all()
+        rows, columns = pasted.any(axis=1), pasted.any(axis=0)
+        np.testing.assert_array_equal(pasted, rows[:, None] & columns[None])
+        for line in (rows, columns):  # Without a gap.
+            assert (np.diff(np.flatnonzero(line)) == 1).all()
+        share = pasted.mean()
+        np.testing.assert_allclose(ym[i], (1 - share) * y[i] + share * y[partner], atol=1e-6)
+        expected = (1 - share) * sample_weight[i] + share * sample_weight[partner]
+        np.testing.assert_allclose(wm[i], expected, rtol=1e-5)
+        # It is cut off at the edges, and never larger than was drawn.
+        assert pasted.any(axis=1).sum() <= np.sqrt(drawn[i, 1]) * size[0] + 1e-3
+    if probability == 0:
+        np.testing.assert_array_equal(xm, x)
+
+
+def test_the_boxes_of_cutmix_are_as_large_as_drawn_and_everywhere():
+    x = np.zeros((4000, 20, 20, 1), "float32")
+    x[1::2] = 1
+    y = one_hot(np.arange(4000) % 2, 2)
+    cutmix = CutMix(partners="other_class")
+    xm, ym, _ = cutmix(x, y, seed=(3, 4))
+    _, drawn = cutmix.draw(4000, seed=(3, 4), labels=y)
+    pasted = xm.numpy()[..., 0] != x[..., 0]
+    side = np.floor(np.sqrt(drawn.numpy()[:, 1]) * 20)
+    inside = pasted.any(axis=2).sum(axis=1)
+    whole = (pasted.any(axis=2)[:, [0, -1]].sum(axis=1) == 0) & (side > 0)
+    np.testing.assert_array_equal(inside[whole], side[whole])
+    where = pasted.mean(axis=0)
+    assert where.min() > 0.1
+    np.testing.assert_allclose(where, where[::-1, ::-1], atol=0.06)
+    np.testing.assert_allclose((ym * y).numpy().sum(axis=1), 1 - pasted.mean((1, 2)), atol=1e-6)
+
+
+@given(
+    labels=st.lists(st.integers(-1, 3), min_size=1, max_size=12),
+    num_images=st.integers(2, 4),
+    seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
+)
+@settings(max_examples=60, deadline=None)
+def test_partners_are_of_the_same_class_or_of_another_wherever_there_is_one(
+    labels, num_images, seed
+):
+    labels = np.array(labels)
+    rows = np.where(labels[:, None] < 0, 0, one_hot(np.maximum(labels, 0), 4)).astype("float32")
+    for partners, wanted in (("same_class", np.equal), ("other_class", np.not_equal)):
+        mixup = Mixup(num_images=num_images, partners=partners)
+        drawn = mixup.draw(len(labels), seed=seed, labels=rows)[0].numpy()
+        np.testing.assert_array_equal(drawn[:, 0], np.arange(len(labels)))
+        for i, others in enumerate(drawn[:, 1:]):
+            allowed = np.flatnonzero(wanted(labels, labels[i]) & (np.arange(len(labels)) != i))
+            assert set(others) <= (set(allowed) if len(allowed) else {i})
+
+
+def test_every_possible_partner_is_as_likely():
+    rows = one_hot(np.array([0, 0, 0, 0, 1]), 2)
+    mixup = Mixup(partners="same_class")
+    drawn = [int(mixup.draw(5, seed=(5, k), labels=rows)[0][0, 1]) for k in range(1200)]
+    counts = np.bincount(drawn, minlength=5)
+    assert counts[[0, 4]].sum() == 0
+    np.testing.assert_allclose(counts[1:4], 400, atol=5 * 400**0.5)
+
+
+@pytest.mark.parametrize("kind", [Mixup, CutMix])
+def test_the_heaviest_label_is_that_of_the_image_with_the_largest_share(kind):
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0, 255, (64, 6, 6, 1)).astype("float32"), one_hot(np.arange(64), 64)
+    mixed, rows, _ = kind()(x, y, seed=(8, 9))
+    same, heaviest, _ = kind(labels="heaviest")(x, y, seed=(8, 9))
+    np.testing.assert_array_equal(mixed, same)
+    np.testing.assert_array_equal(heaviest, one_hot(np.argmax(rows, axis=1), 64))
+    assert (np.argmax(heaviest, axis=1) != np.arange(64)).any()
+
+
+@pytest.mark.parametrize("mixing", [Mixup(num_images=3), CutMix(), Mixup(labels="heaviest")])
+def test_outputs_are_mixed_in_the_shares_of_the_images(mixing):
+    rng = np.random.default_rng(2)
+    x, y = rng.uniform(0, 255, (16, 6, 6, 1)).astype("float32"), one_hot(np.arange(16), 16)
+    outputs = rng.uniform(size=(16, 5)).astype("float32")
+    shares = type(mixing)(**{**mixing.get_config(), "labels": "mixed"})(x, y, seed=(1, 5))[1]
+    mixed = mixing.mix_outputs(outputs, x, y, seed=(1, 5))
+    np.testing.assert_allclose(mixed, shares.numpy() @ outputs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [CutMix(), Mixup(partners="other_class", num_images=3), Mixup(partners="same_class")],
+)
+def test_all_ways_to_mix_give_the_same_under_xla_and_after_a_config(mixing):
+    x, y = np.random.default_rng(3).uniform(0, 255, (8, 6, 6, 1)), one_hot(np.arange(8) % 3, 3)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixing))
+    expected = mixing(x, y, seed=(1, 2))
+    compiled = tf.function(lambda x, y: again(x, y, seed=(1, 2))[:2], jit_compile=True)(x, y)
+    for a, b in zip(expected, compiled, strict=False):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mixup(partners="same"), "'same'; the nearest known: any, other_class, same"),
+        (lambda: CutMix(labels="heavy"), "'heavy'; the nearest known: heaviest"),
+        (lambda: CutMix(alpha=0), "alpha is 0"),
+        (lambda: CutMix()(np.zeros((4, 3)), np.eye(4), seed=(0, 0)), "no boxes to cut"),
+        (lambda: Mixup(partners="same_class").draw(4, seed=(0, 0)), "no labels are given"),
+    ],
+)
+def test_what_no_mixing_can_be_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)

@@ -360,13 +360,16 @@ def main() -> None:
         student = get_student(dataset, recipe["student"])
         terms = recipes.make_terms(METHOD.value, method, train_split, steps, DATA_SEED.value)
         check_features(student, terms)
-        check_replay(samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
+        # A mixture of answers is made of those on the images as they are.
+        is_mixed = method["soft_target"] == "mixed"
+        answered = {**samples, "mixing": None, "mixing_steps": None} if is_mixed else samples
+        check_replay(answered, dataset, train_split, batch_size, recipe["epochs"] * steps)
     needed = recipes.needs_teacher(METHOD.value, method)
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
             student,
-            answering(teacher, samples, dataset, train_split, batch_size, recipe["epochs"] * steps)
+            answering(teacher, answered, dataset, train_split, batch_size, recipe["epochs"] * steps)
             if needed
             else None,
             temperature=method["temperature"],

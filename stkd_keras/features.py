@@ -1,10 +1,11 @@
 """Inner outputs of a classifier, by name."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import keras
 
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError, first_few
 from stkd_keras.folding import feeds_folded_normalization
 from stkd_keras.outputs import has_keras_call
 
@@ -48,9 +49,11 @@ def with_features(
         elif wanted == "embedding" and (head := _head(graph)) is not None:
             tensors[name] = head.input
         else:
+            nearest = difflib.get_close_matches(wanted, layers, n=3) or list(layers)
             raise InputError(
-                f"{unknown_name(f'layer of the {role} {model.name}', wanted, layers)}; say which "
-                f"layer gives the feature {name!r}: {role}_features, --{role}_features={name}=LAYER"
+                f"the {role} {model.name} has no layer {wanted!r} (but {first_few(nearest, 5)}); say "
+                f"which one gives the feature {name!r}: {role}_features, "
+                f"--{role}_features={name}=LAYER"
             )
     return keras.Model(
         graph.inputs[0], {OUTPUTS: graph.outputs[0], **tensors}, name=f"{model.name}_features"

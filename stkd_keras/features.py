@@ -51,8 +51,8 @@ def with_features(
         else:
             nearest = difflib.get_close_matches(wanted, layers, n=3) or list(layers)
             raise InputError(
-                f"the {role} {model.name} has no layer {wanted!r} (but {first_few(nearest, 5)}); say "
-                f"which one gives the feature {name!r}: {role}_features, "
+                f"the {role} {model.name} has no layer {wanted!r} (but {first_few(nearest, 5)}); "
+                f"say which one gives the feature {name!r}: {role}_features, "
                 f"--{role}_features={name}=LAYER"
             )
     return keras.Model(

@@ -1,0 +1,125 @@
+"""What each published method costs over knowledge distillation: time and memory of a step.
+
+    python benchmarks/method_overhead.py
+
+prints a Markdown table. The times of a method and of kd are medians of steps taken by turns in one
+process; the peaks of resident memory (MB, above what the imports take) are those of a process each.
+Batches of 64 images of 32x32, 100 classes, 50,000 training images (for CRD's memory). It takes about
+fifteen minutes on two cores.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# isort: off
+import quiet_tensorflow  # noqa: F401
+
+# isort: on
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from scaling import NOT_COUNTED, STEPS, STUDENT, TEACHER, peak_megabytes
+
+import models
+import stkd_keras
+from stkd_keras import command, methods
+from stkd_keras.errors import InputError
+
+METHODS = flags.DEFINE_list("methods", list(methods.METHODS), "the rows to make")
+ALONE = flags.DEFINE_string("alone", None, "for the benchmark itself: the method of a process")
+BY_TURNS = flags.DEFINE_string("by_turns", None, "likewise: the method that is compared with kd")
+BATCH_SIZE, NUM_CLASSES, NUM_IMAGES = 64, 100, 50_000
+
+
+def main() -> None:
+    """Runs the benchmark, or one process of it."""
+    if ALONE.value is not None:
+        print(json.dumps(peak_of(ALONE.value)))
+    elif BY_TURNS.value is not None:
+        print(json.dumps(seconds_by_turns(BY_TURNS.value)))
+    else:
+        print_table()
+
+
+def print_table() -> None:
+    """Measures and prints."""
+    peak_of_kd = in_a_process("--alone=kd")
+    print("| method | step | over kd's | peak memory | over kd's |\n|---|---|---|---|---|")
+    for name in METHODS.value:
+        mine, kds = in_a_process(f"--by_turns={name}")
+        peak = in_a_process(f"--alone={name}")
+        print(
+            f"| {name} | {1e3 * mine:.0f} ms | {mine / kds:.2f} | {peak:.0f} MB "
+            f"| {peak / peak_of_kd:.2f} |",
+            flush=True,
+        )
+
+
+def in_a_process(argument: str):
+    """What a process of this benchmark measures."""
+    arguments = [argument, f"--steps={STEPS.value}"]
+    arguments += [f"--teacher={TEACHER.value}", f"--student={STUDENT.value}"]
+    process = subprocess.run(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if process.returncode:
+        raise InputError(f"{argument} failed; what it printed stands above")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def seconds_by_turns(name: str) -> list[float]:
+    """The median seconds of a step of the method and of kd."""
+    steps = [make_step(name), make_step("kd")]
+    seconds: list[list[float]] = [[], []]
+    for number in range(NOT_COUNTED + STEPS.value):
+        for step, taken in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
+            step()
+            if number >= NOT_COUNTED:
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def peak_of(name: str) -> float:
+    """The peak of memory in MB over some steps of the method."""
+    before = peak_megabytes()
+    step = make_step(name)
+    for _ in range(NOT_COUNTED + STEPS.value):
+        step()
+    return peak_megabytes() - before
+
+
+def make_step(name: str):
+    """A function that does one step of a method, without mixing and with its own loss weights."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (BATCH_SIZE, 32, 32, 3)).astype("float32")
+    labels = rng.integers(0, NUM_CLASSES, BATCH_SIZE)
+    weights, terms = {"soft_weight": 0.9, "label_weight": 0.1}, []
+    if name != "kd":
+        method = methods.METHODS[name]
+        weights = {"soft_weight": method.soft_weight, "label_weight": method.label_weight}
+        sizes = {"num_images": NUM_IMAGES} if method.term.needs_index else {}
+        terms = [method.term(**method.options, **sizes)]
+    distiller = stkd_keras.SimilarityTransferDistiller(
+        models.build(STUDENT.value, (32, 32, 3), NUM_CLASSES),
+        models.build(TEACHER.value, (32, 32, 3), NUM_CLASSES),
+        mixing=None,
+        terms=terms,
+        **weights,
+    )
+    distiller.compile(stkd_keras.SGD(1e-5, momentum=0.9, l2=5e-4))
+    targets = {"labels": labels, "index": np.arange(BATCH_SIZE)}
+    iterator = iter(tf.data.Dataset.from_tensors((images, targets)).repeat())
+    distiller.make_train_function()
+    return lambda: keras.tree.map_structure(np.asarray, distiller.train_function(iterator))
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -4,7 +4,7 @@
 
 prints a Markdown table. The times of a method and of kd are medians of steps taken by turns in one
 process; the peaks of resident memory (MB, above what the imports take) are those of a process each.
-Batches of 64 images of 32x32, 100 classes, 50,000 training images (for CRD's memory). It takes about
+Batches of 64 images of 32x32, 100 classes, 50,000 training images (for the memory of CRD). About
 fifteen minutes on two cores.
 """
 

@@ -16,29 +16,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import quiet_tensorflow  # noqa: F401
 
 # isort: on
-import ctypes
 import dataclasses
-import hashlib
-import json
-import os
-import platform
-import signal
 import subprocess
 import time
-from typing import IO, Any
+from typing import IO
 
 from absl import flags
-from accuracy_report import write_report
-from accuracy_table import ASIDE, Run, Table, answers_key, read_table, teacher_key
+from accuracy_report import score_of, write_report
+from accuracy_runs import Estimates, Folder, last_error, start_train
+from accuracy_table import Run, Table, read_table, teacher_key
 
 from stkd_keras import command
 from stkd_keras.checks import check_folder
+from stkd_keras.dry_run import in_words
 from stkd_keras.errors import InputError
-from stkd_keras.run_directory import read_json, write_json
 from stkd_keras.signals import Interrupted
 from stkd_keras.whole_files import lock, remove_unfinished
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
 RUNS_DIR = flags.DEFINE_string("runs_dir", "benchmarks/runs", "where a folder for the table is")
@@ -72,211 +65,154 @@ def main() -> None:
         sys.exit(1)
 
 
-class Folder:
-    """Where a table's runs are, and what they share.
-
-    Args:
-        table: the table.
-        path: the folder.
-    """
-
-    def __init__(self, table: Table, path: pathlib.Path):
-        self.path = path
-        self._table = table
-        # Of the whole table, so that it doesn't depend on what is complete.
-        hashes = {run.name: _hash(answers_key(run.flags)) for run in table.runs}
-        users = list(hashes.values())
-        self._hashes = {name: h for name, h in hashes.items() if h and users.count(h) > 1}
-
-    def directory(self, run: Run) -> pathlib.Path:
-        """A run's directory."""
-        return self.path / run.name
-
-    def is_complete(self, run: Run) -> bool:
-        """Whether a run has ended well."""
-        return (self.directory(run) / "metrics.json").is_file()
-
-    def recording(self, run: Run) -> pathlib.Path | None:
-        """The recording of the teacher that a run shares with others."""
-        name = self._hashes.get(run.name)
-        return None if name is None else self.path / "recordings" / f"{name}.safetensors"
-
-    def check(self) -> None:
-        """Refuses complete runs that were trained with other flags than the table's.
-
-        Raises:
-            InputError: names the run, the flag, and both values.
-        """
-        for run in self._table.runs:
-            if self.is_complete(run):
-                _check_flags(run, self.directory(run))
-
-    def remove_recordings(self) -> None:
-        """Removes the recordings that no run needs any more."""
-        needed = {self.recording(run) for run in self._table.runs if not self.is_complete(run)}
-        for path in {self.recording(run) for run in self._table.runs} - needed:
-            if path is not None:
-                path.unlink(missing_ok=True)
-
-    def add_seconds(self, run: Run, seconds: float) -> None:
-        """Writes down how long a run took, on top of what it took before it was interrupted."""
-        path = self.path / "timings.json"
-        timings = read_json(path) if path.is_file() else {}
-        before = timings.get(run.name, {}).get("seconds", 0.0)
-        timings[run.name] = {"seconds": round(before + seconds, 1), "machine": machine()}
-        write_json(path, timings)
-
-
-@dataclasses.dataclass
-class Process:
-    """A run that is being trained."""
-
-    run: Run
-    popen: subprocess.Popen
-    log: IO
-    started: float
-
-
 def train_all(table: Table, folder: Folder) -> list[str]:
     """Trains what isn't complete; a line for each run that failed."""
     folder.path.mkdir(parents=True, exist_ok=True)
     lock(folder.path / "lock", folder.path)
     remove_unfinished(folder.path)
-    waiting = [run for run in table.runs if not folder.is_complete(run)]
-    print(f"{len(table.runs)} runs, of which {len(table.runs) - len(waiting)} are complete")
-    running: list[Process] = []
-    failures: list[str] = []
-    try:
-        while waiting or running:
-            for run in list(waiting):
-                if len(running) < JOBS.value and not _must_wait(run, running, table, folder):
-                    waiting.remove(run)
-                    running.append(_start(run, folder))
-            for process in [p for p in running if p.popen.poll() is not None]:
-                running.remove(process)
-                failures += _finish(process, table, folder)
-            time.sleep(0.1)
-    except Interrupted as error:
-        for process in running:
-            process.popen.terminate()
-        for process in running:
-            process.popen.wait()
-            folder.add_seconds(process.run, time.monotonic() - process.started)
-        done = sum(map(folder.is_complete, table.runs))
-        raise Interrupted(error.number, f"{done} of {len(table.runs)} runs") from error
+    failures = Trainer(table, folder, JOBS.value).train()
     if not KEEP_RECORDINGS.value:
+        # Also those of runs that were complete before.
         folder.remove_recordings()
     return failures
 
 
-def machine() -> str:
-    """The processor and how many cores of it there are."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # Another system than Linux, or another processor than a PC's.
-    return f"{name}, {os.cpu_count()} cores"
+@dataclasses.dataclass
+class Process:
+    """A run that is being trained.
 
-
-def _must_wait(run: Run, running: list[Process], table: Table, folder: Folder) -> bool:
-    """Whether another run is just making what this one needs: two can't write one file."""
-    recording = folder.recording(run)
-    is_missing = recording is not None and not recording.exists()
-    if is_missing and any(folder.recording(process.run) == recording for process in running):
-        return True
-    teacher = teacher_key(run.flags)
-    others = [process.run for process in running] if teacher is not None else []
-    return any(teacher_key(other.flags) == teacher for other in others) and not any(
-        folder.is_complete(other) for other in table.runs if teacher_key(other.flags) == teacher
-    )
-
-
-def _start(run: Run, folder: Folder) -> Process:
-    given = {**run.given, "run_dir": folder.directory(run).resolve()}
-    recording = folder.recording(run)
-    if recording is not None:
-        given["replay"] = recording.resolve()
-    log = folder.path / f"{run.name}.log"
-    file = log.open("a")
-    print(f"{run.name}: {log}", flush=True)
-    return Process(run, _train(given, stdout=file, stderr=file), file, time.monotonic())
-
-
-def _train(given: dict[str, Any], **streams) -> subprocess.Popen:
-    """Starts train.py with its share of the cores."""
-    threads = str(max(1, (os.cpu_count() or 1) // JOBS.value))
-    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    return subprocess.Popen(
-        [sys.executable, "train.py", *(f"--{name}={value}" for name, value in given.items())],
-        cwd=REPOSITORY,
-        env={**os.environ, **dict.fromkeys(names, threads)},
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C is for this process alone, which passes it on once.
-        start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        **streams,
-    )
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> None:
-    """Has the kernel kill a child when this process is killed.
-
-    It would go on in its directory, which the next process then couldn't have. A run that is
-    killed loses nothing but the steps since its last backup.
+    Attributes:
+        run: the run.
+        popen: its process.
+        log: what it prints to.
+        started: when it started, by `time.monotonic()`.
+        expected: the seconds that it should take, 0 where they aren't known; None where it goes on
+            with what was begun before.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    run: Run
+    popen: subprocess.Popen
+    log: IO
+    started: float
+    expected: float | None
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since it started."""
+        return time.monotonic() - self.started
 
 
-def _finish(process: Process, table: Table, folder: Folder) -> list[str]:
-    """Says how a run ended; its failure, if it failed."""
-    run, status = process.run, process.popen.returncode
-    process.log.close()
-    folder.add_seconds(run, time.monotonic() - process.started)
-    if not KEEP_RECORDINGS.value:
-        folder.remove_recordings()
-    if status != 0 or not folder.is_complete(run):
-        failure = f"{run.name}: exit status {status}: {_last_error(process.log.name)}"
-        print(failure, flush=True)
-        return [failure]
-    done = sum(map(folder.is_complete, table.runs))
-    value = read_json(folder.directory(run) / "metrics.json")[table.split][table.measure]
-    shown = f"{100 * value:.1f} %" if table.measure.endswith("accuracy") else f"{value:.4f}"
-    print(
-        f"{done} of {len(table.runs)} runs: {run.name} {table.measure} {shown}",
-        flush=True,
-    )
-    return []
+class Trainer:
+    """Trains the runs of a table that aren't complete, some at once.
 
+    Args:
+        table: the table.
+        folder: of its runs.
+        jobs: how many at once.
+    """
 
-def _last_error(log: str) -> str:
-    lines = pathlib.Path(log).read_text(errors="replace").splitlines()
-    lines = [line for line in lines if line.strip()]
-    errors = [line for line in lines if "error: " in line]
-    return (errors or lines or ["nothing was printed"])[-1].strip()
+    def __init__(self, table: Table, folder: Folder, jobs: int):
+        self._table, self._folder, self._jobs = table, folder, jobs
+        self._waiting = [run for run in table.runs if not folder.is_complete(run)]
+        self._running: list[Process] = []
+        self._estimates = Estimates(folder, jobs)
 
+    def train(self) -> list[str]:
+        """Trains them all; a line for each that failed.
 
-def _check_flags(run: Run, directory: pathlib.Path) -> None:
-    recorded = read_json(directory / "config.json").get("flags", {})
-    for name, value in run.flags.items():
-        # A flag that train.py didn't have yet had no other value than its default.
-        before = recorded.get(name, None if name in run.given else value)
-        if name not in ASIDE and before != value:
-            raise InputError(
-                f"{directory} is complete, but its --{name} was {before} and the table's is "
-                f"{value}; name another --runs_dir, give the row another name, or remove it"
-            )
+        Raises:
+            InputError: where train.py refuses a kind of run.
+            Interrupted: after SIGTERM or SIGINT, when all runs have ended behind a backup.
+        """
+        print(f"{self._done()} are complete", flush=True)
+        failures: list[str] = []
+        try:
+            self._estimates.measure(self._waiting)
+            print(self._left(), flush=True)
+            while self._waiting or self._running:
+                for run in list(self._waiting):
+                    if len(self._running) < self._jobs and not self._must_wait(run):
+                        self._start(run)
+                for process in [p for p in self._running if p.popen.poll() is not None]:
+                    failures += self._finish(process)
+                time.sleep(0.1)
+        except Interrupted as error:
+            self._stop()
+            raise Interrupted(error.number, self._done()) from error
+        except (InputError, OSError):
+            self._stop()
+            raise
+        return failures
 
+    def _must_wait(self, run: Run) -> bool:
+        """Whether another run is just making what this one needs: two can't write one file."""
+        others = [process.run for process in self._running]
+        recording = self._folder.recording(run)
+        is_missing = recording is not None and not recording.exists()
+        if is_missing and recording in map(self._folder.recording, others):
+            return True
+        teacher = teacher_key(run.flags)
+        if teacher is None or teacher not in [teacher_key(other.flags) for other in others]:
+            return False
+        users = [other for other in self._table.runs if teacher_key(other.flags) == teacher]
+        return not any(map(self._folder.is_complete, users))
 
-def _hash(key: dict[str, Any] | None) -> str | None:
-    if key is None:
-        return None
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    def _start(self, run: Run) -> None:
+        # What goes on with a run says nothing of the time that a whole one takes.
+        expected = None if self._folder.is_begun(run) else self._estimates.seconds([run])[0]
+        print(f"{run.name}: {self._folder.log(run)}", flush=True)
+        log = self._folder.log(run).open("a")
+        popen = start_train(self._folder.flags(run), self._jobs, stdout=log, stderr=log)
+        self._running.append(Process(run, popen, log, time.monotonic(), expected))
+        self._waiting.remove(run)
+
+    def _finish(self, process: Process) -> list[str]:
+        """Says how a run ended; its failure, if it failed."""
+        self._close(process)
+        run, status = process.run, process.popen.returncode
+        if status != 0 or not self._folder.is_complete(run):
+            error = last_error(self._folder.log(run).read_text(errors="replace"))
+            failure = f"{run.name}: exit status {status}: {error}"
+            print(failure, flush=True)
+            return [failure]
+        if process.expected is not None:
+            self._estimates.add(run, process.expected, process.elapsed)
+        if not KEEP_RECORDINGS.value:
+            self._folder.remove_recordings()
+        value = score_of(self._table, self._folder.directory(run) / "metrics.json")
+        shown = f"{100 * value:.1f} %" if self._table.is_in_percent else f"{value:.4f}"
+        line = f"{self._done()}: {run.name} {self._table.measure} {shown}"
+        print(f"{line}; {self._left()}" if self._running or self._waiting else line, flush=True)
+        return []
+
+    def _stop(self) -> None:
+        """Has what runs be backed up and end."""
+        for process in self._running:
+            process.popen.terminate()
+        for process in list(self._running):
+            process.popen.wait()
+            self._close(process)
+
+    def _close(self, process: Process) -> None:
+        self._running.remove(process)
+        process.log.close()
+        self._folder.add_seconds(process.run, process.elapsed)
+
+    def _done(self) -> str:
+        running = [process.run for process in self._running]
+        ended = [run for run in self._table.runs if run not in running]
+        done = sum(map(self._folder.is_complete, ended))
+        return f"{done} of {len(self._table.runs)} runs"
+
+    def _left(self) -> str:
+        """How long the rest will take, as far as it is known."""
+        running = [process.run for process in self._running]
+        seconds, unknown = self._estimates.seconds([*running, *self._waiting])
+        seconds -= sum(process.elapsed for process in self._running)
+        left = f"about {in_words(max(0.0, seconds) / self._jobs)} left"
+        if unknown:
+            left += f" without {len(unknown)} that train their teacher first"
+        return left
 
 
 def _command() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 import scipy.stats
-from accuracy_table import Run, Table
+from accuracy_table import Table
 from matplotlib.figure import Figure
 
 from stkd_keras.errors import InputError
@@ -61,14 +61,13 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
     Raises:
         InputError: where a run has no such score, or a file can't be written.
     """
-    scale = 100.0 if table.measure.endswith("accuracy") else 1.0
     values = {
         name: {
-            run.pair: scale * score
-            for run in each
-            if (score := _score(table, runs, run)) is not None
+            run.pair: (100 if table.is_in_percent else 1) * score_of(table, path)
+            for run in planned
+            if (path := runs / run.name / "metrics.json").is_file()
         }
-        for name, each in table.rows.items()
+        for name, planned in table.rows.items()
     }
     rows = [estimate(name, [run.pair for run in table.rows[name]], values[name]) for name in values]
     differences = []
@@ -82,6 +81,22 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
     write_whole(output / "table.csv", _csv(rows, differences).encode())
     _plot(table, rows, output)
     print(f"\n{text}\n{output}/table.md")
+
+
+def score_of(table: Table, metrics: pathlib.Path) -> float:
+    """Returns what a table compares, from a run's metrics.json.
+
+    Raises:
+        InputError: where it isn't there.
+    """
+    try:
+        return float(read_json(metrics)[table.split][table.measure])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{metrics} has no {table.measure} of the {table.split} split, as the table wants it"
+        ) from error
 
 
 def estimate(
@@ -128,18 +143,6 @@ def _interval(values: list[float]) -> tuple[tuple[float, float] | None, float | 
     return (mean - half, mean + half), p
 
 
-def _score(table: Table, runs: pathlib.Path, run: Run) -> float | None:
-    path = runs / run.name / "metrics.json"
-    if not path.is_file():
-        return None
-    try:
-        return float(read_json(path)[table.split][table.measure])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} has no {table.measure} of the {table.split} split, as the table wants it"
-        ) from error
-
-
 def _markdown(
     table: Table,
     rows: list[Estimate],
@@ -147,13 +150,12 @@ def _markdown(
     runs: pathlib.Path,
     command: str,
 ) -> str:
-    is_percent = table.measure.endswith("accuracy")
-    digits = 2 if is_percent else 4
+    digits = 2 if table.is_in_percent else 4
     lines = [
         f"# {table.title}",
         "",
         f"{table.measure.replace('_', ' ').capitalize()} on the {table.split} split"
-        f"{' in %' if is_percent else ''}. {_caption(rows)}",
+        f"{' in %' if table.is_in_percent else ''}. {_caption(rows)}",
         "",
         "| row | mean | standard deviation | 95 % interval | runs |",
         "|---|---|---|---|---|",
@@ -163,8 +165,8 @@ def _markdown(
     if differences:
         lines += [
             "",
-            f"Differences{' in percent points' if is_percent else ''}, paired by data seed and "
-            "seed; p is that of the paired t-test:",
+            f"Differences{' in percent points' if table.is_in_percent else ''}, paired by data "
+            "seed and seed and treated likewise; p is that of the paired t-test:",
             "",
             "| difference | mean | standard deviation | 95 % interval | p | pairs |",
             "|---|---|---|---|---|---|",
@@ -261,7 +263,7 @@ def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    unit = " (%)" if table.measure.endswith("accuracy") else ""
+    unit = " (%)" if table.is_in_percent else ""
     axes.set_xlabel(f"{table.measure.replace('_', ' ')} on the {table.split} split{unit}")
     axes.set_title(table.title)
     # The same runs shall give the same file.

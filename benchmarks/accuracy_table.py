@@ -40,6 +40,11 @@ _STUDENTS_OWN = frozenset(
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
 )
+# Flags on which the time that a run takes doesn't depend.
+_WITHOUT_COST = frozenset(
+    {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "on_nan", "backup_steps"}
+    | {"temperature", "label_weight", "mixup_alpha", "learning_rate", "weight_decay"}
+)
 _MIXING = ("mixup_alpha", "mixup_probability", "num_images", "mixing_epochs")
 # A name is a folder's, and a part of a file's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
@@ -111,6 +116,11 @@ class Table:
         """All runs, in the order of the rows."""
         return [run for runs in self.rows.values() for run in runs]
 
+    @property
+    def is_in_percent(self) -> bool:
+        """Whether the measure is shown as such."""
+        return self.measure.endswith("accuracy")
+
 
 def read_table(path: pathlib.Path) -> Table:
     """Reads a table's file.
@@ -139,6 +149,15 @@ def answers_key(flags: dict[str, Any]) -> dict[str, Any] | None:
         return None
     others = {name: v for name, v in flags.items() if name not in _STUDENTS_OWN}
     return {**others, **{name: method[name] for name in _MIXING}}
+
+
+def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns all that the time of a run may depend on.
+
+    Args:
+        flags: every flag of train.py.
+    """
+    return {name: value for name, value in flags.items() if name not in _WITHOUT_COST}
 
 
 def teacher_key(flags: dict[str, Any]) -> tuple | None:
@@ -177,7 +196,7 @@ class _Loader(yaml.SafeLoader):
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path), _Loader)
-    except InputError:
+    except InputError:  # A ValueError, too.
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"it can't be read as YAML: {one_line(error)}") from error

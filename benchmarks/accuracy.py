@@ -128,7 +128,8 @@ class Trainer:
         failures: list[str] = []
         try:
             self._estimates.measure(self._waiting)
-            print(self._left(), flush=True)
+            if self._waiting:
+                print(self._left(), flush=True)
             while self._waiting or self._running:
                 for run in list(self._waiting):
                     if len(self._running) < self._jobs and not self._must_wait(run):

@@ -15,7 +15,7 @@ import yaml
 from absl import flags
 
 import train
-from stkd_keras import experiment
+from stkd_keras import recipes
 from stkd_keras.errors import InputError, one_line, unknown_name
 from stkd_keras.untrusted import read_text
 
@@ -35,7 +35,8 @@ ASIDE = frozenset(
 # Flags on which the teacher's answers don't depend, beside those of mixing, which methods resolve.
 _STUDENTS_OWN = frozenset(
     {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
-    | {"method", "temperature", "soft_weight", "label_weight"}
+    | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
+    | {"temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"}
     | {"optimizer", "learning_rate", "weight_decay", "deterministic", "on_nan"}
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
@@ -43,9 +44,13 @@ _STUDENTS_OWN = frozenset(
 # Flags on which the time that a run takes doesn't depend.
 _WITHOUT_COST = frozenset(
     {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "on_nan", "backup_steps"}
-    | {"temperature", "label_weight", "mixup_alpha", "learning_rate", "weight_decay"}
+    | {"temperature", "label_weight", "method_weight", "mixup_alpha"}
+    | {"learning_rate", "weight_decay"}
 )
-_MIXING = ("mixup_alpha", "mixup_probability", "num_images", "mixing_epochs")
+_MIXING = (
+    *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
+    *("mixing_per_batch", "mixing_partners", "mixing_labels"),
+)
 # A name is a folder's, and a part of a file's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 
@@ -145,10 +150,13 @@ def answers_key(flags: dict[str, Any]) -> dict[str, Any] | None:
         can be recorded.
     """
     method = _method_settings(flags)
-    if method["soft_weight"] == 0 or flags["distribute"] == "multi_worker":
+    if flags["distribute"] == "multi_worker" or not recipes.can_replay(flags["method"], method):
         return None
-    others = {name: v for name, v in flags.items() if name not in _STUDENTS_OWN}
-    return {**others, **{name: method[name] for name in _MIXING}}
+    if method["soft_target"] == "mixed":  # That is of clean images, which train.py doesn't record.
+        return None
+    own = (*_STUDENTS_OWN, *_MIXING)
+    mixing = None if method["mixing"] == "none" else {name: method[name] for name in _MIXING}
+    return {**{name: v for name, v in flags.items() if name not in own}, "mixing": mixing}
 
 
 def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +174,8 @@ def teacher_key(flags: dict[str, Any]) -> tuple | None:
     Args:
         flags: every flag of train.py.
     """
-    if _method_settings(flags)["soft_weight"] == 0 or flags["teacher_weights"] is not None:
+    needs_teacher = recipes.needs_teacher(flags["method"], _method_settings(flags))
+    if not needs_teacher or flags["teacher_weights"] is not None:
         return None
     names = (
         "dataset data_dir image_size flip teacher teacher_dir teacher_epochs validation_fraction "
@@ -176,8 +185,8 @@ def teacher_key(flags: dict[str, Any]) -> tuple | None:
 
 
 def _method_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    explicit = {name: flags[name] for name in ("soft_weight", "label_weight", *_MIXING)}
-    return experiment.method_settings(flags["method"], **explicit)
+    explicit = {name: flags[name] for name in recipes.SETTINGS}
+    return recipes.method_settings(flags["method"], **explicit)
 
 
 class _Loader(yaml.SafeLoader):
@@ -323,6 +332,8 @@ def _run(row: str, data_seed: int, seed: int, texts: dict[str, str]) -> Run:
     parsed = copy.deepcopy(_FLAGS)
     try:
         parsed(["train.py", *(f"--{name}={value}" for name, value in given.items())])
-    except flags.Error as error:
+        run = Run(row, data_seed, seed, given, {name: parsed[name].value for name in parsed})
+        _method_settings(run.flags)
+    except (flags.Error, InputError) as error:
         raise InputError(f"row {row}: {one_line(error)}") from error
-    return Run(row, data_seed, seed, given, {name: parsed[name].value for name in parsed})
+    return run

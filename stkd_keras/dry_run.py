@@ -59,7 +59,7 @@ def time_training(
     in_step = answers if distiller.teacher is not None else 0.0
     of_student = max(0.0, step - in_step) / 3
     return {
-        "steps": epochs * steps_per_epoch(train_split, batch_size),
+        "steps": epochs * steps_per_epoch(train_split, batch_size) + distiller.pretraining_steps,
         "step_seconds": step,
         "teacher_seconds": in_step,
         "start_seconds": max(0.0, start),
@@ -108,8 +108,9 @@ class _Clock(keras.callbacks.Callback):
 
 def _time_steps(distiller, dataset, train_split, batch_size: int, augment: str) -> float:
     share_of = functools.partial(
-        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment
-    )
+        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
+        with_index=any(term.needs_index for term in distiller.terms),
+    )  # fmt: skip
     clock = _Clock()
     with distiller.distribute_strategy.scope():
         # Which optimizer it is makes no difference to be seen.

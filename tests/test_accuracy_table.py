@@ -168,6 +168,49 @@ def test_the_time_is_said_beforehand_and_behind_each_run(undisturbed):
     assert all(timing["seconds"] > 1 for timing in timings.values())
 
 
+SHARING = """
+import json, pathlib
+import accuracy_table
+table = accuracy_table.read_table(pathlib.Path("table.yaml"))
+print(json.dumps({run.name: accuracy_table.answers_key(run.flags) for run in table.runs}))
+"""
+
+
+def test_a_recording_is_shared_by_all_that_ask_the_same_and_no_others(repository, tmp_path):
+    flags = {
+        "kd": {"method": "kd"},
+        "warm": {"method": "kd", "temperature": 8, "learning_rate": 0.2, "student": "resnet14"},
+        "dist": {"method": "dist"},
+        "stkd": {"method": "stkd"},
+        "mixed by hand": {"method": "kd", "mixing": "mixup", "soft_weight": 0.5},
+        "longer": {"method": "kd", "epochs": 21},
+        "augmented": {"method": "kd", "augment": "cutout"},
+        "another teacher": {"method": "kd", "teacher": "resnet20"},
+        "three": {"method": "stkd", "num_images": 3},
+        "ce": {"method": "ce"},
+        "features": {"method": "crd"},
+        "clean": {"method": "stkd", "clean_soft_weight": 0.5},
+        "of clean": {"method": "stkd", "soft_target": "mixed"},
+    }
+    rows = [{"name": name.replace(" ", "-"), "flags": own} for name, own in flags.items()]
+    write_table(tmp_path, flags=FLAGS, rows=rows, seeds=[0, 1])
+    printed = subprocess.run(
+        [sys.executable, "-c", SHARING], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": f"{repository}:{repository / 'benchmarks'}"},
+    ).stdout  # fmt: skip
+    keys = json.loads(printed.splitlines()[-1])
+    shared = [
+        {name.rpartition("-d0")[0] for name, key in keys.items() if key == each}
+        for each in keys.values()
+    ]
+    assert {"kd", "warm", "dist"} in shared
+    assert {"stkd", "mixed-by-hand"} in shared
+    assert {"ce", "features", "clean", "of-clean"} in shared
+    assert all(keys[f"{name}-d0-s0"] is None for name in ("ce", "features", "clean", "of-clean"))
+    for name in ("longer", "augmented", "another-teacher", "three"):
+        assert {name} in shared
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_goes_on_to_the_same_table(undisturbed, repository, tmp_path):
     shutil.copy(undisturbed / "table.yaml", tmp_path)
@@ -366,6 +409,10 @@ BAD_TABLES = {
     "an unknown method": (
         {"title": "a", "rows": [{"name": "a", "flags": {"method": "stdk"}}]},
         "flag --method=stdk",
+    ),
+    "settings that contradict each other": (
+        {"title": "a", "rows": [{"name": "a", "flags": {"method": "ce", "method_weight": 2}}]},
+        "row a: method_weight is 2.0, but ce has no term of its own",
     ),
     "a flag of the runner": (
         {"title": "a", "rows": ROWS, "flags": {"run_dir": "x"}},

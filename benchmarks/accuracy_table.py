@@ -55,6 +55,10 @@ _MIXING = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 
 
+# What rows are joined with where there are no pairs.
+_NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
+
+
 def _take_flags_of_train() -> flags.FlagValues:
     """Train.py's flags, which are no flags of who imports it."""
     own = flags.FlagValues()
@@ -223,16 +227,13 @@ def _table(path: pathlib.Path, content: Any) -> Table:
         if value not in choices:
             raise unknown_name(what, str(value), choices)
     rows = _rows(content)
-    names = _names("pairs", content) if "pairs" in content else [""]
     differences = [
-        (f"{name}{a}", f"{name}{b}")
-        for name in (f"{name}-" if name else "" for name in names)
+        (_joined(pair["name"], a), _joined(pair["name"], b))
+        for pair in content.get("pairs", _NO_PAIR)
         for a, b in _differences(content)
+        if not {a, b} & set(pair.get("without", []))
     ]
     for a, b in differences:
-        for name in (a, b):
-            if name not in rows:
-                raise unknown_name("row in differences", name, rows)
         if not {run.pair for run in rows[a]} & {run.pair for run in rows[b]}:
             raise InputError(f"the rows {a} and {b} have no seeds in common to be compared by")
     return Table(path, content["title"], measure, split, rows, differences)
@@ -242,10 +243,15 @@ def _rows(content: dict[str, Any]) -> dict[str, list[Run]]:
     """The runs by row: of each of `pairs`, where there are some, every one of `rows`."""
     seeds = {name: content.get(name, [0]) for name in ("data_seeds", "seeds")}
     rows = {}
-    _names("rows", content, more=("seeds", "data_seeds"))
-    for pair in content.get("pairs", [{"name": "", "flags": {}}]):
+    names = _names("rows", content, more=("seeds", "data_seeds"))
+    if "pairs" in content:
+        _names("pairs", content, more=("without",))
+    for pair in content.get("pairs", _NO_PAIR):
+        without = _known(f"without of {pair['name']}", pair.get("without", []), names)
         for row in content["rows"]:
-            name = "-".join(filter(None, (pair["name"], row["name"])))
+            if row["name"] in without:
+                continue
+            name = _joined(pair["name"], row["name"])
             if name in rows:
                 raise InputError(f"two rows are called {name}")
             given = [each.get("flags", {}) for each in (content, pair, row)]
@@ -287,7 +293,22 @@ def _differences(content: dict[str, Any]) -> list[tuple[str, str]]:
         are_names = isinstance(entry, list) and all(isinstance(name, str) for name in entry)
         if not are_names or len(set(entry)) != 2 or len(entry) != 2:
             raise InputError(f"{one_line(entry)!r} in differences isn't the names of two rows")
-    return [(a, b) for a, b in entries]
+    names = [row["name"] for row in content["rows"]]
+    return [(a, b) for a, b in (_known("differences", entry, names) for entry in entries)]
+
+
+def _known(what: str, names: Any, rows: list[str]) -> list[str]:
+    """Names, if all are of rows."""
+    if not isinstance(names, list):
+        raise InputError(f"{what} is {one_line(names)!r}, expected names of rows")
+    for name in names:
+        if name not in rows:
+            raise unknown_name(f"row in {what}", str(name), rows)
+    return names
+
+
+def _joined(pair: str, row: str) -> str:
+    return f"{pair}-{row}" if pair else row
 
 
 def _check_keys(what: str, entry: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:

@@ -371,12 +371,13 @@ def test_other_measures_and_splits_are_as_they_stand_in_metrics_json(commands, h
 
 def test_pairs_have_every_row(commands, tmp_path):
     pairs = [{"name": f"from{n}", "flags": {"teacher": f"resnet{n}"}} for n in (8, 20)]
-    rows = [{"name": name, "flags": {"method": name}} for name in ("kd", "stkd")]
-    write_table(tmp_path, pairs=pairs, rows=rows, differences=[["stkd", "kd"]])
+    pairs[1]["without"] = ["fsp"]
+    rows = [{"name": name, "flags": {"method": name}} for name in ("kd", "stkd", "fsp")]
+    write_table(tmp_path, pairs=pairs, rows=rows, differences=[["stkd", "kd"], ["stkd", "fsp"]])
     found, markdown = report(commands, tmp_path)
     assert list(found) == [
-        "from8-kd", "from8-stkd", "from20-kd", "from20-stkd", "from8-stkd - from8-kd",
-        "from20-stkd - from20-kd",
+        "from8-kd", "from8-stkd", "from8-fsp", "from20-kd", "from20-stkd",
+        "from8-stkd - from8-kd", "from8-stkd - from8-fsp", "from20-stkd - from20-kd",
     ]  # fmt: skip
     assert "- from8-kd: none yet" in markdown
 
@@ -430,6 +431,11 @@ BAD_TABLES = {
         {"title": "a", "rows": ROWS, "differences": [["a", "c"]]},
         "unknown row in differences 'c'",
     ),
+    "a pair without an unknown row": (
+        {"title": "a", "rows": ROWS, "pairs": [{"name": "p", "without": ["c"]}]},
+        "unknown row in without of p 'c'; the nearest known: a, b",
+    ),
+    "no pairs": ({"title": "a", "rows": ROWS, "pairs": []}, "pairs is '[]', expected a list"),
     "a difference of one": (
         {"title": "a", "rows": ROWS, "differences": [["a", "a"]]},
         "isn't the names of two rows",
@@ -472,3 +478,26 @@ def assert_refused(completed):
     assert len(lines) == 1, completed.stderr
     assert lines[0].startswith("accuracy.py: error: ")
     return lines[0]
+
+
+TABLES = ("cifar10", "cifar100", "cinic10", "tiny_imagenet", "repdistiller")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_that_are_there_can_be_read(name, commands, repository, tmp_path):
+    path = repository / "benchmarks" / "tables" / f"{name}.yaml"
+    completed = commands.run(
+        COMMAND, f"--table={path}", "--runs_dir=runs", "--report_only", cwd=tmp_path
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "none yet" in completed.stdout
+
+
+@pytest.mark.slow
+def test_the_tables_and_their_list_have_the_hours_that_were_guessed(repository, command, tmp_path):
+    readme = (repository / "benchmarks" / "tables" / "README.md").read_text()
+    for name in TABLES:
+        path = repository / "benchmarks" / "tables" / f"{name}.yaml"
+        guessed = command("benchmarks/gpu_hours.py", f"--table={path}", cwd=tmp_path).stdout.strip()
+        assert f"\ngpu_hours: {guessed}\n" in path.read_text()
+        assert re.search(rf"\| `{name}.yaml` \|.* {guessed} \|\n", readme)

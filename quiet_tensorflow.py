@@ -8,7 +8,10 @@ What goes wrong in the import is a Python exception, and is shown.
 import os
 import signal
 import sys
+import time
 
+# When the command began.
+STARTED = time.monotonic()
 # The seconds of the import have nothing to lose, and no handler that would say so in one line.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,12 +1,13 @@
 """Distils a small classifier from a big one."""
 
 # isort: off
-import quiet_tensorflow  # noqa: F401
+import quiet_tensorflow
 
 # isort: on
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -21,7 +22,7 @@ import models
 import stkd_keras
 from models import teachers
 from models.loading import check_normalization, is_whole_model
-from stkd_keras import command, data, experiment, recipes
+from stkd_keras import command, data, dry_run, experiment, recipes
 from stkd_keras.checks import SOFT_TARGETS, check_folder, check_settings, check_soft_target
 from stkd_keras.cluster import lost_workers_named
 from stkd_keras.distribution import (
@@ -313,6 +314,11 @@ ON_NAN = flags.DEFINE_enum(
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "two runs give the same bits on the same machine (slower)"
 )
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "check everything, time a few steps, say how long the training will take, and write nothing",
+)
 
 
 @lost_workers_named()
@@ -365,6 +371,8 @@ def main() -> None:
         answered = {**samples, "mixing": None, "mixing_steps": None} if is_mixed else samples
         check_replay(answered, dataset, train_split, batch_size, recipe["epochs"] * steps)
     needed = recipes.needs_teacher(METHOD.value, method)
+    if DRY_RUN.value and needed and has_teachers_to_train(dataset, recipe, sources):
+        return
     teacher, sources = get_teacher(dataset, recipe, sources, needed, strategy)
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
@@ -382,6 +390,12 @@ def main() -> None:
             teacher_features=feature_layers(TEACHER_FEATURES),
             **samples,
         )
+    if DRY_RUN.value:
+        say_how_long(
+            distiller, teacher, dataset, (labelled_split, train_split, validation_split), recipe,
+            batch_size,
+        )  # fmt: skip
+        return
     recorded = [dataclasses.asdict(source) for source in sources]
     settings["teacher_weights"] = teacher.fingerprint() if needed and teacher else None
     experiment.start(
@@ -629,7 +643,7 @@ def answering(
     steps: int,
 ) -> stkd_keras.FrozenTeacher | stkd_keras.RecordedTeacher | None:
     """What answers the virtual samples: the teacher itself or, with --replay, its recording."""
-    if teacher is None or REPLAY.value is None:
+    if teacher is None or REPLAY.value is None or DRY_RUN.value:
         return teacher
     batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
     return stkd_keras.record_teacher(REPLAY.value, teacher, batches, steps=steps, **samples)
@@ -650,6 +664,43 @@ def check_replay(
     batches = data.pipeline(dataset, train_split, batch_size, DATA_SEED.value, AUGMENT.value)
     recorded.check_steps(steps)
     recorded.attach(batches)
+
+
+def has_teachers_to_train(
+    dataset: data.Dataset, recipe: dict, sources: list[teachers.TeacherSource]
+) -> bool:
+    """Whether the training would begin with that of a teacher; if so, says for how many epochs."""
+    epochs = recipe["teacher_epochs"]
+    run_of = functools.partial(
+        teachers.teacher_run, dataset=dataset, folder=TEACHER_DIR.value, epochs=epochs,
+        validation_fraction=VALIDATION_FRACTION.value, data_seed=DATA_SEED.value,
+    )  # fmt: skip
+    names = [source.source for source in sources if not source.is_trained]
+    missing = [name for name in names if not run_of(name)[0].is_complete]
+    if missing:
+        print(f"{', '.join(missing)} would be trained first, for {epochs} epochs: ask again then")
+        print(json.dumps({"teacher_untrained": True, "teacher_epochs": epochs}))
+    return bool(missing)
+
+
+def say_how_long(
+    distiller: stkd_keras.SimilarityTransferDistiller,
+    teacher: stkd_keras.FrozenTeacher | None,
+    dataset: data.Dataset,
+    splits: tuple[data.AnySplit, data.AnySplit, data.AnySplit | None],
+    recipe: dict,
+    batch_size: int,
+) -> None:
+    """Makes a few steps, and says how long the training would take."""
+    labelled_split, train_split, validation_split = splits
+    looks = 1 + recipe["epochs"] // VALIDATION_FREQ.value
+    timing = dry_run.time_training(
+        distiller, teacher, dataset, train_split, epochs=recipe["epochs"], batch_size=batch_size,
+        augment=AUGMENT.value,
+        evaluated=len(dataset.test) + len(labelled_split) + looks * len(validation_split or ()),
+        started=quiet_tensorflow.STARTED,
+    )  # fmt: skip
+    dry_run.say(timing)
 
 
 def score(

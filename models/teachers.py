@@ -258,22 +258,11 @@ def train_teacher(
     Returns:
         The teacher's `.keras` file.
     """
-    canonical, options = zoo.parse_name(name)
-    name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
-    settings = {
-        "dataset": f"{dataset.name}-{dataset.version}",
-        "image_shape": dataset.image_shape,
-        "flip": dataset.flip,
-        "validation_fraction": validation_fraction,
-        "data_seed": data_seed,
-        "teacher": name,
-        "epochs": epochs,
-        "seed": TEACHER_SEED,
-        **TEACHER_RECIPE,
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
-    run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
+    run, settings = teacher_run(
+        name, dataset, folder,
+        epochs=epochs, validation_fraction=validation_fraction, data_seed=data_seed,
+    )  # fmt: skip
+    name = settings["teacher"]
     strategy = strategy or tf.distribute.get_strategy()
     check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
     if run.is_complete:
@@ -302,6 +291,44 @@ def train_teacher(
         write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
     wait_for_all(strategy)
     return run.model
+
+
+def teacher_run(
+    name: str,
+    dataset: Dataset,
+    folder: str | pathlib.Path,
+    *,
+    epochs: int,
+    validation_fraction: float | None,
+    data_seed: int,
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Returns the directory of a teacher that is trained here, and what its result depends on.
+
+    Args:
+        name: as in `train_teacher`, like the others.
+        dataset: likewise.
+        folder: likewise.
+        epochs: likewise.
+        validation_fraction: likewise.
+        data_seed: likewise.
+    """
+    canonical, options = zoo.parse_name(name)
+    name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
+    settings = {
+        "dataset": f"{dataset.name}-{dataset.version}",
+        "image_shape": dataset.image_shape,
+        "flip": dataset.flip,
+        "validation_fraction": validation_fraction,
+        "data_seed": data_seed,
+        "teacher": name,
+        "epochs": epochs,
+        "seed": TEACHER_SEED,
+        **TEACHER_RECIPE,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
+    run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
+    return run, settings
 
 
 def read_class_names(file: str | pathlib.Path) -> list[str]:

@@ -97,6 +97,7 @@ VALUES = {
     ),
     "deterministic": not_switches,
     "distribute": words("auto", "none", "mirrored", "multi_worker"),
+    "dry_run": not_switches,
     "epochs": integers(1, 10**9),
     "flip": not_switches,
     "image_size": integers(1, 8192) | st.integers(1, 7).map(str),

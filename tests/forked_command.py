@@ -123,7 +123,7 @@ class ForkedCommands:
 
 
 def _serve() -> None:
-    sys.path[0] = str(REPOSITORY)
+    sys.path.insert(1, str(REPOSITORY))
     _import_what_commands_import()
     for line in sys.stdin:
         request = json.loads(line)
@@ -160,6 +160,7 @@ def _become_command(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["argv"]
+    sys.path[0] = os.path.dirname(sys.argv[0])
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0

@@ -1,0 +1,360 @@
+"""A table of runs: its YAML file, and what its runs have in common.
+
+A table's rows are trained with train.py's flags, once for each of its data seeds and seeds. The
+format is in benchmarks/tables/README.md.
+"""
+
+import copy
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from absl import flags
+
+import train
+from stkd_keras import recipes
+from stkd_keras.errors import InputError, one_line, unknown_name
+from stkd_keras.untrusted import read_text
+
+_KEYS = (
+    *("title", "gpu_hours", "flags", "data_seeds", "seeds", "measure", "split"),
+    *("pairs", "rows", "differences"),
+)
+MEASURES = ("accuracy", "top5_accuracy", "nll", "ece")
+SPLITS = ("test", "validation")
+# What the runner gives to every run.
+_RUNNERS_FLAGS = ("data_seed", "seed", "run_dir", "replay", "overwrite", "dry_run")
+# Flags on which a run's result doesn't depend: they say where things are, and how it is made.
+ASIDE = frozenset(
+    {"data_dir", "teacher_dir", "run_dir", "replay", "overwrite", "dry_run", "memory_limit"}
+    | {"backup_steps", "validation_freq", "steps_per_execution"}
+)
+# Flags on which the teacher's answers don't depend, beside those of mixing, which methods resolve.
+_STUDENTS_OWN = frozenset(
+    {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
+    | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
+    | {"temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"}
+    | {"optimizer", "learning_rate", "weight_decay", "deterministic", "on_nan"}
+    | {"run_dir", "replay", "overwrite", "dry_run"}
+    | {"backup_steps", "validation_freq", "steps_per_execution"}
+)
+# Flags on which the time that a run takes doesn't depend.
+_WITHOUT_COST = frozenset(
+    {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "on_nan", "backup_steps"}
+    | {"temperature", "label_weight", "method_weight", "mixup_alpha"}
+    | {"learning_rate", "weight_decay"}
+)
+_MIXING = (
+    *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
+    *("mixing_per_batch", "mixing_partners", "mixing_labels"),
+)
+# A name is a folder's, and a part of a file's.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
+
+
+# What rows are joined with where there are no pairs.
+_NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
+
+
+def _take_flags_of_train() -> flags.FlagValues:
+    """Train.py's flags, which are no flags of who imports it."""
+    own = flags.FlagValues()
+    for flag in flags.FLAGS.flags_by_module_dict()[train.__name__]:
+        own[flag.name] = flag
+    flags.FLAGS.remove_flag_values(own)
+    return own
+
+
+_FLAGS = _take_flags_of_train()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        row: the name of the row that it belongs to.
+        data_seed: train.py's flag.
+        seed: likewise.
+        given: the flags that the table gives, and the seeds, as texts.
+        flags: every flag of train.py, as it understands it.
+    """
+
+    row: str
+    data_seed: int
+    seed: int
+    given: dict[str, str]
+    flags: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return f"{self.row}-d{self.data_seed}-s{self.seed}"
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """What runs of two rows are compared by."""
+        return self.data_seed, self.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a table's file says.
+
+    Attributes:
+        path: the file.
+        title: of the table.
+        measure: which of the scores in metrics.json is compared.
+        split: of which images.
+        rows: the runs of each row, by its name.
+        differences: pairs of rows' names; the second is subtracted from the first.
+    """
+
+    path: pathlib.Path
+    title: str
+    measure: str
+    split: str
+    rows: dict[str, list[Run]]
+    differences: list[tuple[str, str]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in the order of the rows."""
+        return [run for runs in self.rows.values() for run in runs]
+
+    @property
+    def is_in_percent(self) -> bool:
+        """Whether the measure is shown as such."""
+        return self.measure.endswith("accuracy")
+
+
+def read_table(path: pathlib.Path) -> Table:
+    """Reads a table's file.
+
+    Raises:
+        InputError: where there is anything in it that isn't known, or can't be.
+    """
+    try:
+        return _table(path, _load(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def answers_key(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns all that the teacher's answers depend on in a run.
+
+    Args:
+        flags: every flag of train.py.
+
+    Returns:
+        Values by name: runs in which they are equal can share one recording. None where nothing
+        can be recorded.
+    """
+    method = _method_settings(flags)
+    if flags["distribute"] == "multi_worker" or not recipes.can_replay(flags["method"], method):
+        return None
+    if method["soft_target"] == "mixed":  # That is of clean images, which train.py doesn't record.
+        return None
+    own = (*_STUDENTS_OWN, *_MIXING)
+    mixing = None if method["mixing"] == "none" else {name: method[name] for name in _MIXING}
+    return {**{name: v for name, v in flags.items() if name not in own}, "mixing": mixing}
+
+
+def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns all that the time of a run may depend on.
+
+    Args:
+        flags: every flag of train.py.
+    """
+    return {name: value for name, value in flags.items() if name not in _WITHOUT_COST}
+
+
+def teacher_key(flags: dict[str, Any]) -> tuple | None:
+    """Returns what a teacher of the zoo that a run trains first depends on; None for no training.
+
+    Args:
+        flags: every flag of train.py.
+    """
+    needs_teacher = recipes.needs_teacher(flags["method"], _method_settings(flags))
+    if not needs_teacher or flags["teacher_weights"] is not None:
+        return None
+    names = (
+        "dataset data_dir image_size flip teacher teacher_dir teacher_epochs validation_fraction "
+        "data_seed"
+    )
+    return tuple(flags[name] for name in names.split())
+
+
+def _method_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    explicit = {name: flags[name] for name in recipes.SETTINGS}
+    return recipes.method_settings(flags["method"], **explicit)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which would take the last of two equal keys without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"{one_line(name)!r} is there twice (line {node.start_mark.line + 1})"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(read_text(path), _Loader)
+    except InputError:  # A ValueError, too.
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"it can't be read as YAML: {one_line(error)}") from error
+    return content
+
+
+def _table(path: pathlib.Path, content: Any) -> Table:
+    _check_keys("the table", content, _KEYS, needed=("title", "rows"))
+    _text("title", content["title"])
+    hours = content.get("gpu_hours", 0)
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not hours >= 0:
+        raise InputError(f"gpu_hours is {hours!r}, expected a number of hours")
+    measure, split = content.get("measure", "accuracy"), content.get("split", "test")
+    for what, value, choices in (("measure", measure, MEASURES), ("split", split, SPLITS)):
+        if value not in choices:
+            raise unknown_name(what, str(value), choices)
+    rows = _rows(content)
+    differences = [
+        (_joined(pair["name"], a), _joined(pair["name"], b))
+        for pair in content.get("pairs", _NO_PAIR)
+        for a, b in _differences(content)
+        if not {a, b} & set(pair.get("without", []))
+    ]
+    for a, b in differences:
+        if not {run.pair for run in rows[a]} & {run.pair for run in rows[b]}:
+            raise InputError(f"the rows {a} and {b} have no seeds in common to be compared by")
+    return Table(path, content["title"], measure, split, rows, differences)
+
+
+def _rows(content: dict[str, Any]) -> dict[str, list[Run]]:
+    """The runs by row: of each of `pairs`, where there are some, every one of `rows`."""
+    seeds = {name: content.get(name, [0]) for name in ("data_seeds", "seeds")}
+    rows = {}
+    names = _names("rows", content, more=("seeds", "data_seeds"))
+    if "pairs" in content:
+        _names("pairs", content, more=("without",))
+    for pair in content.get("pairs", _NO_PAIR):
+        without = _known(f"without of {pair['name']}", pair.get("without", []), names)
+        for row in content["rows"]:
+            if row["name"] in without:
+                continue
+            name = _joined(pair["name"], row["name"])
+            if name in rows:
+                raise InputError(f"two rows are called {name}")
+            given = [each.get("flags", {}) for each in (content, pair, row)]
+            texts = {k: v for each in given for k, v in _texts(each).items()}
+            own = {key: _seeds(name, key, row.get(key, seeds[key])) for key in seeds}
+            rows[name] = [
+                _run(name, data_seed, seed, texts)
+                for data_seed in own["data_seeds"]
+                for seed in own["seeds"]
+            ]
+    return rows
+
+
+def _names(key: str, content: dict[str, Any], more: Iterable[str] = ()) -> list[str]:
+    """The names of a list of objects, each of which has one, and may have flags."""
+    entries = content[key]
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{key} is {one_line(entries)!r}, expected a list of at least one")
+    names: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        _check_keys(f"number {number} of {key}", entry, ("name", "flags", *more), ("name",))
+        name = _text(f"the name of number {number} of {key}", entry["name"])
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"the name {name!r} in {key} is to be a folder's: letters, digits and any of "
+                "_.,=+- behind the first"
+            )
+        if name in names:
+            raise InputError(f"two of {key} are called {name}")
+        names.append(name)
+    return names
+
+
+def _differences(content: dict[str, Any]) -> list[tuple[str, str]]:
+    entries = content.get("differences", [])
+    if "differences" in content and (not isinstance(entries, list) or not entries):
+        raise InputError(f"differences is {one_line(entries)!r}, expected a list of pairs of rows")
+    for entry in entries:
+        are_names = isinstance(entry, list) and all(isinstance(name, str) for name in entry)
+        if not are_names or len(set(entry)) != 2 or len(entry) != 2:
+            raise InputError(f"{one_line(entry)!r} in differences isn't the names of two rows")
+    names = [row["name"] for row in content["rows"]]
+    return [(a, b) for a, b in (_known("differences", entry, names) for entry in entries)]
+
+
+def _known(what: str, names: Any, rows: list[str]) -> list[str]:
+    """Names, if all are of rows."""
+    if not isinstance(names, list):
+        raise InputError(f"{what} is {one_line(names)!r}, expected names of rows")
+    for name in names:
+        if name not in rows:
+            raise unknown_name(f"row in {what}", str(name), rows)
+    return names
+
+
+def _joined(pair: str, row: str) -> str:
+    return f"{pair}-{row}" if pair else row
+
+
+def _check_keys(what: str, entry: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+    if not isinstance(entry, dict):
+        raise InputError(f"{what} is {one_line(entry)!r}, expected keys and values")
+    for name in entry:
+        if name not in known:
+            raise unknown_name(f"key in {what}", str(name), known)
+    for name in needed:
+        if name not in entry:
+            raise InputError(f"{what} has no {name}")
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{what} is {one_line(value)!r}, expected a text (in quotes, if need be)")
+    return value
+
+
+def _seeds(row: str, key: str, seeds: Any) -> list[int]:
+    are_numbers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not are_numbers or not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(
+            f"{key} of {row} is {one_line(seeds)!r}, expected a list of different integers"
+        )
+    return seeds
+
+
+def _texts(given: Any) -> dict[str, str]:
+    """Flags as they stand on a command line."""
+    _check_keys("flags", given, _FLAGS)
+    for name, value in given.items():
+        if name in _RUNNERS_FLAGS:
+            raise InputError(f"the flag {name} is for this command to give; leave it out")
+        if not isinstance(value, str | int | float):
+            raise InputError(f"the flag {name} is {one_line(value)!r}, expected one value")
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in given.items()}
+
+
+def _run(row: str, data_seed: int, seed: int, texts: dict[str, str]) -> Run:
+    given = {**texts, "data_seed": str(data_seed), "seed": str(seed)}
+    parsed = copy.deepcopy(_FLAGS)
+    try:
+        parsed(["train.py", *(f"--{name}={value}" for name, value in given.items())])
+        run = Run(row, data_seed, seed, given, {name: parsed[name].value for name in parsed})
+        _method_settings(run.flags)
+    except (flags.Error, InputError) as error:
+        raise InputError(f"row {row}: {one_line(error)}") from error
+    return run

@@ -1,0 +1,101 @@
+"""How many GPU hours a table of benchmarks/accuracy.py should take: guessed, not measured.
+
+    python benchmarks/gpu_hours.py --table=benchmarks/tables/cifar10.yaml
+
+counts multiply-adds (two floating-point operations each): three times the student's for a step and
+once the teacher's, which is spared where it was recorded, and three times the teacher's for a step
+of its own training. A GPU is taken to sustain 10 TFLOP/s on networks as small as these, and no
+step to take less than 10 ms, as many small kernels have to be launched. Nothing of this was tried
+on a GPU: it may be wrong by a factor of three either way.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# isort: off
+import quiet_tensorflow  # noqa: F401
+
+# isort: on
+import functools
+
+from absl import flags
+from accuracy_runs import Folder
+from accuracy_table import Run, Table, read_table, teacher_key
+
+import models
+from models.__main__ import multiply_adds
+from models.teachers import TEACHER_RECIPE
+from stkd_keras import command, recipes
+from stkd_keras.errors import InputError
+
+TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
+THROUGHPUT = flags.DEFINE_float("tflops", 10.0, "what a GPU sustains, in TFLOP/s", lower_bound=1e-3)
+SHORTEST = flags.DEFINE_float("shortest_ms", 10.0, "the shortest step, in ms", lower_bound=0.0)
+
+# Training images, height and width, classes.
+DATASETS = {
+    "cifar10": (50_000, 32, 10),
+    "cifar100": (50_000, 32, 100),
+    "cinic10": (90_000, 32, 10),
+    "tiny_imagenet": (100_000, 64, 200),
+}
+
+
+def main() -> None:
+    """Runs the command."""
+    if TABLE.value is None:
+        raise InputError("no --table given; expected a file such as benchmarks/tables/cifar10.yaml")
+    print(f"{gpu_hours(read_table(pathlib.Path(TABLE.value))):.0f}")
+
+
+def gpu_hours(table: Table) -> float:
+    """The hours of all runs of a table, with the training of their teachers."""
+    folder = Folder(table, pathlib.Path())
+    seconds, recordings, teachers = 0.0, set(), set()
+    for run in table.runs:
+        images, _, _ = DATASETS[run.flags["dataset"]]
+        recipe = recipes.recipe_for(run.flags["dataset"])
+        epochs = run.flags["epochs"] or recipe.epochs
+        batch_size = run.flags["batch_size"] or recipe.batch_size
+        recording, teacher = folder.recording(run), teacher_key(run.flags)
+        asks = recipes.needs_teacher(run.flags["method"], method_settings(run))
+        asks = asks and (recording is None or recording not in recordings)
+        amount = 3 * size(run, run.flags["student"]) + asks * size(run, run.flags["teacher"])
+        seconds += epochs * images / batch_size * step_seconds(amount * batch_size)
+        if teacher is not None and teacher not in teachers:
+            epochs = run.flags["teacher_epochs"] or recipe.teacher_epochs
+            batch_size = TEACHER_RECIPE["batch_size"]
+            amount = 3 * size(run, run.flags["teacher"])
+            seconds += epochs * images / batch_size * step_seconds(amount * batch_size)
+        recordings.add(recording)
+        teachers.add(teacher)
+    return seconds / 3600
+
+
+def step_seconds(amount: float) -> float:
+    """How long so many multiply-adds take."""
+    return max(2 * amount / (1e12 * THROUGHPUT.value), SHORTEST.value / 1e3)
+
+
+def size(run: Run, name: str) -> int:
+    """The multiply-adds of a model for one image of a run."""
+    _, length, classes = DATASETS[run.flags["dataset"]]
+    return size_of(name, length, classes)
+
+
+@functools.cache
+def size_of(name: str, length: int, classes: int) -> int:
+    """The multiply-adds of a model for one image."""
+    return multiply_adds(models.build(name, (length, length, 3), classes))
+
+
+def method_settings(run: Run) -> dict:
+    """What a run's method comes to."""
+    explicit = {name: run.flags[name] for name in recipes.SETTINGS}
+    return recipes.method_settings(run.flags["method"], **explicit)
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

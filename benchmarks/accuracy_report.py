@@ -251,17 +251,20 @@ def _number(value: float | None) -> str:
 
 
 def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
-    """Draws a line for each row: its runs, its mean and the interval."""
+    """Draws a line for each row: its mean and the interval, and below them its runs."""
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
-        axes.plot(row.values, [y] * len(row.values), "o", ms=4, color=ORANGE, alpha=0.7, zorder=1)
         if row.interval is not None:
-            axes.plot(row.interval, [y, y], "-", color=BLUE, lw=2, zorder=2)
+            axes.plot(row.interval, [y, y], "-", color=BLUE, lw=2)
         if row.count:
-            axes.plot(row.mean, y, "D", ms=6, color=BLUE, zorder=3)
+            axes.plot(row.mean, y, "D", ms=6, color=BLUE)
+        axes.plot(row.values, [y + 0.25] * len(row.values), "o", ms=4, color=ORANGE)
+    axes.plot([], [], "D-", ms=6, lw=2, color=BLUE, label="mean, 95 % interval")
+    axes.plot([], [], "o", ms=4, color=ORANGE, label="run")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     unit = " (%)" if table.is_in_percent else ""
     axes.set_xlabel(f"{table.measure.replace('_', ' ')} on the {table.split} split{unit}")

@@ -236,6 +236,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(undisturbed, repository,
     assert "| bad | - | - | - | 0 of 1 |" in markdown
 
 
+@pytest.mark.slow
 def test_what_train_refuses_is_refused_before_anything_is_trained(commands, tmp_path):
     write_table(tmp_path, flags=FLAGS, rows=[{"name": "a", "flags": {"temperature": -1}}])
     completed = commands.run(COMMAND, "--table=table.yaml", cwd=tmp_path, limit=60)

@@ -156,10 +156,10 @@ def answers_key(flags: dict[str, Any]) -> dict[str, Any] | None:
     method = _method_settings(flags)
     if flags["distribute"] == "multi_worker" or not recipes.can_replay(flags["method"], method):
         return None
-    if method["soft_target"] == "mixed":  # That is of clean images, which train.py doesn't record.
-        return None
     own = (*_STUDENTS_OWN, *_MIXING)
-    mixing = None if method["mixing"] == "none" else {name: method[name] for name in _MIXING}
+    # A mixture of answers is made of those on the images as they are.
+    asks_clean = method["mixing"] == "none" or method["soft_target"] == "mixed"
+    mixing = None if asks_clean else {name: method[name] for name in _MIXING}
     return {**{name: v for name, v in flags.items() if name not in own}, "mixing": mixing}
 
 

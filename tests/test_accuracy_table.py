@@ -203,10 +203,10 @@ def test_a_recording_is_shared_by_all_that_ask_the_same_and_no_others(repository
         {name.rpartition("-d0")[0] for name, key in keys.items() if key == each}
         for each in keys.values()
     ]
-    assert {"kd", "warm", "dist"} in shared
+    assert {"kd", "warm", "dist", "of-clean"} in shared
     assert {"stkd", "mixed-by-hand"} in shared
-    assert {"ce", "features", "clean", "of-clean"} in shared
-    assert all(keys[f"{name}-d0-s0"] is None for name in ("ce", "features", "clean", "of-clean"))
+    assert {"ce", "features", "clean"} in shared
+    assert all(keys[f"{name}-d0-s0"] is None for name in ("ce", "features", "clean"))
     for name in ("longer", "augmented", "another-teacher", "three"):
         assert {name} in shared
 

@@ -404,9 +404,9 @@ class SimilarityTransferDistiller(keras.Model):
 
         Args:
             x: the virtual samples.
-            y: labels, or None; in training, a dict of "labels" and, with a teacher,
-                "teacher_logits".
-            y_pred: the student's outputs, (B, C).
+            y: labels, or None; in training, a dict of "labels", "step" and, with a teacher,
+                "teacher", what it says by name.
+            y_pred: what `call` gave.
             sample_weight: None, or (B,) or (B, 1).
             training: whether the soft loss counts.
 
@@ -423,23 +423,24 @@ class SimilarityTransferDistiller(keras.Model):
     def _training_loss(self, student, targets, sample_weight):
         """The weighted sum of all losses but the regularisation's; each is logged."""
         size = tf.shape(targets["labels"])[0]
-        clean_logits = student["logits"][size:]
-        student = {name: tensor[:size] for name, tensor in student.items()}
+        teacher = targets.get("teacher", {})
+        if self.clean_soft_weight:
+            both = student, teacher
+            clean_logits, clean_answers = (each["logits"][size:] for each in both)
+            student, teacher = ({name: x[:size] for name, x in each.items()} for each in both)
         loss = self._label_loss(student, targets, sample_weight)
         self._track("label_loss", loss, size)
         total = self.label_weight * loss
-        if "teacher" not in targets:
+        if not teacher:
             return total
-        teacher = {name: tensor[:size] for name, tensor in targets["teacher"].items()}
         loss = _scalar(self.soft_loss(teacher["logits"], student["logits"], sample_weight))
         self._track("soft_loss", loss, size)
         total += self.soft_weight * loss
         agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
         self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
         if self.clean_soft_weight:
-            answers = targets["teacher"]["logits"][size:]
             weights = targets["clean_sample_weight"]
-            loss = _scalar(self.soft_loss(answers, clean_logits, weights))
+            loss = _scalar(self.soft_loss(clean_answers, clean_logits, weights))
             self._track("clean_soft_loss", loss, size)
             total += self.clean_soft_weight * loss
         return self._with_terms(total, student, teacher, targets, sample_weight)
@@ -453,15 +454,24 @@ class SimilarityTransferDistiller(keras.Model):
             index = {"index": targets["index"]} if term.needs_index else {}
             loss = loss_of(term, term, *given, training=True, **index)
             self._track(term.name, loss, size)
-            if not (term.only_in_pretraining and term.pretraining_steps):
+            if not term.only_in_pretraining:
                 total += term.weight * loss
             if term.pretraining_steps:
-                loss = loss_of(term.pretraining_loss, term, *given)
+                if not term.only_in_pretraining:
+                    loss = self._own_loss(term, targets["step"], given)
                 self._track(_pretraining_name(term), loss, size)
                 pretraining += loss
         if not self.pretraining_steps:
             return total
         return tf.where(targets["step"] < self.pretraining_steps, pretraining, total)
+
+    def _own_loss(self, term, step, given):
+        """What a stage trains beside the term; 0 once it is over."""
+        return tf.cond(
+            step < term.pretraining_steps,
+            lambda: loss_of(term.pretraining_loss, term, *given),
+            lambda: tf.constant(0.0),
+        )
 
     def _label_loss(self, student, targets, sample_weight):
         rows, weights = weighted_distributions(
@@ -473,7 +483,8 @@ class SimilarityTransferDistiller(keras.Model):
         """Updates the compiled metrics with the images that have labels, which are rows to them."""
         y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
         rows = self._label_rows(y_pred, y["labels"] if isinstance(y, dict) else y)
-        y_pred = y_pred[: tf.shape(rows)[0]]  # Behind them there may be the clean images.
+        if self.clean_soft_weight:
+            y_pred = y_pred[: tf.shape(rows)[0]]  # Behind them are the clean images.
         labelled = tf.reduce_any(rows > 0, axis=1)
         rows, y_pred = tf.boolean_mask(rows, labelled), tf.boolean_mask(y_pred, labelled)
         if sample_weight is not None:

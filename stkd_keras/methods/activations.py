@@ -53,7 +53,6 @@ class AB(PretrainedTerm):
     ):
         super().__init__(features, weight, pretraining_steps, name, **kwargs)
         self.margin = checked_positive("margin", margin)
-        self.only_in_pretraining = self.pretraining_steps > 0
 
     def build(self, student_shape, teacher_shape, labels_shape):
         """Makes a connector for each feature whose shapes differ."""

@@ -48,7 +48,6 @@ class FSP(PretrainedTerm):
         super().__init__(features, weight, pretraining_steps, name, **kwargs)
         if len(self.features) < 2:
             raise InputError(f"features of {name} is {features!r}; expected at least two names")
-        self.only_in_pretraining = self.pretraining_steps > 0
 
     def build(self, student_shape, teacher_shape, labels_shape):
         """Checks that the channels agree; there is nothing to make."""

@@ -120,7 +120,8 @@ class PretrainedTerm(DistillationTerm):
     """A term with a stage of its own before the main training.
 
     In the first `pretraining_steps` steps `pretraining_loss` is the only loss, without `weight`;
-    afterwards the term counts as any other, or not at all where `only_in_pretraining` is true.
+    afterwards the term counts as any other or, where the stage trains the student by the term
+    itself, not at all.
 
     Args:
         features, weight, name: as of `DistillationTerm`.
@@ -128,7 +129,8 @@ class PretrainedTerm(DistillationTerm):
             in every step.
     """
 
-    # Whether the stage trains the student; otherwise it stays as it is until the stage is over.
+    # Whether the stage trains the student, by the term itself; otherwise the student stays as it is
+    # until the stage is over.
     pretrains_student = True
 
     def __init__(
@@ -153,6 +155,11 @@ class PretrainedTerm(DistillationTerm):
         The term itself, unless a subclass trains something else first.
         """
         return self(student, teacher, labels, training=True)
+
+    @property
+    def only_in_pretraining(self) -> bool:  # type: ignore[override]
+        """Whether the term adds nothing once its stage is over."""
+        return self.pretrains_student and self.pretraining_steps > 0
 
     @property
     def pretrained_layers(self) -> tuple[keras.layers.Layer, ...]:

@@ -23,7 +23,7 @@ from absl import flags
 import models
 import stkd_keras
 from models.teachers import TeacherSource, load_teachers
-from stkd_keras import command, data, experiment
+from stkd_keras import command, data, experiment, recipes
 from stkd_keras.evaluation import compiled, predict_logits, score
 from stkd_keras.run_directory import read_json
 
@@ -59,16 +59,15 @@ def main() -> None:
 
 def train(method: str, seed: int, dataset, few, teacher) -> float:
     """Trains one student and returns its accuracy on the test split, a fraction."""
-    settings = experiment.METHODS[method]
+    settings = recipes.method_settings(method)
     keras.utils.set_random_seed(seed)
     student = models.build(
         "resnet8", dataset.image_shape, dataset.num_classes, dataset.mean, dataset.std
     )
-    mixing = stkd_keras.Mixup(settings["mixup_alpha"], probability=settings["mixup_probability"])
     distiller = stkd_keras.SimilarityTransferDistiller(
         student,
         teacher if settings["soft_weight"] else None,
-        mixing=mixing if settings["mixup_probability"] else None,
+        mixing=recipes.make_mixing(settings),
         soft_weight=settings["soft_weight"],
         label_weight=settings["label_weight"],
     )

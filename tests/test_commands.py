@@ -46,6 +46,19 @@ def test_a_run_leaves_what_it_promises(finished):
     assert list((run / "backup").glob("step-*"))
 
 
+def test_the_table_of_make_demo_has_a_row_for_each_method(finished, command):
+    completed = command(
+        "benchmarks/few_images.py",
+        f"--run={run_of(finished)}",
+        "--steps=2",
+        "--seeds=1",
+        cwd=finished,
+    )
+    assert completed.returncode == 0, completed.stderr
+    rows = [line.split("|")[1].strip() for line in completed.stdout.splitlines()[-3:]]
+    assert rows == ["ce", "kd", "stkd"]
+
+
 def test_tensorboard_has_curves_learning_rate_and_the_panel(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

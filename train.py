@@ -39,7 +39,7 @@ from stkd_keras.features import with_features
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.mixing import LABELS, PARTNERS
 from stkd_keras.replay import check_recording
-from stkd_keras.run_directory import RunDirectory, write_json
+from stkd_keras.run_directory import RunDirectory
 from stkd_keras.teacher import DTYPES
 from stkd_keras.terms import feature_names
 
@@ -304,6 +304,18 @@ VALIDATION_FREQ = flags.DEFINE_integer(
     "epochs from one look at the validation images, and picture of virtual samples, to the next",
     lower_bound=1,
 )
+HISTOGRAM_FREQ = flags.DEFINE_integer(
+    "histogram_freq",
+    0,
+    "epochs from one set of histograms of the weights in TensorBoard to the next (default: none)",
+    lower_bound=0,
+)
+PROFILE_STEPS = flags.DEFINE_integer(
+    "profile_steps",
+    0,
+    "steps that TensorFlow's profiler looks at, from the third on, for TensorBoard (default: none)",
+    lower_bound=0,
+)
 ON_NAN = flags.DEFINE_enum(
     "on_nan",
     "stop",
@@ -427,6 +439,8 @@ def main() -> None:
         backup_steps=BACKUP_STEPS.value,
         on_nan=ON_NAN.value,
         validation_freq=VALIDATION_FREQ.value,
+        histogram_freq=HISTOGRAM_FREQ.value,
+        profile_steps=PROFILE_STEPS.value,
     )
     if is_chief(strategy):
         score(distiller.student, teacher, dataset, labelled_split, validation_split, run)
@@ -716,7 +730,7 @@ def score(
     if validation_split is not None:
         splits["validation"] = validation_split
     metrics = experiment.evaluate(student, teacher, dataset, splits)
-    write_json(run.metrics, metrics)
+    experiment.complete(run, student, metrics)
     print(f"\n{experiment.format_metrics(metrics)}\nstudent: {run.model}")
 
 

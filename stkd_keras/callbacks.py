@@ -36,16 +36,6 @@ class SaveTheStudent(keras.callbacks.Callback):
         average_batch_statistics(self.model)
 
 
-class FlushedTensorBoard(keras.callbacks.TensorBoard):
-    """TensorBoard, whose files hold what an epoch has logged before its backup is written."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Logs the epoch."""
-        super().on_epoch_end(epoch, logs)
-        for writer in self._writers.values():
-            writer.flush()
-
-
 class ReturnFreedMemory(keras.callbacks.Callback):
     """Gives memory that isn't used any more back to the operating system every few epochs.
 

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.backup import newest_step
-from stkd_keras.callbacks import FlushedTensorBoard, ReturnFreedMemory
+from stkd_keras.callbacks import ReturnFreedMemory
 from stkd_keras.data import (
     AnySplit,
     Dataset,
@@ -27,15 +27,17 @@ from stkd_keras.distribution import (
 )
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
+from stkd_keras.model_card import model_card
 from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.replay import RecordedTeacher
 from stkd_keras.resumable import ON_NAN, Place, Training, fit_resumably, largest_divisor
-from stkd_keras.run_directory import RunDirectory
+from stkd_keras.run_directory import RunDirectory, read_json, write_json
 from stkd_keras.teacher import FrozenTeacher
-from stkd_keras.whole_files import unwritable_named
+from stkd_keras.tensorboard import RunTensorBoard, write_result
+from stkd_keras.whole_files import unwritable_named, write_whole
 
 EVALUATION_BATCH = 500
 DEFAULT_VALIDATION_FRACTION = 0.1
@@ -142,6 +144,8 @@ def train(
     backup_steps: int = BACKUP_STEPS,
     on_nan: str = "stop",
     validation_freq: int = 1,
+    histogram_freq: int = 0,
+    profile_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains a distiller's student, from the run's last backup if there is one, and saves it.
@@ -167,6 +171,9 @@ def train(
             with half the learning rate.
         validation_freq: epochs from one look at the validation images, and picture of virtual
             samples, to the next.
+        histogram_freq: epochs from one set of histograms of the weights in TensorBoard to the
+            next; 0 for none.
+        profile_steps: steps that TensorFlow's profiler looks at, from the third on; 0 for none.
         callbacks: further ones. What Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau
             remember is backed up, too.
 
@@ -177,9 +184,14 @@ def train(
     """
     if on_nan not in ON_NAN:
         raise unknown_name("way to go on after a loss of NaN", on_nan, ON_NAN)
-    for name, number in (("backup_steps", backup_steps), ("validation_freq", validation_freq)):
-        if number < 1:
-            raise InputError(f"{name} is {number}, but must be 1 or more")
+    for name, number, lowest in (
+        ("backup_steps", backup_steps, 1),
+        ("validation_freq", validation_freq, 1),
+        ("histogram_freq", histogram_freq, 0),
+        ("profile_steps", profile_steps, 0),
+    ):
+        if number < lowest:
+            raise InputError(f"{name} is {number}, but must be {lowest} or more")
     strategy = distiller.distribute_strategy
     chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
@@ -217,7 +229,11 @@ def train(
         if not chief:
             return []
         first = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
-        return _loggers(run, resumes, first, batch_size, dataset, validation_freq)
+        tensorboard = RunTensorBoard(run.tensorboard, histogram_freq, profile_steps)
+        return [
+            tensorboard,
+            *_loggers(run, resumes, first, batch_size, dataset, validation_freq),
+        ]
 
     validation = validation_split and distributed_by_example(
         evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
@@ -266,6 +282,24 @@ def evaluate(
             metrics["teacher"] = score(answers, labels)
             metrics["fidelity"] = fidelity(logits, answers)
     return metrics
+
+
+def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[str, float]]) -> None:
+    """Writes a run's scores: to TensorBoard's HParams, the model card, and at last metrics.json.
+
+    Args:
+        run: the run, whose model is there.
+        student: that model.
+        metrics: what `evaluate` returned.
+
+    Raises:
+        InputError: where they can't be written.
+    """
+    with unwritable_named(run.path):
+        write_result(run.tensorboard, run.path.name, run.settings, metrics)
+    card = model_card(student, read_json(run.config), metrics)
+    write_whole(run.model_card, card.encode(errors="backslashreplace"))
+    write_json(run.metrics, metrics)
 
 
 def describe(
@@ -335,10 +369,7 @@ def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
 
 def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int) -> list:
     """What leaves a run's artefacts, epoch by epoch."""
-    callbacks = [
-        FlushedTensorBoard(run.tensorboard, write_graph=False),
-        keras.callbacks.CSVLogger(str(run.history), append=resumes),
-    ]
+    callbacks = [keras.callbacks.CSVLogger(str(run.history), append=resumes)]
     if batch_size >= NUM_SAMPLES:
         panel = VirtualSamplePanel(run.tensorboard, batches, dataset.class_names, freq)
         callbacks.append(panel)

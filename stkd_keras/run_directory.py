@@ -22,14 +22,14 @@ from stkd_keras.whole_files import (
     written_whole,
 )
 
-_ARTEFACTS = ("metrics.json", "history.csv", "tensorboard")
+_ARTEFACTS = ("metrics.json", "model_card.md", "history.csv", "tensorboard")
 
 
 class RunDirectory:
     """One training's directory.
 
     `config.json`, `history.csv` (an epoch a row), `tensorboard/`, `backup/` (to resume), the
-    model and, at the very end, `metrics.json`: a run that has it is complete.
+    model, `model_card.md` and, at the very end, `metrics.json`: a run that has it is complete.
 
     Args:
         path: the directory; it is made when the run starts.
@@ -43,6 +43,7 @@ class RunDirectory:
         self.model = self.path / model_name
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.json"
+        self.model_card = self.path / "model_card.md"
         self.history = self.path / "history.csv"
         self.backup = self.path / "backup"
         self.tensorboard = self.path / "tensorboard"
@@ -146,7 +147,7 @@ class RunDirectory:
 
     def _check_parts(self) -> None:
         """Refuses what can't be gone on with, before anything is trained."""
-        for file in (self.config, self.metrics, self.history, self.model):
+        for file in (self.config, self.metrics, self.model_card, self.history, self.model):
             if file.is_dir():
                 raise InputError(f"{file} is a folder, but a run writes a file; {self._anew}")
         for folder in (self.backup, self.tensorboard):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import networks
 import numpy as np
@@ -18,7 +19,7 @@ from waiting import wait_for
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "two_replicas.py")
 TWO_WORKERS = os.path.join(os.path.dirname(__file__), "two_workers.py")
-QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": "1"}
 
 
 def promises():
@@ -94,20 +95,30 @@ def numbers(tmp_path_factory):
     """What each of two workers found, and one process with two logical devices."""
     folder = tmp_path_factory.mktemp("two_workers")
     files = [folder / f"{name}.npz" for name in ("worker 0", "worker 1", "one process")]
-    with two_workers([(TWO_WORKERS, file) for file in files[:2]], folder) as processes:
-        alone = subprocess.run(
-            [sys.executable, TWO_WORKERS, files[2]],
-            env=QUIET,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        statuses = [process.wait(timeout=300) for process in processes]
-    errors = [(folder / f"err{n}").read_text()[-3000:] for n in range(2)]
-    assert statuses == [0, 0], "\n".join(errors)
+    statuses, errors = statuses_of_workers(files[:2], folder)
+    if -signal.SIGSEGV in statuses:
+        # Seen once in some dozens of times, within TensorFlow, and not to be had again on purpose.
+        warnings.warn("a worker crashed, and is tried again:\n" + errors, stacklevel=1)
+        statuses, errors = statuses_of_workers(files[:2], folder)
+    assert statuses == [0, 0], errors
+    alone = subprocess.run(
+        [sys.executable, TWO_WORKERS, files[2]],
+        env=QUIET,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert alone.returncode == 0, alone.stderr[-3000:]
     return [dict(np.load(file)) for file in files]
+
+
+def statuses_of_workers(files, folder):
+    """How the two workers ended, and what they said of it."""
+    with two_workers([(TWO_WORKERS, file) for file in files], folder) as processes:
+        statuses = [process.wait(timeout=300) for process in processes]
+    errors = [(folder / f"err{n}").read_text()[-8000:] for n in range(2)]
+    return statuses, "\n".join(errors)
 
 
 def test_two_workers_log_and_train_the_same(numbers):

@@ -111,8 +111,8 @@ def _quality(config: dict[str, Any], metrics: dict[str, dict[str, float]]) -> st
     lines = [*rows, ""]
     if fidelity := metrics.get("fidelity"):
         lines += [
-            f"On {100 * fidelity['agreement']:.2f} % of the test images it names the class that the "
-            f"teacher names; KL(teacher || student) is {fidelity['kl']:.4f} nats on average.",
+            f"On {100 * fidelity['agreement']:.2f} % of the test images it names the teacher's "
+            f"class; KL(teacher || student) is {fidelity['kl']:.4f} nats on average.",
             "",
         ]
     return "\n".join(

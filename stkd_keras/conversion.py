@@ -1,0 +1,241 @@
+"""A trained classifier as a file for other runtimes: pixels go in, probabilities come out."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from stkd_keras.data import AnySplit
+from stkd_keras.data.dataset import some_images
+from stkd_keras.errors import InputError, one_line
+from stkd_keras.outputs import compute_in, resolve_outputs
+
+LABELS = "labels.txt"
+"""The file with the names of the classes, one a line, in a SavedModel and in a LiteRT file."""
+REPRESENTATIVE_IMAGES = 300
+"""Training images that the ranges of integers are chosen by."""
+
+
+def serving_function(
+    student: keras.Model, image_shape: tuple[int, int, int]
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns what is exported: the classifier in inference, with the softmax if it has none.
+
+    A classifier of mixed precision computes in float32 there, which every runtime knows.
+
+    Args:
+        student: any Keras classifier.
+        image_shape: (height, width, channels).
+
+    Returns:
+        A traced `tf.function` from `pixels`, float32 (batch, height, width, channels) in [0, 255],
+        to a dict of `probabilities`, float32 (batch, classes).
+
+    Raises:
+        InputError: as `stkd_keras.outputs.resolve_outputs` with "auto".
+    """
+    has_softmax = resolve_outputs(student, "auto", "student") == "probabilities"
+    pixels = tf.TensorSpec([None, *image_shape], tf.float32, name="pixels")
+
+    @tf.function(input_signature=[pixels])
+    def serve(pixels):
+        answers = tf.cast(student(pixels, training=False), tf.float32)
+        return {"probabilities": answers if has_softmax else tf.nn.softmax(answers)}
+
+    with _in_float32(student):
+        serve.get_concrete_function()
+    return serve
+
+
+def write_saved_model(
+    folder: pathlib.Path, student: keras.Model, serve: Callable, class_names: Sequence[str]
+) -> None:
+    """Writes a SavedModel whose `serving_default` is the serving function.
+
+    The names of the classes are in its `assets.extra/labels.txt`.
+
+    Args:
+        folder: where to; it must not be there.
+        student: the classifier, whose weights the function uses.
+        serve: of `serving_function`.
+        class_names: one for each class.
+    """
+    archive = keras.export.ExportArchive()
+    archive.track(student)
+    archive.add_endpoint("serve", serve)
+    archive.write_out(str(folder), verbose=False)
+    # The place for what goes with a SavedModel and isn't part of its graph.
+    labels = folder / "assets.extra" / LABELS
+    labels.parent.mkdir()
+    labels.write_bytes(_label_lines(class_names))
+
+
+def litert(saved_model: pathlib.Path, class_names: Sequence[str]) -> bytes:
+    """Returns a LiteRT file that computes in float32 what a SavedModel of ours does.
+
+    Args:
+        saved_model: of `write_saved_model`.
+        class_names: one for each class; they are in the file as its associated file `labels.txt`.
+    """
+    return _with_labels(_converter(saved_model).convert(), class_names)
+
+
+def litert_int8(
+    saved_model: pathlib.Path, class_names: Sequence[str], train_split: AnySplit
+) -> bytes:
+    """Returns a LiteRT file that computes in integers of 8 bits what a SavedModel of ours does.
+
+    Pixels go in as they are, uint8; the probabilities come out as float32, in steps of 1/256.
+    Ranges are chosen after training (Jacob et al., arXiv 1712.05877), by 300 training images, of
+    the weights for each channel.
+
+    Args:
+        saved_model: of `write_saved_model`.
+        class_names: as of `litert`.
+        train_split: the training images.
+    """
+    converter = _converter(saved_model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: _representative(train_split)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.uint8
+    return _with_labels(converter.convert(), class_names)
+
+
+def onnx(serve: Callable, class_names: Sequence[str]) -> bytes:
+    """Returns an ONNX file of the serving function.
+
+    Args:
+        serve: of `serving_function`.
+        class_names: one for each class; they are in the metadata as `class_names`, a JSON list.
+    """
+    import tf2onnx
+
+    model, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    names = json.dumps(as_text(class_names), ensure_ascii=False)
+    model.metadata_props.add(key="class_names", value=names)
+    return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def refused_by_name(name: str, student: keras.Model) -> Iterator[None]:
+    """Gives what a converter can't do one line.
+
+    Args:
+        name: of the format.
+        student: the classifier that it can't take.
+
+    Raises:
+        InputError: in place of its errors, but for those of the operating system.
+    """
+    try:
+        with quiet():
+            yield
+    except (InputError, OSError):
+        raise
+    except tf.errors.OpError as error:
+        if not re.search("No space left|Disk quota|Permission denied|Read-only", error.message):
+            raise _not_made(name, student, error) from error
+        raise OSError(0, one_line(error.message.rpartition("; ")[2])) from error
+    except Exception as error:  # Each converter has kinds of its own.
+        raise _not_made(name, student, error) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what TensorFlow, converters and runtimes write of their work from the terminal.
+
+    What goes wrong there is a Python exception.
+    """
+    sys.stderr.flush()
+    disabled = logging.root.manager.disable
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _in_float32(model: keras.Model) -> Iterator[None]:
+    """Has a model compute in float32 for a while."""
+    layers = model._flatten_layers(include_self=False)
+    policies = [
+        (layer, layer.dtype_policy) for layer in layers if not isinstance(layer, keras.Model)
+    ]
+    if any(layer.compute_dtype in ("float16", "bfloat16") for layer, _ in policies):
+        compute_in(model, "float32")
+    try:
+        yield
+    finally:
+        for layer, policy in policies:
+            if layer.dtype_policy != policy:
+                layer.dtype_policy = policy
+
+
+def _converter(saved_model: pathlib.Path) -> tf.lite.TFLiteConverter:
+    return tf.lite.TFLiteConverter.from_saved_model(
+        str(saved_model), signature_keys=["serving_default"]
+    )
+
+
+def _representative(split: AnySplit) -> Iterator[list[np.ndarray]]:
+    """Gives single training images to choose ranges by."""
+    is_first = True
+    for images in some_images(split, REPRESENTATIVE_IMAGES):
+        for pixels in images.astype(np.float32):
+            if is_first:
+                # Then an integer of the input is the pixel itself, with a scale of exactly 1.
+                pixels.flat[:2] = 0, 255
+                is_first = False
+            yield [pixels[None]]
+
+
+def _with_labels(content: bytes, class_names: Sequence[str]) -> bytes:
+    """Packs the labels as TensorFlow Lite's metadata does: a zip archive behind the model."""
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        # A fixed time, so that the same model is the same file.
+        archive.writestr(zipfile.ZipInfo(LABELS), _label_lines(class_names))
+    return file.getvalue()
+
+
+def _label_lines(class_names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in as_text(class_names)).encode()
+
+
+def as_text(class_names: Sequence[str]) -> list[str]:
+    """The names as text of one line each: those of folders may hold anything."""
+    return [
+        " ".join(name.encode(errors="backslashreplace").decode().splitlines())
+        for name in class_names
+    ]
+
+
+def _not_made(name: str, student: keras.Model, error: Exception) -> InputError:
+    missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", str(error))))
+    why = f"it has no counterpart of {', '.join(missing)}" if missing else one_line(error)
+    return InputError(
+        f"can't make {name} of {student.name!r} ({why}); expected a classifier of layers that "
+        f"{name} has: leave {name} out, or take another model"
+    )

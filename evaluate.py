@@ -111,7 +111,7 @@ def main() -> None:
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)
-    folder = folder_of_export(MODEL.value)
+    formats, folder = EXPORT.value or [], folder_of_export(MODEL.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
     if NORMALIZATION.value is not None and not takes_normalization(source, WEIGHTS.value):
@@ -120,7 +120,7 @@ def main() -> None:
             f"PyTorch file for a model of the zoo; {source} brings its own, so leave it out"
         )
     if folder is not None:
-        export.check_export(EXPORT.value, folder)
+        export.check_export(formats, folder)
     # --json promises JSON and nothing else there, and an error to be the only line of the other.
     notes = io.StringIO() if JSON.value else sys.stdout
     with contextlib.redirect_stdout(notes):
@@ -128,7 +128,7 @@ def main() -> None:
         dataset = load_dataset(recorded)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
         if folder is not None:
-            result = experiment.export(student, dataset, EXPORT.value, folder)
+            result = experiment.export(student, dataset, formats, folder)
         else:
             teacher = load_teachers(dataset, sources)[0] if sources else None
             result = experiment.evaluate(student, teacher, dataset, {})

@@ -10,7 +10,8 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,8 +29,8 @@ REPRESENTATIVE_IMAGES = 300
 
 
 def serving_function(
-    student: keras.Model, image_shape: tuple[int, int, int]
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    student: keras.Model, image_shape: tuple[int, int, int], dtype: str = "float32"
+) -> Any:
     """Returns what is exported: the classifier in inference, with the softmax if it has none.
 
     A classifier of mixed precision computes in float32 there, which every runtime knows.
@@ -37,20 +38,22 @@ def serving_function(
     Args:
         student: any Keras classifier.
         image_shape: (height, width, channels).
+        dtype: of the pixels, "float32" or "uint8".
 
     Returns:
-        A traced `tf.function` from `pixels`, float32 (batch, height, width, channels) in [0, 255],
-        to a dict of `probabilities`, float32 (batch, classes).
+        A traced `tf.function` from `pixels`, (batch, height, width, channels) in [0, 255], to a
+        dict of `probabilities`, float32 (batch, classes).
 
     Raises:
         InputError: as `stkd_keras.outputs.resolve_outputs` with "auto".
     """
     has_softmax = resolve_outputs(student, "auto", "student") == "probabilities"
-    pixels = tf.TensorSpec([None, *image_shape], tf.float32, name="pixels")
+    signature = [tf.TensorSpec([None, *image_shape], dtype, name="pixels")]
 
-    @tf.function(input_signature=[pixels])
+    @tf.function(input_signature=signature)
     def serve(pixels):
-        answers = tf.cast(student(pixels, training=False), tf.float32)
+        answers = student(tf.cast(pixels, tf.float32), training=False)
+        answers = tf.cast(answers, tf.float32)
         return {"probabilities": answers if has_softmax else tf.nn.softmax(answers)}
 
     with _in_float32(student):
@@ -59,7 +62,7 @@ def serving_function(
 
 
 def write_saved_model(
-    folder: pathlib.Path, student: keras.Model, serve: Callable, class_names: Sequence[str]
+    folder: pathlib.Path, student: keras.Model, serve: Any, class_names: Sequence[str]
 ) -> None:
     """Writes a SavedModel whose `serving_default` is the serving function.
 
@@ -96,24 +99,28 @@ def litert_int8(
 ) -> bytes:
     """Returns a LiteRT file that computes in integers of 8 bits what a SavedModel of ours does.
 
-    Pixels go in as they are, uint8; the probabilities come out as float32, in steps of 1/256.
-    Ranges are chosen after training (Jacob et al., arXiv 1712.05877), by 300 training images, of
-    the weights for each channel.
+    Weights are integers with a scale for each channel, activations with the ranges that 300
+    training images have (Jacob et al., arXiv 1712.05877). What makes probabilities of the last
+    features stays in float32: in steps of 1/256 of the logits' range many classes would tie.
 
     Args:
-        saved_model: of `write_saved_model`.
+        saved_model: of `write_saved_model`, with pixels in uint8.
         class_names: as of `litert`.
         train_split: the training images.
     """
     converter = _converter(saved_model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: _representative(train_split)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = tf.uint8
-    return _with_labels(converter.convert(), class_names)
+    options = tf.lite.experimental.QuantizationDebugOptions
+    # The public way to leave a part of a model out of the quantisation.
+    quantizer = tf.lite.experimental.QuantizationDebugger(
+        converter=converter, debug_dataset=converter.representative_dataset, debug_options=options()
+    )
+    quantizer.options = options(denylisted_nodes=_head(quantizer.calibrated_model))
+    return _with_labels(quantizer.get_nondebug_quantized_model(), class_names)
 
 
-def onnx(serve: Callable, class_names: Sequence[str]) -> bytes:
+def onnx(serve: Any, class_names: Sequence[str]) -> bytes:
     """Returns an ONNX file of the serving function.
 
     Args:
@@ -203,12 +210,31 @@ def _representative(split: AnySplit) -> Iterator[list[np.ndarray]]:
     """Gives single training images to choose ranges by."""
     is_first = True
     for images in some_images(split, REPRESENTATIVE_IMAGES):
-        for pixels in images.astype(np.float32):
+        for pixels in images:
             if is_first:
-                # Then an integer of the input is the pixel itself, with a scale of exactly 1.
+                # Then the first integers are the pixels themselves, with a scale of exactly 1.
+                pixels = pixels.copy()
                 pixels.flat[:2] = 0, 255
                 is_first = False
             yield [pixels[None]]
+
+
+def _head(content: bytes) -> list[str]:
+    """The tensors of a LiteRT model from its output back to the pooled features, by name."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph, kinds = model.subgraphs[0], schema.BuiltinOperator
+    makers = {int(output): operator for operator in graph.operators for output in operator.outputs}
+    names, tensor, has_weights = [], int(graph.outputs[0]), False
+    while tensor in makers:
+        kind = model.operatorCodes[makers[tensor].opcodeIndex].builtinCode
+        if has_weights and kind not in (kinds.MEAN, kinds.RESHAPE):
+            break
+        has_weights = has_weights or kind in (kinds.FULLY_CONNECTED, kinds.CONV_2D)
+        names.append(graph.tensors[tensor].name.decode())
+        tensor = int(makers[tensor].inputs[0])
+    return names
 
 
 def _with_labels(content: bytes, class_names: Sequence[str]) -> bytes:

@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,13 @@ from stkd_keras.conversion import LABELS, quiet, refused_by_name
 from stkd_keras.data import Dataset, evaluation_pipeline
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, predict_logits
-from stkd_keras.outputs import compatible, input_shape, logits_function, num_classes
+from stkd_keras.outputs import (
+    compatible,
+    input_shape,
+    logits_function,
+    num_classes,
+    resolve_outputs,
+)
 from stkd_keras.run_directory import write_json, write_model
 from stkd_keras.whole_files import filled_whole
 
@@ -123,15 +130,12 @@ def export(
     """
     formats = check_export(formats, folder)
     _check_fits(student, dataset)
-    serve = conversion.serving_function(student, dataset.image_shape)
     with filled_whole(folder) as new:
         for name in formats:
             print(f"making {FORMATS[name].file}", flush=True)
             with refused_by_name(name, student):
-                _write(name, new, student, serve, dataset)
+                _write(name, new, student, dataset)
         content = _try_all(formats, new, student, dataset)
-        if "saved_model" not in formats and (new / "saved_model").exists():
-            tf.io.gfile.rmtree(str(new / "saved_model"))
         write_json(new / "export.json", content)
     return content
 
@@ -165,32 +169,25 @@ def check_export(formats: Sequence[str], folder: str | os.PathLike) -> list[str]
 
 def format_export(content: dict[str, Any]) -> str:
     """Returns what `export` gives as a table for a terminal, shares in percent."""
-    rows = [("", "size", "accuracy", "agreement", "difference", "latency", "images/s", "runtime")]
+    rows = [["", "size", "accuracy", "agreement", "difference", "latency", "images/s", "runtime"]]
     for name, numbers in {"student.keras": content["student"], **content["formats"]}.items():
-        shares = (
-            (f"{numbers['agreement']:.2%}", f"{numbers['largest_difference']:.1e}")
-            if "agreement" in numbers
-            else ("", "")
-        )
         rows.append(
-            (
+            [
                 numbers.get("file", name),
                 f"{numbers['bytes'] / 1e3:,.1f} kB",
-                f"{numbers['accuracy']:.2%}",
-                *shares,
+                f"{100 * numbers['accuracy']:.2f} %",
+                f"{100 * numbers['agreement']:.2f} %" if "agreement" in numbers else "",
+                f"{numbers['largest_difference']:.1g}" if "agreement" in numbers else "",
                 f"{numbers['latency_ms']:.2f} ms",
                 f"{numbers['images_per_second']:,.0f}",
                 numbers["runtime"],
-            )
+            ]
         )
-    rows = [tuple(cell.replace("%", " %") for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        first, *numbers, runtime = (
-            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-        )
-        lines.append("  ".join((row[0].ljust(widths[0]), *numbers, row[-1])).rstrip())
+    for name, *numbers, runtime in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells, runtime]))
     where = f"{content['images']:,} test images of {content['dataset']}, {content['machine']}"
     return "\n".join([*lines, where])
 
@@ -227,6 +224,7 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
             f"the student {student.name!r} has no weights yet: load the trained model, or call it "
             "on a batch"
         )
+    resolve_outputs(student, "auto", "student")
     shape, classes = input_shape(student), num_classes(student, "student")
     if shape is not None and not compatible(shape, dataset.image_shape):
         raise InputError(
@@ -240,21 +238,24 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
         )
 
 
-def _write(
-    name: str, folder: pathlib.Path, student: keras.Model, serve: Callable, dataset: Dataset
-) -> None:
-    """Writes one format; LiteRT's are made of a SavedModel, which they leave there."""
-    path, saved_model = folder / FORMATS[name].file, folder / "saved_model"
-    if name == "onnx":
-        path.write_bytes(conversion.onnx(serve, dataset.class_names))
-        return
-    if not saved_model.exists():
-        conversion.write_saved_model(saved_model, student, serve, dataset.class_names)
-    if name == "litert":
-        path.write_bytes(conversion.litert(saved_model, dataset.class_names))
-    elif name == "litert_int8":
-        content = conversion.litert_int8(saved_model, dataset.class_names, dataset.train)
-        path.write_bytes(content)
+def _write(name: str, folder: pathlib.Path, student: keras.Model, dataset: Dataset) -> None:
+    """Writes one format."""
+    form, names = FORMATS[name], dataset.class_names
+    serve = conversion.serving_function(student, dataset.image_shape, form.takes)
+    if name == "saved_model":
+        conversion.write_saved_model(folder / form.file, student, serve, names)
+    elif name == "onnx":
+        (folder / form.file).write_bytes(conversion.onnx(serve, names))
+    else:
+        # LiteRT's converter reads SavedModels.
+        with tempfile.TemporaryDirectory(dir=folder) as between:
+            saved_model = pathlib.Path(between) / "saved_model"
+            conversion.write_saved_model(saved_model, student, serve, names)
+            if name == "litert":
+                content = conversion.litert(saved_model, names)
+            else:
+                content = conversion.litert_int8(saved_model, names, dataset.train)
+        (folder / form.file).write_bytes(content)
 
 
 def _try_all(

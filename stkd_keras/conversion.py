@@ -84,7 +84,7 @@ def write_saved_model(
     labels.write_bytes(_label_lines(class_names))
 
 
-def litert(saved_model: pathlib.Path, class_names: Sequence[str]) -> bytes:
+def to_litert(saved_model: pathlib.Path, class_names: Sequence[str]) -> bytes:
     """Returns a LiteRT file that computes in float32 what a SavedModel of ours does.
 
     Args:
@@ -94,7 +94,7 @@ def litert(saved_model: pathlib.Path, class_names: Sequence[str]) -> bytes:
     return _with_labels(_converter(saved_model).convert(), class_names)
 
 
-def litert_int8(
+def to_litert_int8(
     saved_model: pathlib.Path, class_names: Sequence[str], train_split: AnySplit
 ) -> bytes:
     """Returns a LiteRT file that computes in integers of 8 bits what a SavedModel of ours does.
@@ -105,7 +105,7 @@ def litert_int8(
 
     Args:
         saved_model: of `write_saved_model`, with pixels in uint8.
-        class_names: as of `litert`.
+        class_names: as of `to_litert`.
         train_split: the training images.
     """
     converter = _converter(saved_model)
@@ -120,16 +120,20 @@ def litert_int8(
     return _with_labels(quantizer.get_nondebug_quantized_model(), class_names)
 
 
-def onnx(serve: Any, class_names: Sequence[str]) -> bytes:
+def to_onnx(serve: Any, class_names: Sequence[str]) -> bytes:
     """Returns an ONNX file of the serving function.
 
     Args:
         serve: of `serving_function`.
         class_names: one for each class; they are in the metadata as `class_names`, a JSON list.
     """
+    import onnx.checker
     import tf2onnx
 
-    model, _ = tf2onnx.convert.from_function(serve, serve.input_signature)
+    model, _ = tf2onnx.convert.from_function(
+        serve, serve.input_signature, custom_op_handlers={"Erfc": (_erfc_of_erf, [])}
+    )
+    onnx.checker.check_model(model)  # What has no counterpart is left in it as it was.
     for tensor in (*model.graph.input, *model.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
     names = json.dumps(as_text(class_names), ensure_ascii=False)
@@ -200,6 +204,14 @@ def _in_float32(model: keras.Model) -> Iterator[None]:
                 layer.dtype_policy = policy
 
 
+def _erfc_of_erf(context, node, name, arguments) -> None:
+    """Has tf2onnx write erfc(x), of which Keras makes GELU and ONNX has none, as 1 - erf(x)."""
+    erf = context.make_node("Erf", [node.input[0]])
+    one = context.make_const(f"{name}_one", np.array(1, np.float32))
+    node.type, node.domain = "Sub", ""
+    context.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
 def _converter(saved_model: pathlib.Path) -> tf.lite.TFLiteConverter:
     return tf.lite.TFLiteConverter.from_saved_model(
         str(saved_model), signature_keys=["serving_default"]
@@ -262,6 +274,6 @@ def _not_made(name: str, student: keras.Model, error: Exception) -> InputError:
     missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", str(error))))
     why = f"it has no counterpart of {', '.join(missing)}" if missing else one_line(error)
     return InputError(
-        f"can't make {name} of {student.name!r} ({why}); expected a classifier of layers that "
-        f"{name} has: leave {name} out, or take another model"
+        f"can't export {student.name!r} to {name} ({why}); expected a classifier of operations "
+        f"that {name} has: leave {name} out, or take another model"
     )

@@ -245,16 +245,16 @@ def _write(name: str, folder: pathlib.Path, student: keras.Model, dataset: Datas
     if name == "saved_model":
         conversion.write_saved_model(folder / form.file, student, serve, names)
     elif name == "onnx":
-        (folder / form.file).write_bytes(conversion.onnx(serve, names))
+        (folder / form.file).write_bytes(conversion.to_onnx(serve, names))
     else:
         # LiteRT's converter reads SavedModels.
         with tempfile.TemporaryDirectory(dir=folder) as between:
             saved_model = pathlib.Path(between) / "saved_model"
             conversion.write_saved_model(saved_model, student, serve, names)
             if name == "litert":
-                content = conversion.litert(saved_model, names)
+                content = conversion.to_litert(saved_model, names)
             else:
-                content = conversion.litert_int8(saved_model, names, dataset.train)
+                content = conversion.to_litert_int8(saved_model, names, dataset.train)
         (folder / form.file).write_bytes(content)
 
 
@@ -280,9 +280,9 @@ def _try_all(
     of_formats = {}
     for name in formats:
         form = FORMATS[name]
-        with quiet():
+        with refused_by_name(name, student):
             run = form.load(folder / form.file)
-        given, numbers = _try(form.file, run, form.takes, dataset)
+            given, numbers = _try(form.file, run, form.takes, dataset)
         of_formats[name] = {
             "file": form.file,
             "takes": f"pixels, {form.takes} (batch, {height}, {width}, {channels}) in [0, 255]",

@@ -18,7 +18,7 @@ from absl import flags
 import models
 from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
-from stkd_keras import command, data, experiment
+from stkd_keras import command, data, experiment, export
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.run_directory import read_json
 
@@ -35,6 +35,8 @@ python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
 
 Prints accuracy, negative log-likelihood and expected calibration error (15 equal-width bins) on
 the test split and, beside a teacher, how often the two agree and the KL divergence between them.
+
+With --export it writes the model for other runtimes, and tries each file on the test split.
 """
 
 MODEL = flags.DEFINE_string(
@@ -84,6 +86,14 @@ MEMORY_LIMIT = flags.DEFINE_float(
     data.DEFAULT_MEMORY_LIMIT / 1e9,
     "GB of decoded images; larger data sets are read while they are used",
 )
+EXPORT = flags.DEFINE_list(
+    "export",
+    None,
+    f"formats to export to and to try on the test images, of {', '.join(export.FORMATS)}",
+)
+OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "where the files of --export go (default: export/ in the run's directory)"
+)
 JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
 
 
@@ -101,6 +111,7 @@ def main() -> None:
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
     models.check_source(source, weights=WEIGHTS.value)
+    formats, folder = EXPORT.value or [], folder_of_export(MODEL.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
     if NORMALIZATION.value is not None and not takes_normalization(source, WEIGHTS.value):
@@ -108,17 +119,40 @@ def main() -> None:
             f"--normalization={NORMALIZATION.value} goes with --weights of a .weights.h5 or "
             f"PyTorch file for a model of the zoo; {source} brings its own, so leave it out"
         )
+    if folder is not None:
+        export.check_export(formats, folder)
     # --json promises JSON and nothing else there, and an error to be the only line of the other.
     notes = io.StringIO() if JSON.value else sys.stdout
     with contextlib.redirect_stdout(notes):
-        sources = get_teachers(recorded)
+        sources = get_teachers(recorded) if folder is None else []
         dataset = load_dataset(recorded)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
-        teacher = load_teachers(dataset, sources)[0] if sources else None
-        metrics = experiment.evaluate(student, teacher, dataset, {})
+        if folder is not None:
+            result = experiment.export(student, dataset, formats, folder)
+        else:
+            teacher = load_teachers(dataset, sources)[0] if sources else None
+            result = experiment.evaluate(student, teacher, dataset, {})
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
-    print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
+    shown = experiment.format_metrics if folder is None else export.format_export
+    print(json.dumps(result, indent=2) if JSON.value else shown(result))
+
+
+def folder_of_export(model: str) -> pathlib.Path | None:
+    """Where the files of --export go; None without it."""
+    if EXPORT.value is None:
+        if OUTPUT_DIR.value is not None:
+            raise InputError(f"--output_dir={OUTPUT_DIR.value} is for the files of --export")
+        return None
+    if TEACHER.value is not None:
+        raise InputError("--teacher isn't compared with in an --export; leave one of them out")
+    if OUTPUT_DIR.value is not None:
+        return pathlib.Path(OUTPUT_DIR.value)
+    if not pathlib.Path(model).is_dir():
+        raise InputError(
+            f"--export of {model}, which is no run's directory, needs --output_dir=FOLDER"
+        )
+    return pathlib.Path(model) / "export"
 
 
 def load_dataset(recorded: dict) -> data.Dataset:

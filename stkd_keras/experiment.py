@@ -27,6 +27,7 @@ from stkd_keras.distribution import (
 )
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
+from stkd_keras.export import export as export
 from stkd_keras.model_card import model_card
 from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.outputs import logits_function

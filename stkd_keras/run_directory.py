@@ -22,7 +22,7 @@ from stkd_keras.whole_files import (
     written_whole,
 )
 
-_ARTEFACTS = ("metrics.json", "model_card.md", "history.csv", "tensorboard")
+_ARTEFACTS = ("metrics.json", "model_card.md", "history.csv", "tensorboard", "export")
 
 
 class RunDirectory:
@@ -122,11 +122,7 @@ class RunDirectory:
 
     def save_model(self, model: keras.Model) -> None:
         """Writes the model, whole or not at all."""
-        with written_whole(self.model) as beside:
-            try:
-                model.save(beside)
-            except (RuntimeError, ValueError) as error:  # HDF5's words for a full disk.
-                raise unwritable(self.model, error) from error
+        write_model(self.model, model)
 
     @property
     def _anew(self) -> str:
@@ -198,6 +194,19 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         InputError: where it can't be written.
     """
     write_whole(path, _as_json(content))
+
+
+def write_model(path: pathlib.Path, model: keras.Model) -> None:
+    """Writes a `.keras` file, whole or not at all.
+
+    Raises:
+        InputError: where it can't be written.
+    """
+    with written_whole(path) as beside:
+        try:
+            model.save(beside)
+        except (RuntimeError, ValueError) as error:  # HDF5's words for a full disk.
+            raise unwritable(path, error) from error
 
 
 def _as_json(content: Any) -> bytes:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import IO
@@ -52,6 +53,40 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     """
     with written_whole(path) as beside:
         beside.write_bytes(content)
+
+
+@contextlib.contextmanager
+def filled_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives an empty folder to write to, and moves all that is in it to another once it is whole.
+
+    Files and folders of the same names are replaced, others stay. Until then, and where writing
+    fails, the folder is as it was before.
+
+    Args:
+        folder: it is made if it is missing.
+
+    Raises:
+        InputError: where it can't be written, or another process is about to fill it.
+    """
+    folder = pathlib.Path(folder)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    beside = folder / f"{_BESIDE}folder"
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        # Beside what is moved, and gone with the folder.
+        with open(beside / "lock", "a") as file:
+            claim(file, folder)
+            try:
+                yield _emptied(beside / "new")
+                _move_all(beside / "new", folder, _emptied(beside / "old"))
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
@@ -166,6 +201,24 @@ def _claimed(path: pathlib.Path, what: pathlib.Path, mode: str) -> IO:
         file.close()
         raise
     return file
+
+
+def _emptied(folder: pathlib.Path) -> pathlib.Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+def _move_all(source: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
+    """Moves what is in a folder to another, and folders that are in its way to a third."""
+    for path in source.rglob("*"):
+        _sync(path)
+    for path in source.iterdir():
+        if path.is_dir() and (target / path.name).exists():
+            os.replace(target / path.name, old / path.name)
+        os.replace(path, target / path.name)
+    _sync(target)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -394,6 +394,27 @@ COMBINATIONS = {
                                 "student.keras", ("run", "digits.keras")),
     "a run on other data": Case("evaluate.py --model=run --dataset=folder --data_dir=photographs",
                                 "student.keras", ("run", "photographs")),
+    "an unknown format to export to": Case(
+        "evaluate.py --model=run --export=litert,tflite_int8", "litert_int8", ("run",)),
+    "no format to export to": Case("evaluate.py --model=run --export=", "no format", ("run",)),
+    "an export of a file to nowhere": Case(
+        f"{SCORE} --model=two.keras --export=litert", "--output_dir=FOLDER", SCORED),
+    "an export of a model without weights": Case(
+        f"{SCORE} --model=resnet8 --export=litert --output_dir=new", "--weights", SCORED),
+    "an export into a file": Case(
+        f"{SCORE} --model=two.keras --export=litert --output_dir=names.txt/new",
+        "names.txt is no folder", (*SCORED, "names.txt")),
+    "an export in place of a folder": Case(
+        f"{SCORE} --model=two.keras --export=litert --output_dir=.",
+        "student.tflite is there and isn't of an export", SCORED, (directory("student.tflite"),)),
+    "an export in place of another's folder": Case(
+        f"{SCORE} --model=two.keras --export=saved_model --output_dir=.",
+        "saved_model is there and isn't of an export", SCORED, (write("saved_model/own.txt"),)),
+    "an export beside a teacher": Case(
+        f"{SCORE} --model=two.keras --teacher=small.keras --export=litert --output_dir=new",
+        "--teacher", SCORED),
+    "a folder for an export that isn't asked for": Case(
+        f"{SCORE} --model=two.keras --output_dir=new", "--output_dir", SCORED),
 }  # fmt: skip
 
 CAT = "photographs/train/cat/0.png"

@@ -292,7 +292,7 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
     Of more than 10,000 images, 10,000 are looked at.
     """
     counts = np.zeros((split.image_shape[-1], 256), np.int64)
-    for images in _some_images(split):
+    for images in some_images(split):
         for channel, row in enumerate(counts):
             row += np.bincount(images[..., channel].reshape(-1), minlength=256)
     values = np.arange(256) / 255
@@ -311,6 +311,27 @@ def content_hash(split: AnySplit) -> str:
     if split not in _HASHES:
         _HASHES[split] = _hashed(split)
     return _HASHES[split]
+
+
+def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
+    """Gives up to so many images of a split, always the same, a few hundred at a time.
+
+    They are spread evenly over it; of images that are streamed they are the first.
+
+    Args:
+        split: the images.
+        count: how many.
+
+    Yields:
+        uint8 arrays of shape (batch, height, width, channels).
+    """
+    if isinstance(split, RecordSplit):
+        batches = split.examples().take(count).batch(STATISTICS_BATCH)
+    else:
+        rows = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
+        batches = tf.data.Dataset.from_tensor_slices(rows).batch(STATISTICS_BATCH).map(split.fetch)
+    for images, _ in batches:
+        yield images.numpy()
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -336,20 +357,9 @@ def _hashed(split: AnySplit) -> str:
     digest = hashlib.sha256(repr((len(split), split.image_shape)).encode())
     digest.update(np.asarray(split.labels, np.int64).tobytes())
     is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
-    for images in _some_images(split, len(split) if is_small else STATISTICS_IMAGES):
+    for images in some_images(split, len(split) if is_small else STATISTICS_IMAGES):
         digest.update(images.tobytes())
     return digest.hexdigest()
-
-
-def _some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
-    """Gives up to so many images of a split, a few hundred at a time."""
-    if isinstance(split, RecordSplit):
-        batches = split.examples().take(count).batch(STATISTICS_BATCH)
-    else:
-        rows = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
-        batches = tf.data.Dataset.from_tensor_slices(rows).batch(STATISTICS_BATCH).map(split.fetch)
-    for images, _ in batches:
-        yield images.numpy()
 
 
 def _without_copying(array: np.ndarray) -> tf.Tensor:

@@ -8,18 +8,23 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import re
 import sys
 import types
 from typing import Any
 
+import keras
 from absl import flags
 
 import models
+import stkd_keras
 from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment
 from stkd_keras.errors import InputError, one_line
+from stkd_keras.report import Student, check_report_file
 from stkd_keras.run_directory import read_json
 
 # What is taken from a run's config.json, and what it has to be.
@@ -35,6 +40,7 @@ python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
 
 Prints accuracy, negative log-likelihood and expected calibration error (15 equal-width bins) on
 the test split and, beside a teacher, how often the two agree and the KL divergence between them.
+With --report it writes all that and more into one HTML file.
 """
 
 MODEL = flags.DEFINE_string(
@@ -85,6 +91,15 @@ MEMORY_LIMIT = flags.DEFINE_float(
     "GB of decoded images; larger data sets are read while they are used",
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
+REPORT = flags.DEFINE_bool(
+    "report", False, "write an HTML file that stands alone, report.html in the run's directory"
+)
+REPORT_FILE = flags.DEFINE_string(
+    "report_file", None, "the file of --report; needed where --model isn't a run's directory"
+)
+COMPARE = flags.DEFINE_list(
+    "compare", None, "directories of other runs on the same data, to stand beside in the report"
+)
 
 
 def main() -> None:
@@ -100,6 +115,7 @@ def main() -> None:
     recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
+    file, others = check_report_flags(recorded)
     models.check_source(source, weights=WEIGHTS.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
@@ -115,10 +131,103 @@ def main() -> None:
         dataset = load_dataset(recorded)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
         teacher = load_teachers(dataset, sources)[0] if sources else None
-        metrics = experiment.evaluate(student, teacher, dataset, {})
+        if file is None:
+            metrics = experiment.evaluate(student, teacher, dataset, {})
+        else:
+            metrics = write_report(file, dataset, student, teacher, sources, others)
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
     print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
+
+
+def check_report_flags(recorded: dict) -> tuple[str | None, dict[str, pathlib.Path]]:
+    """The report's file, if one is to be written, and the other runs' directories by their names.
+
+    Args:
+        recorded: what `student_of_run` says of --model, empty where it isn't a run.
+    """
+    for flag in (REPORT_FILE, COMPARE):
+        if flag.value and not REPORT.value:
+            raise InputError(f"--{flag.name} is of the report; add --report, or leave it out")
+    if not REPORT.value:
+        return None, {}
+    if REPORT_FILE.value is None and not recorded:
+        raise InputError(
+            f"--model={MODEL.value} isn't a run's directory, so the report has no place; add "
+            "--report_file=PATH"
+        )
+    file = REPORT_FILE.value or os.path.join(MODEL.value, "report.html")
+    check_report_file(file)
+    folders = [pathlib.Path(folder) for folder in COMPARE.value or []]
+    by_name = {
+        folder.resolve().name if count_names(folders, folder) == 1 else str(folder): folder
+        for folder in folders
+    }
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise InputError(f"--compare={','.join(COMPARE.value)} has a run twice; name each once")
+    for folder in folders:
+        student_of_run(folder, "--compare")
+    return file, by_name
+
+
+def count_names(folders: list[pathlib.Path], folder: pathlib.Path) -> int:
+    """How many of the folders are called as one of them."""
+    return [each.resolve().name for each in folders].count(folder.resolve().name)
+
+
+def write_report(
+    file: str,
+    dataset: data.Dataset,
+    student: keras.Model,
+    teacher: stkd_keras.FrozenTeacher | None,
+    sources: list[TeacherSource],
+    others: dict[str, pathlib.Path],
+) -> dict[str, dict[str, float]]:
+    """Writes the report of the flags, and returns the student's scores."""
+    is_run = pathlib.Path(MODEL.value).is_dir()
+    students = [Student(name_of_student(), student, MODEL.value if is_run else None)]
+    for name, folder in others.items():
+        check_same_data(folder, dataset)
+        model = models.load_for(dataset, student_of_run(folder, "--compare")[0])
+        students.append(Student(name, model, folder))
+    name = " + ".join(short_name(source.name) for source in sources)
+    metrics = experiment.report(file, students, teacher, dataset, name)
+    print(f"report: {file}")
+    return metrics
+
+
+def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
+    """Refuses a run on other data than those that the report is on."""
+    described = read_json(folder / "config.json").get("data")
+    described = described if isinstance(described, dict) else {}
+    expected = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "image_shape": list(dataset.image_shape),
+        "classes": list(dataset.class_names),
+    }
+    for key, value in expected.items():
+        if described.get(key) != value:
+            raise InputError(
+                f"--compare={folder} is a run on data with {key} {one_line(described.get(key))}, "
+                f"expected {one_line(value)}, as of --model={MODEL.value}: leave it out"
+            )
+
+
+def name_of_student() -> str:
+    """What the report calls the student: the model's name, or its file."""
+    path = pathlib.Path(MODEL.value)
+    if not path.is_dir():
+        return short_name(MODEL.value)
+    name = read_json(path / "config.json").get("settings", {}).get("student")
+    # A student that began as a file is known by a hash of what was in it.
+    is_name = isinstance(name, str) and not re.fullmatch("[0-9a-f]{64}", name)
+    return short_name(str(name)) if is_name else path.resolve().name
+
+
+def short_name(source: str) -> str:
+    """The name of a model, of its file without folders."""
+    return pathlib.Path(source).stem if is_whole_model(source) else source
 
 
 def load_dataset(recorded: dict) -> data.Dataset:
@@ -135,12 +244,12 @@ def load_dataset(recorded: dict) -> data.Dataset:
     return dataset
 
 
-def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
+def student_of_run(folder: pathlib.Path, flag: str = "--model") -> tuple[str, dict]:
     """The student's file of a run's directory, and what the run says of data set and teachers."""
     student, config = folder / "student.keras", folder / "config.json"
     if not student.is_file() or not config.is_file():
         raise InputError(
-            f"--model={folder} isn't the directory of a complete run: it has no "
+            f"{flag}={folder} isn't the directory of a complete run: it has no "
             f"{student.name if config.is_file() else config.name}"
         )
     content = read_json(config)

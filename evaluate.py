@@ -15,11 +15,9 @@ import sys
 import types
 from typing import Any
 
-import keras
 from absl import flags
 
 import models
-import stkd_keras
 from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment
@@ -115,7 +113,8 @@ def main() -> None:
     recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
-    file, others = check_report_flags(recorded)
+    is_run = bool(recorded)
+    file, others = check_report_flags(MODEL.value, is_run)
     models.check_source(source, weights=WEIGHTS.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
         raise InputError(f"--model={source} has no weights yet; add --weights=FILE")
@@ -129,34 +128,44 @@ def main() -> None:
     with contextlib.redirect_stdout(notes):
         sources = get_teachers(recorded)
         dataset = load_dataset(recorded)
+        for folder in others.values():
+            check_same_data(folder, dataset)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
         teacher = load_teachers(dataset, sources)[0] if sources else None
         if file is None:
             metrics = experiment.evaluate(student, teacher, dataset, {})
         else:
-            metrics = write_report(file, dataset, student, teacher, sources, others)
+            name = name_of_student(MODEL.value, is_run)
+            students = [Student(name, student, MODEL.value if is_run else None)]
+            for other, folder in others.items():
+                model = models.load_for(dataset, student_of_run(folder, "--compare")[0])
+                students.append(Student(other, model, folder))
+            name = " + ".join(short_name(source.name) for source in sources)
+            metrics = experiment.report(file, students, teacher, dataset, name)
+            print(f"report: {file}")
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
     print(json.dumps(metrics, indent=2) if JSON.value else experiment.format_metrics(metrics))
 
 
-def check_report_flags(recorded: dict) -> tuple[str | None, dict[str, pathlib.Path]]:
+def check_report_flags(model: str, is_run: bool) -> tuple[str | None, dict[str, pathlib.Path]]:
     """The report's file, if one is to be written, and the other runs' directories by their names.
 
     Args:
-        recorded: what `student_of_run` says of --model, empty where it isn't a run.
+        model: the value of --model.
+        is_run: whether that is a run's directory.
     """
     for flag in (REPORT_FILE, COMPARE):
         if flag.value and not REPORT.value:
             raise InputError(f"--{flag.name} is of the report; add --report, or leave it out")
     if not REPORT.value:
         return None, {}
-    if REPORT_FILE.value is None and not recorded:
+    if REPORT_FILE.value is None and not is_run:
         raise InputError(
-            f"--model={MODEL.value} isn't a run's directory, so the report has no place; add "
+            f"--model={model} isn't a run's directory, so the report has no place; add "
             "--report_file=PATH"
         )
-    file = REPORT_FILE.value or os.path.join(MODEL.value, "report.html")
+    file = REPORT_FILE.value or os.path.join(model, "report.html")
     check_report_file(file)
     folders = [pathlib.Path(folder) for folder in COMPARE.value or []]
     by_name = {
@@ -164,7 +173,7 @@ def check_report_flags(recorded: dict) -> tuple[str | None, dict[str, pathlib.Pa
         for folder in folders
     }
     if len({folder.resolve() for folder in folders}) != len(folders):
-        raise InputError(f"--compare={','.join(COMPARE.value)} has a run twice; name each once")
+        raise InputError("--compare has a run twice; name each once")
     for folder in folders:
         student_of_run(folder, "--compare")
     return file, by_name
@@ -173,27 +182,6 @@ def check_report_flags(recorded: dict) -> tuple[str | None, dict[str, pathlib.Pa
 def count_names(folders: list[pathlib.Path], folder: pathlib.Path) -> int:
     """How many of the folders are called as one of them."""
     return [each.resolve().name for each in folders].count(folder.resolve().name)
-
-
-def write_report(
-    file: str,
-    dataset: data.Dataset,
-    student: keras.Model,
-    teacher: stkd_keras.FrozenTeacher | None,
-    sources: list[TeacherSource],
-    others: dict[str, pathlib.Path],
-) -> dict[str, dict[str, float]]:
-    """Writes the report of the flags, and returns the student's scores."""
-    is_run = pathlib.Path(MODEL.value).is_dir()
-    students = [Student(name_of_student(), student, MODEL.value if is_run else None)]
-    for name, folder in others.items():
-        check_same_data(folder, dataset)
-        model = models.load_for(dataset, student_of_run(folder, "--compare")[0])
-        students.append(Student(name, model, folder))
-    name = " + ".join(short_name(source.name) for source in sources)
-    metrics = experiment.report(file, students, teacher, dataset, name)
-    print(f"report: {file}")
-    return metrics
 
 
 def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
@@ -210,15 +198,20 @@ def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
         if described.get(key) != value:
             raise InputError(
                 f"--compare={folder} is a run on data with {key} {one_line(described.get(key))}, "
-                f"expected {one_line(value)}, as of --model={MODEL.value}: leave it out"
+                f"expected {one_line(value)}, as of --model: leave it out"
             )
 
 
-def name_of_student() -> str:
-    """What the report calls the student: the model's name, or its file."""
-    path = pathlib.Path(MODEL.value)
-    if not path.is_dir():
-        return short_name(MODEL.value)
+def name_of_student(model: str, is_run: bool) -> str:
+    """What the report calls the student: the model's name, or its file or run.
+
+    Args:
+        model: the value of --model.
+        is_run: whether that is a run's directory.
+    """
+    path = pathlib.Path(model)
+    if not is_run:
+        return short_name(model)
     name = read_json(path / "config.json").get("settings", {}).get("student")
     # A student that began as a file is known by a hash of what was in it.
     is_name = isinstance(name, str) and not re.fullmatch("[0-9a-f]{64}", name)

@@ -152,7 +152,7 @@ def _of_operation(operation: tf.Operation) -> int | None:
 
 def _of_einsum(equation: str, shapes: list[tf.TensorShape]) -> int | None:
     """The product of the sizes of all that an equation names."""
-    sizes = {}
+    sizes: dict[str, int | None] = {}
     for names, shape in zip(equation.partition("->")[0].split(","), shapes, strict=True):
         before, ellipsis, after = names.partition("...")
         left_out = len(shape) - len(before) - len(after)

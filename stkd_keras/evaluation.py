@@ -12,7 +12,7 @@ ECE_BINS = 15
 
 def compiled(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: tuple[int, int, int]
-) -> Callable[[tf.Tensor], tf.Tensor]:
+) -> tf.types.experimental.PolymorphicFunction:
     """Compiles a classifier for batches of any size, so that several data sets share one graph.
 
     Args:
@@ -127,4 +127,3 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the logarithms of the probabilities, float64 (N, C), of logits (N, C)."""
     shifted = np.float64(logits) - np.max(logits, axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-

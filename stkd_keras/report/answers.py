@@ -74,10 +74,11 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
 
 def _answer(classifiers, batches: Iterable, count: int) -> Answers:
     progress = keras.utils.Progbar(count, unit_name="image")
-    labels, images = [], None
+    labels: list[np.ndarray] = []
+    images = np.zeros(0)
     logits: list[list[np.ndarray]] = [[] for _ in classifiers]
     for x, y in batches:
-        images = x[:NUM_SAMPLES].numpy() if images is None else images
+        images = images if labels else x[:NUM_SAMPLES].numpy()
         labels.append(y.numpy())
         for classifier, of_model in zip(classifiers, logits, strict=True):
             of_model.append(classifier(x).numpy())

@@ -175,7 +175,8 @@ def draw_similarity_scatter(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         found = "no correlation is defined" if r is None else f"correlation {r:.3f}"
-        text = f"{len(x):,} pairs of classes, {name} against {teacher_name}: {found}."
+        count = int((np.isfinite(x) & np.isfinite(y)).sum())
+        text = f"{count:,} pairs of classes, {name} against {teacher_name}: {found}."
         svg = to_svg(figure, "similarity-scatter", text)
     return Drawing(svg, f"Each dot a pair of classes: {found}. On the dashed line both agree")
 
@@ -264,7 +265,8 @@ def draw_matrix(
         _write_cells(axes, values, highest)
     else:
         scale = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=30)
-        scale.solids.set_rasterized(True)  # Else its steps show through each other.
+        if scale.solids is not None:
+            scale.solids.set_rasterized(True)  # Else its steps show through each other.
         scale.set_ticks([0, highest], labels=["0 %", f"{highest:.3g} %"])
         scale.outline.set_edgecolor(FAINT)
     return figure

@@ -55,7 +55,7 @@ def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float)
     Returns:
         float64 (C, C), NaN in the rows of classes without images.
     """
-    soft = np.exp(log_softmax(np.float64(logits) / temperature))
+    soft = np.exp(log_softmax(np.asarray(logits, np.float64) / temperature))
     sums = np.stack([np.bincount(labels, column, soft.shape[1]) for column in soft.T], axis=1)
     counts = np.bincount(labels, minlength=soft.shape[1])[:, None]
     return sums / np.where(counts > 0, counts, math.nan)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import stkd_keras.version
 from stkd_keras.data import Dataset
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, one_line
 from stkd_keras.mixing import CutMix, Mixup
 from stkd_keras.report import figures, text
 from stkd_keras.report.numbers import as_json, largest_entries, off_diagonal
@@ -56,7 +56,7 @@ class Report:
 
     Attributes:
         models: the numbers of each, the student's first, the teacher's second if there is one.
-        class_names: names of the classes, printable.
+        class_names: names of the classes, printable, as are those of the models.
         dataset: the data set.
         runs: what is known of each student's run.
         temperature: of the similarities.
@@ -117,6 +117,7 @@ def render(report: Report) -> str:
         loader=jinja2.PackageLoader("stkd_keras", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -124,6 +125,7 @@ def render(report: Report) -> str:
     environment.filters |= {
         "percent": text.percent,
         "number": text.number,
+        "nats": text.nats,
         "millions": text.millions,
         "megabytes": text.megabytes,
         "times": text.times,
@@ -138,7 +140,7 @@ def render(report: Report) -> str:
         title=_title(report),
         summary=text.summary(report.models),
         facts=_facts(report),
-        settings=sorted(report.runs[0].settings.items()),
+        settings=[(one_line(k), one_line(v)) for k, v in sorted(report.runs[0].settings.items())],
         classes=_class_rows(report),
         confused=_pairs(report, "confusion", CONFUSED_PAIRS),
         alike=_pairs(report, "similarity", ALIKE_PAIRS),
@@ -150,12 +152,17 @@ def render(report: Report) -> str:
     )
 
 
+def _finalized(value: Any) -> Any:
+    """What is written for a value: no text from a file as it is."""
+    return text.printable(value) if type(value) is str else value
+
+
 def _title(report: Report) -> str:
     name = report.models[0]["name"]
     return f"{name}, distilled from {report.models[1]['name']}" if report.has_teacher else name
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def _facts(report: Report) -> list[tuple[str, str | list[str]]]:
     """What made the run, by name, as far as it is known."""
     run, dataset = report.runs[0], report.dataset
     counts = {**run.data.get("images", {}), "test": len(dataset.test)}
@@ -165,12 +172,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     shape = "x".join(map(str, dataset.image_shape))
     data = f"{dataset.name} {dataset.version}, {dataset.num_classes} classes, images of {shape}"
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    facts = {
-        "Command": f"python {shlex.join(run.command)}" if run.command else "",
+    facts: dict[str, str | list[str]] = {
+        "Command": [shlex.quote(word) for word in ("python", *run.command)] if run.command else "",
         "Data": f"{data}: {images}",
         "Trained for": text.duration(run.seconds) if run.seconds else "",
-        "Versions": versions,
-        "Commit": run.git_commit or "",
+        "Versions": one_line(versions) if versions else "",
+        "Commit": one_line(run.git_commit) if run.git_commit else "",
         "Measured on": f"{report.machine}, with stkd_keras {stkd_keras.version.__version__}",
     }
     return [(name, value) for name, value in facts.items() if value]
@@ -277,7 +284,7 @@ def _figures(report: Report) -> dict[str, list[dict]]:
         drawn["similarity"].append(scatter)
     drawn["curves"] = _curves(report)
     return {
-        section: [{"svg": Markup(d.svg), "caption": d.caption} for d in drawings]  # noqa: S704
+        section: [{"svg": Markup(d.svg), "caption": d.caption} for d in drawings]
         for section, drawings in drawn.items()
     }
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from stkd_keras import recipes
 from stkd_keras.errors import InputError, is_number, is_positive, one_line
 from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.report.text import printable
 from stkd_keras.run_directory import RunDirectory, read_json
 from stkd_keras.untrusted import read_text
 
@@ -159,7 +160,9 @@ def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
         ) from error
     names, rows = (rows[0], rows[1:]) if rows else ([], [])
     return {
-        name: [_as_number(row[column]) if column < len(row) else math.nan for row in rows]
+        printable(name): [
+            _as_number(row[column]) if column < len(row) else math.nan for row in rows
+        ]
         for column, name in enumerate(names)
     }
 

@@ -37,6 +37,16 @@ def times(value: float | None, reference: float | None) -> str:
     return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 10 else 0}f}×"  # noqa: RUF001
 
 
+def nats(value: float | None) -> str:
+    """Returns a likelihood or a divergence."""
+    return _formatted(value, lambda x: f"{x:.4f}")
+
+
+def printable(words: str) -> str:
+    """Returns a name from a file without what would command a terminal, or turn a line around."""
+    return "".join(c if c.isprintable() else "?" for c in words)
+
+
 def duration(seconds: float) -> str:
     """Returns seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)

@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from stkd_keras import cost
 from stkd_keras.data import Dataset
@@ -25,7 +23,8 @@ from stkd_keras.report.answers import (
     fetch_test_images,
 )
 from stkd_keras.report.page import Card, Report, check_report_file, write_page
-from stkd_keras.report.run_files import RunFiles, read_run
+from stkd_keras.report.run_files import read_run
+from stkd_keras.report.text import printable
 from stkd_keras.teacher import FrozenTeacher
 
 NUM_DIFFERENT = 12
@@ -70,15 +69,13 @@ def write_report(
     test = answer_test_images(classifiers, dataset)
     print("report: on virtual samples made of them")
     virtual = answer_virtual_samples(classifiers, dataset, mixing or Mixup(), seed)
-    entries = [
-        counting.model_numbers(logits, test.labels, temperature) for logits in test.logits
-    ]
+    entries = [counting.model_numbers(logits, test.labels, temperature) for logits in test.logits]
     names = [student.name for student in students]
     roles = ["student", *("other" for _ in students[1:])]
     if teacher is not None:
         names.insert(1, teacher_name)
         roles.insert(1, "teacher")
-    for entry, name, role in zip(entries, names, roles, strict=True):
+    for entry, name, role in zip(entries, _unique(names), roles, strict=True):
         entry |= {"name": name, "role": role}
     if teacher is not None:
         _add_fidelity(entries, test, virtual)
@@ -88,7 +85,7 @@ def write_report(
     different = _different_cards(dataset, test) if teacher is not None else []
     report = Report(
         models=entries,
-        class_names=[_printable(name) for name in dataset.class_names],
+        class_names=[printable(name) for name in dataset.class_names],
         dataset=dataset,
         runs=runs,
         temperature=temperature,
@@ -169,7 +166,7 @@ def _virtual_cards(virtual: Answers, entries: list[dict]) -> list[Card]:
         for role, logits in zip(roles, virtual.logits, strict=False)
         if role in ("teacher", "student")
     }
-    images = np.uint8(np.rint(np.clip(virtual.images, 0, 255)))
+    images = np.rint(np.clip(virtual.images, 0, 255)).astype(np.uint8)
     return [
         Card(
             images[n],
@@ -189,5 +186,10 @@ def _metrics(test: Answers, has_teacher: bool) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name) or "?"
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, printable, and numbered where one is there twice."""
+    result: list[str] = []
+    for name in map(printable, names):
+        same = sum(each == name or each.startswith(f"{name} (") for each in result)
+        result.append(f"{name} ({same + 1})" if name in result else name)
+    return result

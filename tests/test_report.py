@@ -1,6 +1,7 @@
 """The report's numbers are those of scikit-learn, SciPy and NumPy; its page says what it says."""
 
 import html.parser
+import itertools
 import json
 import math
 
@@ -20,8 +21,8 @@ from stkd_keras.randomness import MIXING, step_seed
 from stkd_keras.report.numbers import wilson_interval
 
 CLASSES = (
-    "<script>alert(1)</script>", "$\\frac{x}$", "猫 & 犬", "x" * 300, "a\u202eb", '"quoted\'', "cat",
-    "dog", "frog", "horse", "ship", "truck",
+    "<script>alert(1)</script>", "$\\frac{x}$", "猫 & 犬", "x" * 300, "a\u202eb", '"quoted\'',
+    "cat", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 TEMPERATURE = 3.0
 
@@ -250,7 +251,7 @@ def test_every_figure_has_an_alternative_and_a_caption_and_headings_are_in_order
     levels = [int(tag[1]) for tag, _ in elements if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     identifiers = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
 
@@ -336,7 +337,7 @@ def test_exported_models_have_a_table_and_a_broken_file_one_line(tmp_path):
         {**EXPORT, "formats": {"onnx": {"bytes": math.inf}}},
     ):
         (run / "export" / "export.json").write_text(json.dumps(broken))
-        with pytest.raises(InputError, match="export.json has "):
+        with pytest.raises(InputError, match=r"export\.json has "):
             experiment.report(tmp_path / "report.html", students, None, dataset)
     assert (tmp_path / "report.html").read_bytes() == before
 
@@ -352,7 +353,7 @@ def test_exported_models_have_a_table_and_a_broken_file_one_line(tmp_path):
 def test_settings_that_no_run_has_are_refused_before_anything_is_measured(settings, tmp_path):
     dataset = dataset_of(("a", "b", "c"), tests=9)
     students = [Student("s", *models_of(dataset, 1), write_run(tmp_path / "run", **settings))]
-    with pytest.raises(InputError, match="config.json has"):
+    with pytest.raises(InputError, match=r"config\.json has"):
         experiment.report(tmp_path / "report.html", students, None, dataset)
     assert not (tmp_path / "report.html").exists()
 

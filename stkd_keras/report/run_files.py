@@ -160,9 +160,7 @@ def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
         ) from error
     names, rows = (rows[0], rows[1:]) if rows else ([], [])
     return {
-        printable(name): [
-            _as_number(row[column]) if column < len(row) else math.nan for row in rows
-        ]
+        printable(name): [_as_number(row[column] if column < len(row) else "") for row in rows]
         for column, name in enumerate(names)
     }
 

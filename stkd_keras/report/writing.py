@@ -53,9 +53,9 @@ def write_report(
     teacher_name: str = "teacher",
 ) -> dict[str, dict[str, float]]:
     """Writes the report; see `stkd_keras.experiment.report`."""
+    check_report_file(file)
     if not students:
         raise InputError("the report has no student; give at least one")
-    check_report_file(file)
     runs = [read_run(student.run) for student in students]
     run = runs[0]
     mixing, is_own = run.mixing, run.mixing is not None

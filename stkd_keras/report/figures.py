@@ -246,8 +246,8 @@ def draw_matrix(
     figure = new_figure(WIDTH + (0 if written else 50))
     axes = figure.subplots()
     strength = np.arange(256)[:, None] / 255
-    colours = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOUR), (256, 1)), strength]))
-    colours = colours.with_extremes(bad=(0, 0, 0, 0))
+    cells = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOUR), (256, 1)), strength]))
+    colours = cells.with_extremes(bad=(0, 0, 0, 0))
     highest = highest if highest > 0 else 1.0
     image = axes.imshow(values, colours, interpolation="none", vmin=0, vmax=highest, aspect="equal")
     axes.spines[:].set_visible(True)

@@ -8,11 +8,14 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import re
 import sys
 import types
 from typing import Any
 
+import keras
 from absl import flags
 
 import models
@@ -20,7 +23,9 @@ from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment, export
 from stkd_keras.errors import InputError, one_line
+from stkd_keras.report import Student, check_report_file
 from stkd_keras.run_directory import read_json
+from stkd_keras.teacher import FrozenTeacher
 
 # What is taken from a run's config.json, and what it has to be.
 RECORDED: dict[str, type | types.UnionType] = {
@@ -35,8 +40,8 @@ python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
 
 Prints accuracy, negative log-likelihood and expected calibration error (15 equal-width bins) on
 the test split and, beside a teacher, how often the two agree and the KL divergence between them.
-
-With --export it writes the model for other runtimes, and tries each file on the test split.
+With --report it writes all that and more into one HTML file; with --export it writes the model
+for other runtimes, and tries each file on the test split.
 """
 
 MODEL = flags.DEFINE_string(
@@ -95,6 +100,15 @@ OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "where the files of --export go (default: export/ in the run's directory)"
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON, with fractions in place of percent")
+REPORT = flags.DEFINE_bool(
+    "report", False, "write an HTML file that stands alone, report.html in the run's directory"
+)
+REPORT_FILE = flags.DEFINE_string(
+    "report_file", None, "the file of --report; needed where --model isn't a run's directory"
+)
+COMPARE = flags.DEFINE_list(
+    "compare", None, "directories of other runs on the same data, to stand beside in the report"
+)
 
 
 def main() -> None:
@@ -110,6 +124,8 @@ def main() -> None:
     recorded: dict[str, Any] = {}
     if pathlib.Path(source).is_dir():
         source, recorded = student_of_run(pathlib.Path(source))
+    is_run = bool(recorded)
+    file, others = check_report_flags(MODEL.value, is_run)
     models.check_source(source, weights=WEIGHTS.value)
     formats, folder = EXPORT.value or [], folder_of_export(MODEL.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
@@ -121,21 +137,63 @@ def main() -> None:
         )
     if folder is not None:
         export.check_export(formats, folder)
+    result: dict[str, Any] = {}
     # --json promises JSON and nothing else there, and an error to be the only line of the other.
     notes = io.StringIO() if JSON.value else sys.stdout
     with contextlib.redirect_stdout(notes):
-        sources = get_teachers(recorded) if folder is None else []
+        is_scored = file is not None or folder is None
+        sources = get_teachers(recorded) if is_scored else []
         dataset = load_dataset(recorded)
+        for other in others.values():
+            check_same_data(other, dataset)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
+        teacher = load_teachers(dataset, sources)[0] if sources else None
         if folder is not None:
-            result = experiment.export(student, dataset, formats, folder)
-        else:
-            teacher = load_teachers(dataset, sources)[0] if sources else None
-            result = experiment.evaluate(student, teacher, dataset, {})
+            exported = experiment.export(student, dataset, formats, folder)
+            print(export.format_export(exported))
+            result = exported
+        if is_scored:
+            result = (
+                experiment.evaluate(student, teacher, dataset, {})
+                if file is None
+                else write_report(file, others, student, teacher, dataset, sources)
+            )
+            print(experiment.format_metrics(result))
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
-    shown = experiment.format_metrics if folder is None else export.format_export
-    print(json.dumps(result, indent=2) if JSON.value else shown(result))
+        print(json.dumps(result, indent=2))
+
+
+def write_report(
+    file: str,
+    others: dict[str, pathlib.Path],
+    student: keras.Model,
+    teacher: FrozenTeacher | None,
+    dataset: data.Dataset,
+    sources: list[TeacherSource],
+) -> dict:
+    """Writes the report; returns the scores.
+
+    Args:
+        file: where to.
+        others: other runs' directories by their names.
+        student: the model of --model.
+        teacher: what it is compared with, or None.
+        dataset: the data set.
+        sources: where the teacher is.
+    """
+    model = pathlib.Path(MODEL.value)
+    is_run = model.is_dir()
+    exported = folder_of_export(MODEL.value)
+    name = name_of_student(MODEL.value, is_run)
+    students = [Student(name, student, model if is_run else None, exported)]
+    for other, folder in others.items():
+        loaded = models.load_for(dataset, student_of_run(folder, "--compare")[0])
+        students.append(Student(other, loaded, folder))
+    teacher_name = " + ".join(short_name(source.name) for source in sources)
+    metrics = experiment.report(file, students, teacher, dataset, teacher_name)
+    print(f"report: {file}")
+    return metrics
 
 
 def folder_of_export(model: str) -> pathlib.Path | None:
@@ -144,8 +202,10 @@ def folder_of_export(model: str) -> pathlib.Path | None:
         if OUTPUT_DIR.value is not None:
             raise InputError(f"--output_dir={OUTPUT_DIR.value} is for the files of --export")
         return None
-    if TEACHER.value is not None:
-        raise InputError("--teacher isn't compared with in an --export; leave one of them out")
+    if TEACHER.value is not None and not REPORT.value:
+        raise InputError(
+            "--teacher isn't compared with in an --export: leave one of them out, or add --report"
+        )
     if OUTPUT_DIR.value is not None:
         return pathlib.Path(OUTPUT_DIR.value)
     if not pathlib.Path(model).is_dir():
@@ -153,6 +213,81 @@ def folder_of_export(model: str) -> pathlib.Path | None:
             f"--export of {model}, which is no run's directory, needs --output_dir=FOLDER"
         )
     return pathlib.Path(model) / "export"
+
+
+def check_report_flags(model: str, is_run: bool) -> tuple[str | None, dict[str, pathlib.Path]]:
+    """The report's file, if one is to be written, and the other runs' directories by their names.
+
+    Args:
+        model: the value of --model.
+        is_run: whether that is a run's directory.
+    """
+    for flag in (REPORT_FILE, COMPARE):
+        if flag.value and not REPORT.value:
+            raise InputError(f"--{flag.name} is of the report; add --report, or leave it out")
+    if not REPORT.value:
+        return None, {}
+    if REPORT_FILE.value is None and not is_run:
+        raise InputError(
+            f"--model={model} isn't a run's directory, so the report has no place; add "
+            "--report_file=PATH"
+        )
+    file = REPORT_FILE.value or os.path.join(model, "report.html")
+    check_report_file(file)
+    folders = [pathlib.Path(folder) for folder in COMPARE.value or []]
+    by_name = {
+        folder.resolve().name if count_names(folders, folder) == 1 else str(folder): folder
+        for folder in folders
+    }
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise InputError("--compare has a run twice; name each once")
+    for folder in folders:
+        student_of_run(folder, "--compare")
+    return file, by_name
+
+
+def count_names(folders: list[pathlib.Path], folder: pathlib.Path) -> int:
+    """How many of the folders are called as one of them."""
+    return [each.resolve().name for each in folders].count(folder.resolve().name)
+
+
+def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
+    """Refuses a run on other data than those that the report is on."""
+    described = read_json(folder / "config.json").get("data")
+    described = described if isinstance(described, dict) else {}
+    expected = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "image_shape": list(dataset.image_shape),
+        "classes": list(dataset.class_names),
+    }
+    for key, value in expected.items():
+        if described.get(key) != value:
+            raise InputError(
+                f"--compare={folder} is a run on data with {key} {one_line(described.get(key))}, "
+                f"expected {one_line(value)}, as of --model: leave it out"
+            )
+
+
+def name_of_student(model: str, is_run: bool) -> str:
+    """What the report calls the student: the model's name, or its file or run.
+
+    Args:
+        model: the value of --model.
+        is_run: whether that is a run's directory.
+    """
+    path = pathlib.Path(model)
+    if not is_run:
+        return short_name(model)
+    name = read_json(path / "config.json").get("settings", {}).get("student")
+    # A student that began as a file is known by a hash of what was in it.
+    is_name = isinstance(name, str) and not re.fullmatch("[0-9a-f]{64}", name)
+    return short_name(str(name)) if is_name else path.resolve().name
+
+
+def short_name(source: str) -> str:
+    """The name of a model, of its file without folders."""
+    return pathlib.Path(source).stem if is_whole_model(source) else source
 
 
 def load_dataset(recorded: dict) -> data.Dataset:
@@ -169,12 +304,12 @@ def load_dataset(recorded: dict) -> data.Dataset:
     return dataset
 
 
-def student_of_run(folder: pathlib.Path) -> tuple[str, dict]:
+def student_of_run(folder: pathlib.Path, flag: str = "--model") -> tuple[str, dict]:
     """The student's file of a run's directory, and what the run says of data set and teachers."""
     student, config = folder / "student.keras", folder / "config.json"
     if not student.is_file() or not config.is_file():
         raise InputError(
-            f"--model={folder} isn't the directory of a complete run: it has no "
+            f"{flag}={folder} isn't the directory of a complete run: it has no "
             f"{student.name if config.is_file() else config.name}"
         )
     content = read_json(config)

@@ -25,9 +25,9 @@ from accuracy_runs import Folder
 from accuracy_table import Run, Table, read_table, teacher_key
 
 import models
-from models.__main__ import multiply_adds
 from models.teachers import TEACHER_RECIPE
 from stkd_keras import command, recipes
+from stkd_keras.cost import multiply_adds
 from stkd_keras.errors import InputError
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
@@ -88,7 +88,8 @@ def size(run: Run, name: str) -> int:
 @functools.cache
 def size_of(name: str, length: int, classes: int) -> int:
     """The multiply-adds of a model for one image."""
-    return multiply_adds(models.build(name, (length, length, 3), classes))
+    image_shape = (length, length, 3)
+    return multiply_adds(models.build(name, image_shape, classes), image_shape) or 0
 
 
 def method_settings(run: Run) -> dict:

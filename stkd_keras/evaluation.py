@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+EVALUATION_BATCH = 500
 ECE_BINS = 15
 
 
 def compiled(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: tuple[int, int, int]
-) -> Callable[[tf.Tensor], tf.Tensor]:
+) -> tf.types.experimental.PolymorphicFunction:
     """Compiles a classifier for batches of any size, so that several data sets share one graph.
 
     Args:
@@ -59,15 +60,40 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         log-likelihood, in nats) and "ece" (expected calibration error, 15 equal-width bins;
         Guo et al., arXiv 1706.04599, equation 3).
     """
-    log_probabilities = _log_softmax(logits)
+    log_probabilities = log_softmax(logits)
     correct = logits.argmax(axis=1) == labels
     result = {"accuracy": float(correct.mean())}
     if logits.shape[1] > 10:
         top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
         result["top5_accuracy"] = float((top5 == labels[:, None]).any(axis=1).mean())
     result["nll"] = float(-log_probabilities[np.arange(len(labels)), labels].mean())
-    result["ece"] = _expected_calibration_error(np.exp(log_probabilities.max(axis=1)), correct)
+    bins = reliability(logits, labels)
+    gaps = np.abs(bins["accuracy"] - bins["confidence"])
+    filled = bins["images"] > 0
+    result["ece"] = float((bins["images"] * gaps)[filled].sum() / len(labels))
     return result
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Sorts samples by confidence into 15 bins of equal width, as the calibration error does.
+
+    Args:
+        logits: float array (N, C).
+        labels: integer array (N,).
+
+    Returns:
+        Arrays (15,): "images" in each bin, their "accuracy" and their mean "confidence" (the
+        probability of the class that is named), both NaN where there are none.
+    """
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    correct = logits.argmax(axis=1) == labels
+    # A bin holds (lower, upper]; a confidence is never 0, but may be NaN.
+    bins = np.ceil(np.nan_to_num(confidence, nan=1.0) * ECE_BINS).astype(int) - 1
+    images = np.bincount(bins, minlength=ECE_BINS)
+    sums = [np.bincount(bins, weights=each, minlength=ECE_BINS) for each in (correct, confidence)]
+    with np.errstate(invalid="ignore"):
+        accuracy, mean_confidence = (each / images for each in sums)
+    return {"images": images, "accuracy": accuracy, "confidence": mean_confidence}
 
 
 def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, float]:
@@ -81,22 +107,23 @@ def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str
         "agreement", the share of samples on which both name the same class, and "kl", the mean
         of KL(teacher || student) at temperature 1, in nats.
     """
-    student, teacher = _log_softmax(student_logits), _log_softmax(teacher_logits)
-    agreement = student.argmax(axis=1) == teacher.argmax(axis=1)
-    divergence = (np.exp(teacher) * (teacher - student)).sum(axis=1)
+    agreement = student_logits.argmax(axis=1) == teacher_logits.argmax(axis=1)
+    divergence = divergences(student_logits, teacher_logits)
     return {"agreement": float(agreement.mean()), "kl": float(divergence.mean())}
 
 
-def _log_softmax(logits):
+def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
+    """Returns KL(teacher || student) at temperature 1 of each sample, in nats: float64 (N,).
+
+    Args:
+        student_logits: float array (N, C).
+        teacher_logits: float array (N, C).
+    """
+    student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
+    return (np.exp(teacher) * (teacher - student)).sum(axis=1)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the logarithms of the probabilities, float64 (N, C), of logits (N, C)."""
     shifted = np.float64(logits) - np.max(logits, axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _expected_calibration_error(confidence, correct) -> float:
-    # A bin holds (lower, upper]; a confidence is never 0.
-    bins = np.ceil(confidence * ECE_BINS).astype(int)
-    gaps = [
-        (bins == b).mean() * abs(correct[bins == b].mean() - confidence[bins == b].mean())
-        for b in np.unique(bins)
-    ]
-    return float(sum(gaps))

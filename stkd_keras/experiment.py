@@ -1,6 +1,7 @@
 """The steps of train.py, as functions that user code can call."""
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,13 @@ from stkd_keras.distribution import (
     wait_for_all,
 )
 from stkd_keras.errors import InputError, unknown_name
-from stkd_keras.evaluation import compiled, fidelity, predict_logits, score
+from stkd_keras.evaluation import (
+    EVALUATION_BATCH,
+    compiled,
+    fidelity,
+    predict_logits,
+    score,
+)
 from stkd_keras.export import export as export
 from stkd_keras.model_card import model_card
 from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
@@ -34,13 +41,13 @@ from stkd_keras.outputs import logits_function
 from stkd_keras.panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.replay import RecordedTeacher
+from stkd_keras.report import Student, write_report
 from stkd_keras.resumable import ON_NAN, Place, Training, fit_resumably, largest_divisor
 from stkd_keras.run_directory import RunDirectory, read_json, write_json
 from stkd_keras.teacher import FrozenTeacher
 from stkd_keras.tensorboard import RunTensorBoard, write_result
 from stkd_keras.whole_files import unwritable_named, write_whole
 
-EVALUATION_BATCH = 500
 DEFAULT_VALIDATION_FRACTION = 0.1
 WARMUP_SHARE = 0.05
 BACKUP_STEPS = 500
@@ -301,6 +308,44 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
     card = model_card(student, read_json(run.config), metrics)
     write_whole(run.model_card, card.encode(errors="backslashreplace"))
     write_json(run.metrics, metrics)
+
+
+def report(
+    file: str | os.PathLike,
+    students: Sequence[Student],
+    teacher: FrozenTeacher | None,
+    dataset: Dataset,
+    teacher_name: str = "teacher",
+) -> dict[str, dict[str, float]]:
+    """Writes an HTML file that stands alone on students, and on their teacher if there is one.
+
+    Every model answers the test split once, and virtual samples made of it; then all are timed by
+    turns. docs/report.md says what is on the page.
+
+    Args:
+        file: the file to write; one that is there is replaced, whole or not at all.
+        students: at least one. The report is about the first; the others stand beside it, on the
+            same images.
+        teacher: the teacher, or None.
+        dataset: the data set.
+        teacher_name: what the teacher is called.
+
+    Returns:
+        The scores of the first student, as `evaluate` returns them.
+
+    Raises:
+        InputError: where the file can't be written, or a run's directory holds what a run doesn't
+            write.
+
+    Example:
+
+    ```python
+    student = keras.saving.load_model("runs/digits/student.keras")
+    students = [experiment.Student("resnet8", student, run="runs/digits")]
+    experiment.report("report.html", students, None, stkd_keras.data.load("digits"))
+    ```
+    """
+    return write_report(file, students, teacher, dataset, teacher_name)
 
 
 def describe(

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from stkd_keras.cost import num_parameters
 from stkd_keras.errors import InputError
 from stkd_keras.features import OUTPUTS, with_features
 from stkd_keras.folding import fold_batch_normalization
@@ -119,6 +120,17 @@ class FrozenTeacher:
         """How many of them are folded into the layers before them."""
         return sum(member.num_folded for member in self._members)
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers training changed in the models, before anything was folded."""
+        return sum(member.num_parameters for member in self._members)
+
+    @property
+    def snapshots(self) -> list[keras.Model] | None:
+        """The models as they are called; None where the config of one can't make it anew."""
+        models = [member.snapshot for member in self._members if member.snapshot is not None]
+        return models if len(models) == len(self._members) else None
+
     def __call__(self, x) -> tf.Tensor:
         """Returns the logits.
 
@@ -212,6 +224,7 @@ class _Member:
         self.kind = resolve_outputs(model, outputs, "teacher")
         self.num_classes = num_classes(model, "teacher")
         self.input_shape = input_shape(model)
+        self.num_parameters = num_parameters(model)
         self.class_indices: list[int] | None = None
         layers = model._flatten_layers()
         self.supports_jit = all(layer.supports_jit for layer in layers)

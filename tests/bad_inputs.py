@@ -392,6 +392,25 @@ COMBINATIONS = {
                                       "--teacher=resnet8", ("digits.keras",)),
     "a run, with weights": Case("evaluate.py --model=run --weights=digits.keras",
                                 "student.keras", ("run", "digits.keras")),
+    "a report's file without a report": Case(
+        "evaluate.py --model=digits.keras --report_file=report.html", "add --report",
+        ("digits.keras",)),
+    "other runs without a report": Case("evaluate.py --model=run --compare=run", "add --report",
+                                        ("run",)),
+    "a report that has no place": Case("evaluate.py --model=digits.keras --report",
+                                       "--report_file=PATH", ("digits.keras",)),
+    "a report in no folder": Case("evaluate.py --model=run --report --report_file=no/report.html",
+                                  "no/report.html", ("run",)),
+    "a report that is a folder": Case("evaluate.py --model=run --report --report_file=run",
+                                      "is a folder", ("run",)),
+    "another run that is none": Case("evaluate.py --model=run --report --compare=photographs",
+                                     "--compare=photographs", ("run", "photographs")),
+    "another run twice": Case("evaluate.py --model=run --report --compare=run,run", "twice",
+                              ("run",)),
+    "a report on other data than the compared run's": Case(
+        "evaluate.py --model=two.keras --dataset=folder --data_dir=photographs --report "
+        "--report_file=report.html --compare=run", "expected folder",
+        ("two.keras", "run", "photographs")),
     "a run on other data": Case("evaluate.py --model=run --dataset=folder --data_dir=photographs",
                                 "student.keras", ("run", "photographs")),
     "an unknown format to export to": Case(

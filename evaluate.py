@@ -156,7 +156,7 @@ def main() -> None:
             result = (
                 experiment.evaluate(student, teacher, dataset, {})
                 if file is None
-                else write_report(file, others, student, teacher, dataset, sources)
+                else write_report(MODEL.value, file, others, student, teacher, dataset, sources)
             )
             print(experiment.format_metrics(result))
     if isinstance(notes, io.StringIO):
@@ -165,6 +165,7 @@ def main() -> None:
 
 
 def write_report(
+    source: str,
     file: str,
     others: dict[str, pathlib.Path],
     student: keras.Model,
@@ -175,6 +176,7 @@ def write_report(
     """Writes the report; returns the scores.
 
     Args:
+        source: the value of --model.
         file: where to.
         others: other runs' directories by their names.
         student: the model of --model.
@@ -182,11 +184,9 @@ def write_report(
         dataset: the data set.
         sources: where the teacher is.
     """
-    model = pathlib.Path(MODEL.value)
-    is_run = model.is_dir()
-    exported = folder_of_export(MODEL.value)
-    name = name_of_student(MODEL.value, is_run)
-    students = [Student(name, student, model if is_run else None, exported)]
+    is_run = pathlib.Path(source).is_dir()
+    name, run = name_of_student(source, is_run), source if is_run else None
+    students = [Student(name, student, run, folder_of_export(source))]
     for other, folder in others.items():
         loaded = models.load_for(dataset, student_of_run(folder, "--compare")[0])
         students.append(Student(other, loaded, folder))

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from accuracy_table import ASIDE, Run, Table, answers_key, cost_key
 
+from stkd_keras.cost import machine
 from stkd_keras.dry_run import training_seconds
 from stkd_keras.errors import InputError
 from stkd_keras.run_directory import read_json, write_json
@@ -193,17 +193,6 @@ def last_error(printed: str) -> str:
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     errors = [line for line in lines if "error: " in line]
     return (errors or lines or ["nothing was printed"])[-1]
-
-
-def machine() -> str:
-    """The processor and how many cores of it there are."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # Another system than Linux, or another processor than a PC's.
-    return f"{name}, {os.cpu_count()} cores"
 
 
 _LIBC = ctypes.CDLL(None)

@@ -190,6 +190,12 @@ class SimilarityTransferDistiller(keras.Model):
         return max([term.pretraining_steps for term in self.terms], default=0)
 
     @property
+    def highest_pretraining_learning_rate(self) -> float | None:
+        """The learning rate that these steps can't do with more than, None for any."""
+        rates = [term.highest_pretraining_learning_rate for term in self.terms]
+        return min([rate for rate in rates if rate is not None], default=None)
+
+    @property
     def temperature(self) -> float:
         """T of the soft loss."""
         return self.soft_loss.temperature

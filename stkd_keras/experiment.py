@@ -89,6 +89,7 @@ def make_optimizer(
     total_steps: int,
     optimizer: str = "sgd",
     pretraining_steps: int = 0,
+    highest_pretraining_learning_rate: float | None = None,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer with a linear warm-up and a cosine decay to 0.
 
@@ -98,6 +99,7 @@ def make_optimizer(
         total_steps: steps of the whole training, but for those of a pretraining.
         optimizer: "sgd" (with Nesterov momentum 0.9) or "adamw".
         pretraining_steps: steps before them, with the highest learning rate.
+        highest_pretraining_learning_rate: of these steps, None for that of the others.
 
     Raises:
         InputError: as `check_recipe`, or for an unknown optimizer.
@@ -109,7 +111,8 @@ def make_optimizer(
         0.0, max(1, total_steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
     )
     if pretraining_steps:
-        schedule = AfterPretraining(schedule, pretraining_steps, learning_rate)
+        before = min(learning_rate, highest_pretraining_learning_rate or learning_rate)
+        schedule = AfterPretraining(schedule, pretraining_steps, before)
     if optimizer == "adamw":
         return AdamW(schedule, weight_decay=weight_decay)
     return SGD(schedule, momentum=0.9, nesterov=True, l2=weight_decay)
@@ -211,6 +214,8 @@ def train(
     if dataset.num_classes > 10:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
 
+    highest = distiller.highest_pretraining_learning_rate
+
     def compile_for(learning_rate_scale: float, steps_done: int) -> None:
         distiller.compile(
             make_optimizer(
@@ -219,6 +224,7 @@ def train(
                 epochs * steps,
                 optimizer,
                 distiller.pretraining_steps,
+                highest and highest * learning_rate_scale,
             ),
             metrics=metrics,
             steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),

@@ -16,6 +16,7 @@ import tensorflow as tf
 from stkd_keras import conversion, runtimes
 from stkd_keras.checks import check_folder, check_student
 from stkd_keras.conversion import LABELS, quiet, refused_by_name
+from stkd_keras.cost import machine
 from stkd_keras.data import Dataset, evaluation_pipeline
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.evaluation import compiled, predict_logits
@@ -300,7 +301,7 @@ def _try_all(
         "dataset": dataset.name,
         "images": len(dataset.test),
         "class_names": conversion.as_text(dataset.class_names),
-        "machine": runtimes.machine(),
+        "machine": machine(),
     }
 
 

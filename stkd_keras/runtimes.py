@@ -71,13 +71,3 @@ def median_seconds(run: Run, pixels: np.ndarray) -> float:
         if len(times) >= _LEAST_CALLS and time.perf_counter() - start > _SECONDS:
             break
     return statistics.median(times)
-
-
-def machine() -> str:
-    """Returns what times were measured on: the processor, and how many cores may be used."""
-    lines = []
-    if os.path.exists("/proc/cpuinfo"):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = os.cpu_count() or 1
-    return f"{names[0] if names else os.uname().machine}, {cores} core{'s' * (cores > 1)}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment, recipes
+from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment, methods, recipes
 from stkd_keras.run_directory import RunDirectory
 
 
@@ -144,6 +144,26 @@ def test_every_optimizer_warms_up_and_decays_to_nothing(optimizer):
         made.iterations.assign(step)
         rates.append(float(made.learning_rate))
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.25, 0], atol=1e-6)
+
+
+def test_a_pretraining_has_its_own_rate_where_the_trainings_is_too_high_for_it():
+    student, teacher = networks.convolutional_classifier(), networks.convolutional_classifier()
+    names = {"stage3": student.layers[4].name}
+    distiller = SimilarityTransferDistiller(
+        student, teacher, terms=[methods.FT(pretraining_steps=10)],
+        student_features=names, teacher_features={"stage3": teacher.layers[4].name},
+    )  # fmt: skip
+    for rate, expected in ((0.1, 0.01), (0.001, 0.001)):
+        made = experiment.make_optimizer(
+            rate, 0.0, 100, "sgd", distiller.pretraining_steps,
+            distiller.highest_pretraining_learning_rate,
+        )  # fmt: skip
+        made.build([keras.Variable(1.0)])
+        rates = []
+        for step in (0, 9, 15):
+            made.iterations.assign(step)
+            rates.append(float(made.learning_rate))
+        np.testing.assert_allclose(rates, [expected, expected, rate], rtol=1e-6)
 
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest():

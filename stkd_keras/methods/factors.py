@@ -20,8 +20,9 @@ class FT(PretrainedTerm):
 
     Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
     arXiv 1802.04977. First the paraphraser learns to encode and decode the teacher's maps t, by
-    the mean squared error; the student isn't trained in this stage (30 epochs in
-    github.com/HobbitLong/RepDistiller). Then, with the encoder fixed, a sample's loss is
+    the mean squared error; the student isn't trained in this stage (in
+    github.com/HobbitLong/RepDistiller 30 epochs with a learning rate of 0.01, which is the highest
+    here). Then, with the encoder fixed, a sample's loss is
 
         mean over positions of |a(translator(s)) - a(encoder(t))|,  a(f) = q / |q|,
         q = mean over channels of f^2
@@ -39,6 +40,8 @@ class FT(PretrainedTerm):
 
     feature_rank = 4
     pretrains_student = False
+    # With 0.1, which suits the training, the error of the paraphraser soon isn't finite.
+    highest_pretraining_learning_rate = 0.01
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class DistillationTerm(keras.layers.Layer):
     uses_logits_only = False
     # Steps at the start of the training in which `pretraining_loss` is the only loss.
     pretraining_steps = 0
+    # The learning rate of these steps, where the training's may be too high for them.
+    highest_pretraining_learning_rate: float | None = None
     # Whether the term adds nothing to the loss once those steps are over.
     only_in_pretraining = False
     # The number of axes of each feature; None where any will do.

@@ -73,7 +73,7 @@ def read_run(
         InputError: where a file has something that a run doesn't write.
     """
     if folder is None:
-        return RunFiles(export=exported and read_export(pathlib.Path(exported) / "export.json"))
+        return RunFiles(export=_exported(exported) if exported else None)
     run = RunDirectory(folder)
     config = read_json(run.config)
     for key, kind in _CONFIG.items():
@@ -93,7 +93,7 @@ def read_run(
         data=data,
         history=_read_history(run.history) if run.history.is_file() else {},
         seconds=_seconds(run.tensorboard / "train"),
-        export=read_export(pathlib.Path(exported or run.path / "export") / "export.json"),
+        export=_exported(exported or run.path / "export"),
     )
 
 
@@ -118,6 +118,10 @@ def read_export(file: pathlib.Path) -> dict[str, Any] | None:
         for key in ("file", "runtime"):
             _expect(file, entry, key, str | None)
     return content
+
+
+def _exported(folder: str | os.PathLike) -> dict[str, Any] | None:
+    return read_export(pathlib.Path(folder) / "export.json")
 
 
 _CONFIG: dict[str, type | types.UnionType] = {

@@ -64,7 +64,7 @@ def _uri_in_site(path: pathlib.Path) -> str | None:
         path /= "README.md"
     if path.parent == REPOSITORY and path.name in ROOT_PAGES:
         return ROOT_PAGES[path.name]
-    if not path.is_relative_to(DOCS):
+    if not path.is_relative_to(DOCS) or not path.exists():
         return None
     uri = path.relative_to(DOCS).as_posix()
     return uri.removesuffix(".ipynb") + ".md" if uri.endswith(".ipynb") else uri
@@ -74,6 +74,8 @@ def _pages_of_notebook(file, config):
     """Yields the page of a notebook, with the outputs that are stored in it, and its pictures."""
     exporter = nbconvert.MarkdownExporter()
     markdown, resources = exporter.from_filename(file.abs_src_path)
+    # The colours of a terminal.
+    markdown = re.sub(r"\x1b\[[0-9;]*m", "", markdown)
     title = re.search(r"^# (.+)$", markdown, re.MULTILINE)[1]
     stem = file.src_uri.removesuffix(".ipynb")
     folder = os.path.dirname(file.src_uri)

@@ -157,8 +157,9 @@ def test_commands_within_sentences_have_right_flags(repository, forked, clone):
 
 def check_command(command, forked, clone, dry_run=True, where=""):
     """Has the command itself look at its flags, and train.py at all that comes before the data."""
-    if "python" in command:  # Behind srun, too.
-        _, script, *flags = command[command.index("python") :]
+    if python := next((w for w in command if re.fullmatch(r"python[\d.]*", w)), None):
+        # It may stand behind srun.
+        _, script, *flags = command[command.index(python) :]
         if script == "-m":
             assert (clone / flags[0].split(".")[0]).is_dir() or flags[0] in ("pip", "venv"), command
             return

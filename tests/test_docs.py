@@ -27,7 +27,7 @@ NO_DATA = re.compile(r"data_dir|is broken or no archive")
 # What no clone has, made for the commands that name it; only train.py's own checks look at it.
 PLACEHOLDERS = re.compile(r"[\w./-]+\.(?:keras|h5|pth|safetensors|txt|zip)")
 # What a block may do beside the commands of the repository.
-OF_THE_SHELL = {"cd", "export", "source", "tensorboard"}
+OF_THE_SHELL = {"cd", "export", "pip", "source", "tensorboard"}
 
 
 def documented(language, kind):
@@ -120,6 +120,7 @@ def test_quick_commands_run_as_they_stand_there(block, forked, clone):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({b.page for b in BLOCKS if b.mark.startswith("slow")}))
 def test_the_slow_blocks_of_a_page_run_one_after_the_other(page, repository, clone):
+    make_photographs(clone)
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     for block in BLOCKS:
         if block.page == page and block.mark.startswith("slow"):

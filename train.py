@@ -12,7 +12,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -363,11 +362,6 @@ def main() -> None:
             f"--steps_per_execution={STEPS_PER_EXECUTION.value} is more than the {steps} steps of "
             "an epoch: choose fewer"
         )
-    samples: dict[str, Any] = {
-        "mixing": mixing,
-        "mixing_steps": mixing_steps(method, steps),
-        "data_seed": DATA_SEED.value,
-    }
     settings |= {
         "images": data.content_hash(train_split),
         "replicas": strategy.num_replicas_in_sync,
@@ -376,8 +370,11 @@ def main() -> None:
     with strategy.scope():
         # Before the teacher: what doesn't fit shall not be found after hours of its training.
         student = get_student(dataset, recipe["student"])
-        terms = recipes.make_terms(METHOD.value, method, train_split, steps, DATA_SEED.value)
-        check_features(student, terms)
+        arguments = recipes.distiller_arguments(
+            METHOD.value, method, train_split, steps, DATA_SEED.value
+        )
+        check_features(student, arguments["terms"])
+        samples = {name: arguments[name] for name in ("mixing", "mixing_steps", "data_seed")}
         # A mixture of answers is made of those on the images as they are.
         is_mixed = method["soft_target"] == "mixed"
         answered = {**samples, "mixing": None, "mixing_steps": None} if is_mixed else samples
@@ -392,15 +389,9 @@ def main() -> None:
             answering(teacher, answered, dataset, train_split, batch_size, recipe["epochs"] * steps)
             if needed
             else None,
-            temperature=method["temperature"],
-            soft_weight=method["soft_weight"],
-            label_weight=method["label_weight"],
-            soft_target=method["soft_target"],
-            clean_soft_weight=method["clean_soft_weight"],
-            terms=terms,
             student_features=feature_layers(STUDENT_FEATURES),
             teacher_features=feature_layers(TEACHER_FEATURES),
-            **samples,
+            **arguments,
         )
     if DRY_RUN.value:
         say_how_long(
@@ -608,13 +599,6 @@ def get_teacher(
         on_nan=ON_NAN.value,
     )
     return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value, strategy)
-
-
-def mixing_steps(method: dict, steps: int) -> int | None:
-    """The steps after which mixing stops, if it does; epochs of a pretraining don't count."""
-    if method["mixing_epochs"] is None:
-        return None
-    return (method["pretraining_epochs"] + method["mixing_epochs"]) * steps
 
 
 def check_features(student: keras.Model, terms: list[DistillationTerm]) -> None:

@@ -189,6 +189,37 @@ def make_terms(
     return [entry.term(**options)]
 
 
+def distiller_arguments(
+    method: str, settings: dict[str, Any], train_split: AnySplit, steps: int, data_seed: int = 0
+) -> dict[str, Any]:
+    """Returns what a method's settings are as arguments of `SimilarityTransferDistiller`.
+
+    Args:
+        method: a name in `METHODS`.
+        settings: as in `make_terms`.
+        train_split: the images to train on.
+        steps: batches of an epoch.
+        data_seed: of the mixtures, and of what a term draws.
+
+    Raises:
+        InputError: as `make_mixing`.
+    """
+    mixing_steps = None
+    if settings["mixing_epochs"] is not None:
+        # Epochs of a stage before the main training don't count.
+        mixing_steps = ((settings["pretraining_epochs"] or 0) + settings["mixing_epochs"]) * steps
+    as_they_are = (
+        "temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"
+    )  # fmt: skip
+    return {
+        **{name: settings[name] for name in as_they_are},
+        "mixing": make_mixing(settings),
+        "mixing_steps": mixing_steps,
+        "terms": make_terms(method, settings, train_split, steps, data_seed),
+        "data_seed": data_seed,
+    }
+
+
 def default_pretraining_epochs(method: str, epochs: int) -> int:
     """Returns how many epochs of its own stage a method has before so many of the main training."""
     if method in OWN_METHODS or not methods.METHODS[method].pretraining_epochs:

@@ -171,3 +171,21 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
         experiment.make_optimizer(0.1, 0.0, 10, "adam")
     with pytest.raises(InputError, match="adamw"):
         recipes.recipe_for("digits", "adam")
+
+
+def test_a_methods_settings_become_what_the_distiller_is_made_of():
+    few, _ = experiment.split(data.load("digits"), 0.0, images_per_class=20)
+    settings = recipes.method_settings("ab", mixing_epochs=3, pretraining_epochs=2, num_images=3)
+    arguments = recipes.distiller_arguments("ab", settings, few, steps=5, data_seed=7)
+    assert (arguments["mixing_steps"], arguments["mixing"].num_images) == (25, 3)
+    assert [(term.name, term.pretraining_steps) for term in arguments["terms"]] == [("ab", 10)]
+
+    settings = recipes.method_settings("kd_standardized", soft_weight=0.5, method_weight=2.0)
+    distiller = SimilarityTransferDistiller(
+        networks.small_convolutional_classifier(),
+        networks.small_convolutional_classifier(),
+        **recipes.distiller_arguments("kd_standardized", settings, few, steps=5, data_seed=7),
+    )
+    (term,) = distiller.terms
+    assert (term.weight, term.temperature, distiller.temperature) == (2.0, 2.0, 2.0)
+    assert (distiller.mixing, distiller.mixing_steps, distiller.data_seed) == (None, None, 7)

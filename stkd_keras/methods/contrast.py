@@ -111,7 +111,9 @@ class CRD(DistillationTerm):
         """Returns the loss of each sample, (B,).
 
         Args:
-            student, teacher, labels: as of `DistillationTerm`; the labels aren't used.
+            student: as of `DistillationTerm`.
+            teacher: likewise.
+            labels: likewise; they aren't used.
             index: (B,), integers, the number of each image in the training data.
             training: False to leave banks and counter as they are.
         """

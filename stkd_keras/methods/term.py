@@ -126,9 +126,11 @@ class PretrainedTerm(DistillationTerm):
     itself, not at all.
 
     Args:
-        features, weight, name: as of `DistillationTerm`.
+        features: as of `DistillationTerm`.
+        weight: likewise.
         pretraining_steps: integer, at least 0; with 0 the stage is skipped, and the term counts
             in every step.
+        name: as of `DistillationTerm`.
     """
 
     # Whether the stage trains the student, by the term itself; otherwise the student stays as it is

@@ -1,0 +1,97 @@
+"""The documentation as a site: it builds without a warning, and loads nothing from elsewhere."""
+
+import contextlib
+import functools
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from browser import Browser
+
+FOREIGN = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*?(?:src|href)=\"?(?:https?:)?//")
+PAGES = ("", "tutorial", "method", "reference/stkd_keras", "notebooks/virtual_samples")
+
+
+@pytest.fixture(scope="module")
+def site(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    completed = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=repository,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return folder
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        assert not FOREIGN.search(page.read_text()), page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//|@import", sheet.read_text()), sheet
+
+
+def test_links_to_files_of_the_repository_lead_to_pages_of_the_site(site):
+    security = (site / "security" / "index.html").read_text()
+    assert 'href="../report-a-hole/"' in security
+    home = (site / "index.html").read_text()
+    assert 'href="train/#teachers"' in home
+    assert 'href="decisions/"' in home
+    assert "docs/" not in re.findall(r'href="([^"]*)"', home)
+
+
+def test_the_reference_has_every_public_name_with_types(site, repository):
+    names = re.findall(r'^    "(\w+)",$', (repository / "stkd_keras/__init__.py").read_text(), re.M)
+    assert "FrozenTeacher" in names
+    page = (site / "reference" / "stkd_keras" / "index.html").read_text()
+    for name in names:
+        assert name == "__version__" or f'id="stkd_keras.{name}"' in page, name
+    assert re.search(r">float<.{,20},\s*default:\s*<code>4.0</code>", page)
+
+
+def test_pictures_of_notebooks_are_on_their_pages(site):
+    page = (site / "notebooks" / "virtual_samples" / "index.html").read_text()
+    pictures = re.findall(r'<img alt="How virtual samples work, picture \d+" src="([^"]+)"', page)
+    assert len(pictures) >= 5
+    for picture in pictures:
+        assert (site / "notebooks" / "virtual_samples" / picture).is_file()
+
+
+@pytest.mark.slow
+def test_pages_fit_a_desk_and_a_phone_without_a_word_from_the_browser(site, tmp_path):
+    browser = Browser(tmp_path / "profile")
+    with contextlib.closing(browser), served(site) as address:
+        for width in (1280, 390):
+            for page in PAGES:
+                seen = browser.open(f"{address}/{page}", width)
+                assert seen.console == [], page
+                assert seen.overflow == 0, page
+                foreign = [
+                    a for a in seen.addresses if a.startswith("http") and not a.startswith(address)
+                ]
+                assert foreign == [], page
+                assert len(seen.addresses) > 3
+
+
+@contextlib.contextmanager
+def served(folder):
+    """The folder at an address of this machine, as a browser needs it."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass

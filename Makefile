@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-unit test-slow lint clean
+.PHONY: demo test test-unit test-slow lint docs notebooks clean
 
 demo: $(VENV)/installed
 	$(RUN) train.py --run_dir=runs/demo --overwrite
@@ -25,6 +25,13 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# The site of the documentation, in site/; what it warns of is an error.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+notebooks: $(VENV)/installed-dev
+	$(RUN) docs/run_notebooks.py
+
 clean:
 	rm -rf $(VENV)
 
@@ -35,6 +42,6 @@ $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/installed-dev: requirements.txt requirements-docs.txt requirements-dev.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@

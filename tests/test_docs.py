@@ -52,7 +52,8 @@ def clone(repository, tmp_path):
     folder.mkdir()
     for name in ("benchmarks", "models", "stkd_keras", "quiet_tensorflow.py", "train.py"):
         (folder / name).symlink_to(repository / name)
-    for name in ("evaluate.py", "Makefile", "requirements.txt", "requirements-dev.txt"):
+    requirements = (path.name for path in repository.glob("requirements*.txt"))
+    for name in ("evaluate.py", "Makefile", *requirements):
         (folder / name).symlink_to(repository / name)
     shutil.copytree(repository / "docs", folder / "docs")
     return folder

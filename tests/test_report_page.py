@@ -2,24 +2,16 @@
 
 import json
 import re
-import shutil
 
 import networks
 import numpy as np
 import pytest
+from browser import DESK, PHONE, open_browser, requested, show, width_of_page
 
 import stkd_keras.data
 from stkd_keras import FrozenTeacher, experiment
 from stkd_keras.experiment import Student
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-sync", "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
-PHONE, DESK = 390, 1200
 # Every element with words of its own, as it is shown: their letters' size, and their colours.
 TEXTS = """
 const shown = [];
@@ -50,15 +42,7 @@ return shown;
 
 @pytest.fixture(scope="module")
 def browser():
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with its chromedriver to open the report in")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(driver))
+    browser = open_browser()
     yield browser
     browser.quit()
 
@@ -83,17 +67,6 @@ def address(tmp_path_factory):
     return (folder / "report.html").as_uri()
 
 
-def show(browser, address, width, scheme):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("performance")
-    browser.get(address)
-
-
 def luminance(colour):
     channels = np.array([float(c) for c in re.findall(r"[\d.]+", colour)[:3]]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
@@ -110,11 +83,7 @@ def contrast(one, other):
 def test_the_console_is_silent_and_nothing_is_requested(browser, address, scheme):
     show(browser, address, DESK, scheme)
     assert browser.get_log("browser") == []
-    sent = [
-        re.search(r'"url":"([^"]*)"', entry["message"])[1]
-        for entry in browser.get_log("performance")
-        if '"Network.requestWillBeSent"' in entry["message"]
-    ]
+    sent = requested(browser)
     assert sent, "the log doesn't even have the page itself"
     assert [url for url in sent if not url.startswith(("data:", address))] == []
 
@@ -123,7 +92,7 @@ def test_the_console_is_silent_and_nothing_is_requested(browser, address, scheme
 def test_only_boxes_scroll_sideways_and_never_the_page(browser, address, width):
     show(browser, address, width, "light")
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert width_of_page(browser) <= width
     outside = browser.execute_script(
         "return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg')"
         " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 99))"

@@ -10,7 +10,7 @@ import sys
 import threading
 
 import pytest
-from browser import Browser
+from browser import DESK, PHONE, open_browser, requested, show, width_of_page
 
 FOREIGN = re.compile(r"<(?:link|script|img|iframe|source)\b[^>]*?(?:src|href)=\"?(?:https?:)?//")
 PAGES = ("", "tutorial", "method", "reference/stkd_keras", "notebooks/virtual_samples")
@@ -66,20 +66,18 @@ def test_pictures_of_notebooks_are_on_their_pages(site):
         assert (site / "notebooks" / "virtual_samples" / picture).is_file()
 
 
-@pytest.mark.slow
-def test_pages_fit_a_desk_and_a_phone_without_a_word_from_the_browser(site, tmp_path):
-    browser = Browser(tmp_path / "profile")
+def test_pages_fit_a_desk_and_a_phone_without_a_word_from_the_browser(site):
+    browser = open_browser()
     with contextlib.closing(browser), served(site) as address:
-        for width in (1280, 390):
+        for width in (DESK, PHONE):
             for page in PAGES:
-                seen = browser.open(f"{address}/{page}", width)
-                assert seen.console == [], page
-                assert seen.overflow == 0, page
-                foreign = [
-                    a for a in seen.addresses if a.startswith("http") and not a.startswith(address)
-                ]
-                assert foreign == [], page
-                assert len(seen.addresses) > 3
+                show(browser, f"{address}/{page}", width)
+                assert width_of_page(browser) <= width, page
+                sent = requested(browser)
+                assert len(sent) > 3
+                assert [url for url in sent if not url.startswith(("data:", address))] == [], page
+                assert browser.get_log("browser") == [], page
+        browser.quit()
 
 
 @contextlib.contextmanager

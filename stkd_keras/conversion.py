@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from stkd_keras.data import AnySplit
 from stkd_keras.data.dataset import some_images
@@ -130,8 +131,15 @@ def to_onnx(serve: Any, class_names: Sequence[str]) -> bytes:
     import onnx.checker
     import tf2onnx
 
+    # Of what a function captures, such as a Normalization's mean, tf2onnx would make inputs.
+    frozen = convert_variables_to_constants_v2(serve.get_concrete_function())
+
+    @tf.function(input_signature=serve.input_signature)
+    def constant(pixels):
+        return {"probabilities": frozen(pixels)[0]}
+
     model, _ = tf2onnx.convert.from_function(
-        serve, serve.input_signature, custom_op_handlers={"Erfc": (_erfc_of_erf, [])}
+        constant, serve.input_signature, custom_op_handlers={"Erfc": (_erfc_of_erf, [])}
     )
     onnx.checker.check_model(model)  # What has no counterpart is left in it as it was.
     for tensor in (*model.graph.input, *model.graph.output):

@@ -196,13 +196,17 @@ def test_a_student_of_mixed_precision_is_exported_in_float32_and_stays_as_it_was
         assert numbers["largest_difference"] < 0.05
 
 
-def test_gelu_gets_into_an_onnx_file(digits, tmp_path):
+def test_gelu_and_adapted_normalisation_get_into_every_file(digits, tmp_path):
     inputs = keras.Input((8, 8, 1))
-    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    normalization = keras.layers.Normalization(axis=(1, 2, 3))  # A mean for each pixel.
+    normalization.adapt(digits.train.images[:100].astype("float32"))
+    x = keras.layers.Flatten()(normalization(inputs))
     x = keras.layers.Dense(8, activation="gelu")(x)
     student = keras.Model(inputs, keras.layers.Dense(10)(x))
-    content = experiment.export(student, digits, ["onnx"], tmp_path)
-    assert content["formats"]["onnx"]["largest_difference"] < 1e-5
+    content = experiment.export(student, digits, ["saved_model", "litert", "onnx"], tmp_path)
+    for numbers in content["formats"].values():
+        assert numbers["agreement"] == 1
+        assert numbers["largest_difference"] < 1e-4
 
 
 def snapshot(folder):
@@ -281,19 +285,26 @@ def test_a_missing_package_is_named_with_what_installs_it(
 
 
 def test_two_exports_into_one_folder_do_not_get_in_each_others_way(tmp_path):
+    beside = tmp_path / ".unfinished-folder"
+    (beside / "new").mkdir(parents=True)
+    (beside / "new" / "file").write_text("of the first")
     script = (
-        "import sys; from stkd_keras.whole_files import filled_whole\n"
-        "with filled_whole(sys.argv[1]): pass"
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print(flush=True); sys.stdin.read()"
     )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, beside / "lock"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as first:  # fmt: skip
+        first.stdout.readline()
+        with pytest.raises(InputError, match="is being written by another process"):
+            filled_whole(tmp_path).__enter__()
+        assert (beside / "new" / "file").read_text() == "of the first"
+        first.stdin.close()
+    # What an export that was killed has left doesn't matter.
     with filled_whole(tmp_path) as new:
-        (new / "file").write_text("first")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        second = subprocess.run(
-            [sys.executable, "-c", script, tmp_path],
-            env=environment, capture_output=True, text=True, check=False, timeout=100,
-        )  # fmt: skip
-        assert "is being written by another process" in second.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        (new / "file").write_text("of the second")
+    assert snapshot(tmp_path) == {tmp_path / "file": b"of the second"}
 
 
 def test_an_export_goes_with_the_run_that_is_replaced(tmp_path):
@@ -366,6 +377,7 @@ def test_the_code_of_docs_export_runs_on_a_folder_of_photographs(photographs, re
             assert ran.stdout.startswith("noon "), ran.stdout
 
 
+@pytest.mark.slow
 def test_json_is_all_that_the_command_prints_with_json(photographs, command):
     completed = command(
         "evaluate.py", "--model=runs/photographs/student.keras", "--dataset=folder",
@@ -390,7 +402,7 @@ find disk -mindepth 1 > left
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["8k", "40k", "200k"])
+@pytest.mark.parametrize("size", ["8k", "40k"])
 def test_a_full_disk_ends_the_command_in_one_line_and_leaves_nothing(
     size, photographs, repository, tmp_path
 ):

@@ -89,6 +89,8 @@ VALUES = {
     "augment": words("standard", "cutout", "randaugment", "none"),
     "backup_steps": integers(1),
     "validation_freq": integers(1),
+    "histogram_freq": integers(0),
+    "profile_steps": integers(0),
     "batch_size": integers(1, 1437),
     "data_dir": missing_files | in_a_file,
     "data_seed": integers(0, 2**63 - 1),

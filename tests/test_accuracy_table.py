@@ -106,6 +106,7 @@ def without_times(markdown):
     return [line for line in markdown.splitlines() if not line.startswith("Wall time")]
 
 
+@pytest.mark.slow
 def test_a_killed_and_an_interrupted_runner_go_on_to_the_same_table(
     undisturbed, repository, tmp_path
 ):

@@ -216,6 +216,7 @@ def flags_of_a_run(folder):
     return ["--teacher=teacher.keras", "--epochs=2", "--backup_steps=4"]
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_a_run_ends_in_one_line_and_goes_on_where_there_is_room(
     tmp_path, repository
 ):
@@ -235,6 +236,7 @@ def test_on_a_full_disk_a_run_ends_in_one_line_and_goes_on_where_there_is_room(
     assert (tmp_path / "after" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_a_run_ends_in_one_line_and_leaves_what_there_was(
     tmp_path, repository
 ):

@@ -135,6 +135,7 @@ def test_the_teacher_is_found_again_and_an_own_student_is_trained(finished, comm
     assert config["settings"]["mixing"] == "none"
 
 
+@pytest.mark.slow
 def test_two_logical_devices_train_a_student(finished, command, tmp_path):
     completed = command(
         "train.py",
@@ -224,6 +225,7 @@ def test_a_wrong_command_ends_with_one_line_and_status_2(name, command, tmp_path
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_student_for_other_classes_is_refused_before_the_teacher_is_trained(command, tmp_path):
     networks.convolutional_classifier(classes=7).save(tmp_path / "seven.keras")
     completed = command("train.py", "--student=seven.keras", cwd=tmp_path)
@@ -231,6 +233,7 @@ def test_a_student_for_other_classes_is_refused_before_the_teacher_is_trained(co
     assert [p.name for p in tmp_path.iterdir()] == ["seven.keras"]
 
 
+@pytest.mark.slow
 def test_weights_of_another_architecture_are_refused(command, shared, tmp_path):
     weights = shared / "weights" / "resnet56-cifar10.safetensors"
     completed = command(

@@ -67,6 +67,7 @@ def test_a_folder_of_photographs_trains_and_is_scored_again(command, photographs
     assert json.loads(scored.stdout)["test"] == pytest.approx(metrics["test"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_named_or_left_out_and_listed(command, photographs, tmp_path):
     whole = (photographs / "train" / "cat" / "0-0.jpg").read_bytes()
     (photographs / "train" / "cat" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -160,6 +161,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_data_end_with_one_line_and_status_2(name, command, photographs, tmp_path):
     flags, named = WRONG[name]

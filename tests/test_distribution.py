@@ -121,6 +121,7 @@ def statuses_of_workers(files, folder):
     return statuses, "\n".join(errors)
 
 
+@pytest.mark.slow
 def test_two_workers_log_and_train_the_same(numbers):
     one, other, _ = numbers
     assert set(one) == set(other)
@@ -128,6 +129,7 @@ def test_two_workers_log_and_train_the_same(numbers):
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_workers_log_and_train_as_two_devices_of_one_process(numbers):
     workers, _, devices = numbers
     assert set(workers) == set(devices)

@@ -201,6 +201,7 @@ def test_a_signal_in_the_validation_and_a_kill_there_lose_no_step(tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_the_last_backup_is_whole(tmp_path):
     flags = [*digits(tmp_path), "--run_dir=run"]
     process = start(tmp_path, *flags, send="hang", at=("before a step", 7))

@@ -292,6 +292,7 @@ test_replay.record(sys.argv[1], data.load("digits"), "ten pixels", 60, predict=a
 """
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_killed_goes_on_to_the_same_file(repository, tmp_path):
     assert in_tests(repository, RECORD, tmp_path, "whole", 0).wait(170) == 0
     rng, kills = random.Random(0), 0

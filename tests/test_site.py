@@ -68,7 +68,9 @@ def test_pictures_of_notebooks_are_on_their_pages(site):
 
 def test_pages_fit_a_desk_and_a_phone_without_a_word_from_the_browser(site):
     browser = open_browser()
-    with contextlib.closing(browser), served(site) as address:
+    with contextlib.ExitStack() as stack:
+        stack.callback(browser.quit)
+        address = stack.enter_context(served(site))
         for width in (DESK, PHONE):
             for page in PAGES:
                 show(browser, f"{address}/{page}", width)
@@ -77,7 +79,6 @@ def test_pages_fit_a_desk_and_a_phone_without_a_word_from_the_browser(site):
                 assert len(sent) > 3
                 assert [url for url in sent if not url.startswith(("data:", address))] == [], page
                 assert browser.get_log("browser") == [], page
-        browser.quit()
 
 
 @contextlib.contextmanager

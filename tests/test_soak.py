@@ -80,6 +80,7 @@ def assert_nothing_piles_up(samples, growth):
     assert {sample[2] for sample in samples} == {1}
 
 
+@pytest.mark.slow
 def test_a_minute_of_epochs_leaves_nothing_open(tmp_path, repository):
     models.build("resnet8", (8, 8, 1), 10).save(tmp_path / "teacher.keras")
     flags = ["--teacher=teacher.keras", "--epochs=100000"]

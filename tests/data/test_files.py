@@ -327,6 +327,7 @@ class TestFetch:
         with pytest.raises(tf.errors.InvalidArgumentError, match=name):
             fetch_all(split, 8)
 
+    @pytest.mark.slow
     def test_a_process_ends_while_batches_are_made(self, photos, repository):
         program = (
             "import sys\n"

@@ -265,6 +265,7 @@ def test_what_cannot_be_downloaded_is_said_at_once(tmp_path, monkeypatch, name):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_images_are_still_streamed(tmp_path, repository):
     square = pictures(400, sizes=[(12, 12)])
     store(tmp_path, "pets", {"train": square, "test": square}, shape=(12, 12, 3))

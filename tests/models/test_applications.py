@@ -84,6 +84,7 @@ def test_a_student_is_the_application_with_its_preprocessing(name, tmp_path):
     theirs.load_weights(tmp_path / "ours.weights.h5")
 
 
+@pytest.mark.slow
 def test_saved_students_load_in_a_process_that_imports_only_keras(tmp_path):
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     np.save(tmp_path / "pixels.npy", pixels)
@@ -149,6 +150,7 @@ def test_mixed_precision_reaches_the_application_but_not_its_preprocessing():
     assert np.abs(answer - expected).max() <= 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
 def test_a_file_of_imagenets_efficientnet_answers_as_that_does(ending, tmp_path, monkeypatch):
     name = "keras.applications:EfficientNetB0"

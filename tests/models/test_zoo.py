@@ -266,6 +266,7 @@ def test_what_cannot_be_folded_is_left_as_it_was():
             np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_student_of_every_family_learns(name):
     keras.utils.set_random_seed(0)

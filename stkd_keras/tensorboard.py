@@ -1,6 +1,7 @@
 """What a run writes for TensorBoard; the picture of its virtual samples is in panel.py."""
 
 import pathlib
+import re
 from typing import Any
 
 import keras
@@ -44,13 +45,19 @@ def write_result(
     Args:
         log_dir: the directory of the run's event files; it goes into `test/` there.
         name: the run's.
-        settings: values by name; those that HParams has no column for, as None, are left out.
+        settings: values by name; those that HParams has no column for, as None, are left out, and
+            fingerprints, which would fill it.
         metrics: what `stkd_keras.experiment.evaluate` returned.
     """
     shown = {key: value for key, value in settings.items() if isinstance(value, bool | float | str)}
+    shown = {key: value for key, value in shown.items() if not _is_fingerprint(value)}
     shown |= {key: float(value) for key, value in settings.items() if type(value) is int}
     scores = {**metrics["test"], **metrics.get("fidelity", {})}
     with tf.summary.create_file_writer(str(log_dir / "test")).as_default():
         hparams.hparams(shown, trial_id=name)
         for score, value in scores.items():
             tf.summary.scalar(f"test_{score}", value, step=0)
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

@@ -116,6 +116,7 @@ def test_hparams_sort_a_sweep_by_what_metrics_json_says(finished):
     assert values["method"] == "stkd"
     assert values["flip"] is False
     assert "image_size" not in values
+    assert "teacher_weights" not in values
     saved = json.loads(run.metrics.read_text())
     for name, expected in {**saved["test"], **saved["fidelity"]}.items():
         event = events.Tensors(f"test_{name}")[-1]

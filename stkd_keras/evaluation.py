@@ -1,5 +1,7 @@
 """How good a classifier is, and how faithful to its teacher. Fractions, not percent."""
 
+import math
+import statistics
 from collections.abc import Callable
 
 import keras
@@ -8,6 +10,7 @@ import tensorflow as tf
 
 EVALUATION_BATCH = 500
 ECE_BINS = 15
+CONFIDENCE_LEVEL = 0.95
 
 
 def compiled(
@@ -121,6 +124,28 @@ def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.nd
     """
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
     return (np.exp(teacher) * (teacher - student)).sum(axis=1)
+
+
+def wilson_interval(successes, trials) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the 95 % intervals of shares.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
+    American Statistical Association 22 (1927). Unlike the normal approximation's it stays within
+    [0, 1] and has a width where all or none succeed.
+
+    Args:
+        successes: integers, of any shape.
+        trials: integers of the same shape; where they are 0 the interval is NaN.
+
+    Returns:
+        The lower and the upper ends, float64 of that shape.
+    """
+    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE_LEVEL / 2)
+    n = np.where(np.asarray(trials) > 0, np.float64(trials), math.nan)
+    p = np.asarray(successes) / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

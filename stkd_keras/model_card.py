@@ -6,8 +6,8 @@ import shlex
 from typing import Any
 
 import keras
-from scipy.stats import binomtest
 
+from stkd_keras.evaluation import wilson_interval
 from stkd_keras.outputs import resolve_outputs
 
 _HEAD = """---
@@ -127,9 +127,8 @@ def _quality(config: dict[str, Any], metrics: dict[str, dict[str, float]]) -> st
 def _scores(scores: dict[str, float], count: int | None) -> str:
     accuracy = f"{100 * scores['accuracy']:.2f} %"
     if count:
-        right = round(scores["accuracy"] * count)
-        interval = binomtest(right, count).proportion_ci(method="wilson")
-        accuracy += f" ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
+        low, high = wilson_interval(round(scores["accuracy"] * count), count)
+        accuracy += f" ({100 * low:.2f} to {100 * high:.2f})"
     return f"{accuracy} | {scores['nll']:.4f} | {scores['ece']:.4f}"
 
 

@@ -15,10 +15,9 @@ import sklearn.metrics
 import tensorflow as tf
 
 import stkd_keras.data
-from stkd_keras import FrozenTeacher, InputError, Mixup, cost, experiment
+from stkd_keras import FrozenTeacher, InputError, Mixup, cost, evaluation, experiment
 from stkd_keras.experiment import Student
 from stkd_keras.randomness import MIXING, step_seed
-from stkd_keras.report.numbers import wilson_interval
 
 CLASSES = (
     "<script>alert(1)</script>", "$\\frac{x}$", "猫 & 犬", "x" * 300, "a\u202eb", '"quoted\'',
@@ -129,7 +128,7 @@ def test_accuracy_and_its_interval_are_scikit_learns_and_scipys(made):
 @pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (0, 50), (50, 50), (9_000, 10_000)])
 def test_an_interval_is_scipys_wherever_all_or_none_are_right(right, of):
     expected = scipy.stats.binomtest(right, of).proportion_ci(method="wilson")
-    close(wilson_interval(right, of), expected)
+    close(evaluation.wilson_interval(right, of), expected)
 
 
 def test_each_class_has_its_accuracy_and_interval(made):

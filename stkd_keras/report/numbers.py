@@ -1,39 +1,22 @@
 """The numbers of a report, as NumPy arrays give them; fractions, not percent."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from stkd_keras.evaluation import divergences, fidelity, log_softmax, reliability, score
+from stkd_keras.evaluation import (
+    divergences,
+    fidelity,
+    log_softmax,
+    reliability,
+    score,
+    wilson_interval,
+)
 
-CONFIDENCE_LEVEL = 0.95
 # Larger matrices are pictures only: 200 classes would be megabytes of digits for each model.
 MOST_CLASSES_IN_MATRICES = 100
-
-
-def wilson_interval(successes, trials) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the 95 % intervals of shares.
-
-    Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
-    American Statistical Association 22 (1927). Unlike the normal approximation's it stays within
-    [0, 1] and has a width where all or none succeed.
-
-    Args:
-        successes: integers, of any shape.
-        trials: integers of the same shape; where they are 0 the interval is NaN.
-
-    Returns:
-        The lower and the upper ends, float64 of that shape.
-    """
-    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE_LEVEL / 2)
-    n = np.where(np.asarray(trials) > 0, np.float64(trials), math.nan)
-    p = np.asarray(successes) / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

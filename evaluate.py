@@ -5,20 +5,20 @@ import quiet_tensorflow  # noqa: F401
 
 # isort: on
 import contextlib
-import dataclasses
 import io
 import json
 import os
 import pathlib
 import re
 import sys
-import types
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from absl import flags
 
 import models
+from models.finished_runs import FinishedRun, read_run
 from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment, export
@@ -26,14 +26,6 @@ from stkd_keras.errors import InputError, one_line
 from stkd_keras.report import Student, check_report_file
 from stkd_keras.run_directory import read_json
 from stkd_keras.teacher import FrozenTeacher
-
-# What is taken from a run's config.json, and what it has to be.
-RECORDED: dict[str, type | types.UnionType] = {
-    "dataset": str,
-    "data_dir": str | None,
-    "image_size": int | None,
-    "skip_bad_images": bool | None,
-}
 
 DESCRIPTION = """
 python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
@@ -121,11 +113,10 @@ def main() -> None:
             "--teacher_weights, --teacher_normalization and --teacher_classes need --teacher"
         )
     source: str = MODEL.value
-    recorded: dict[str, Any] = {}
-    if pathlib.Path(source).is_dir():
-        source, recorded = student_of_run(pathlib.Path(source))
-    is_run = bool(recorded)
-    file, others = check_report_flags(MODEL.value, is_run)
+    run = read_run(source) if pathlib.Path(source).is_dir() else None
+    if run is not None:
+        source = run.student
+    file, others = check_report_flags(MODEL.value, run is not None)
     models.check_source(source, weights=WEIGHTS.value)
     formats, folder = EXPORT.value or [], folder_of_export(MODEL.value)
     if WEIGHTS.value is None and not is_whole_model(source):  # Its answers would be noise.
@@ -142,12 +133,13 @@ def main() -> None:
     notes = io.StringIO() if JSON.value else sys.stdout
     with contextlib.redirect_stdout(notes):
         is_scored = file is not None or folder is None
-        sources = get_teachers(recorded) if is_scored else []
-        dataset = load_dataset(recorded)
+        sources = get_teachers(run) if is_scored else []
+        dataset = load_dataset(run)
         for other in others.values():
             check_same_data(other, dataset)
         student = models.load_for(dataset, source, WEIGHTS.value, NORMALIZATION.value)
-        teacher = load_teachers(dataset, sources)[0] if sources else None
+        dtype = run.teacher_dtype if run is not None and TEACHER.value is None else None
+        teacher = load_teachers(dataset, sources, dtype=dtype)[0] if sources else None
         if folder is not None:
             exported = experiment.export(student, dataset, formats, folder)
             print(export.format_export(exported))
@@ -171,7 +163,7 @@ def write_report(
     student: keras.Model,
     teacher: FrozenTeacher | None,
     dataset: data.Dataset,
-    sources: list[TeacherSource],
+    sources: Sequence[TeacherSource],
 ) -> dict:
     """Writes the report; returns the scores.
 
@@ -188,7 +180,7 @@ def write_report(
     name, run = name_of_student(source, is_run), source if is_run else None
     students = [Student(name, student, run, folder_of_export(source))]
     for other, folder in others.items():
-        loaded = models.load_for(dataset, student_of_run(folder, "--compare")[0])
+        loaded = models.load_for(dataset, read_run(folder, "--compare").student)
         students.append(Student(other, loaded, folder))
     teacher_name = " + ".join(short_name(source.name) for source in sources)
     metrics = experiment.report(file, students, teacher, dataset, teacher_name)
@@ -242,7 +234,7 @@ def check_report_flags(model: str, is_run: bool) -> tuple[str | None, dict[str, 
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise InputError("--compare has a run twice; name each once")
     for folder in folders:
-        student_of_run(folder, "--compare")
+        read_run(folder, "--compare")
     return file, by_name
 
 
@@ -290,70 +282,24 @@ def short_name(source: str) -> str:
     return pathlib.Path(source).stem if is_whole_model(source) else source
 
 
-def load_dataset(recorded: dict) -> data.Dataset:
+def load_dataset(run: FinishedRun | None) -> data.Dataset:
     """The data set of the flags, or else of the run."""
+    run = run or FinishedRun(student="", dataset="digits")
     skip = SKIP_BAD_IMAGES.value
     dataset = data.load(
-        DATASET.value or recorded.get("dataset", "digits"),
-        DATA_DIR.value or recorded.get("data_dir"),
-        image_size=IMAGE_SIZE.value or recorded.get("image_size"),
+        DATASET.value or run.dataset,
+        DATA_DIR.value or run.data_dir,
+        image_size=IMAGE_SIZE.value or run.image_size,
         memory_limit=command.bytes_of(MEMORY_LIMIT.value),
-        skip_bad_images=bool(recorded.get("skip_bad_images") if skip is None else skip),
+        skip_bad_images=bool(run.skip_bad_images if skip is None else skip),
     )
     command.list_skipped(dataset.skipped)
     return dataset
 
 
-def student_of_run(folder: pathlib.Path, flag: str = "--model") -> tuple[str, dict]:
-    """The student's file of a run's directory, and what the run says of data set and teachers."""
-    student, config = folder / "student.keras", folder / "config.json"
-    if not student.is_file() or not config.is_file():
-        raise InputError(
-            f"{flag}={folder} isn't the directory of a complete run: it has no "
-            f"{student.name if config.is_file() else config.name}"
-        )
-    content = read_json(config)
-    settings = {**content.get("settings", {}), "data_dir": content.get("data_dir")}
-    if "dataset" not in settings:
-        raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
-    for key, kind in RECORDED.items():
-        if not isinstance(settings.get(key), kind):
-            raise InputError(
-                f"{config} has {key} {settings.get(key)!r}, which train.py doesn't write: correct "
-                "it, or name the model's file and the data set instead"
-            )
-    recorded = {key: settings.get(key) for key in RECORDED}
-    name = settings["dataset"]
-    if ":" in name.removeprefix("tfds:"):  # TFDS would run its code: that is for a user to say.
-        raise InputError(
-            f"{config} has the dataset {one_line(name)}, of a TFDS namespace, whose code would be "
-            "run; name the model's file, and --dataset, if you trust it"
-        )
-    return str(student), {**recorded, "teachers": teachers_of_run(config, content)}
-
-
-def teachers_of_run(config: pathlib.Path, content: dict) -> list[TeacherSource]:
-    """The teachers that a run's config.json names."""
-    recorded = content.get("teachers") or []
-    sources = None
-    with contextlib.suppress(TypeError):
-        sources = [TeacherSource(**each) for each in recorded]
-    if sources is None or not all(map(_is_as_written, sources)):
-        raise InputError(
-            f"{config} has the teachers {one_line(recorded)}, which train.py doesn't write: "
-            "correct them, or name the model's file and the teachers instead"
-        )
-    return sources
-
-
-def _is_as_written(source: TeacherSource) -> bool:
-    texts = dataclasses.astuple(source)
-    return texts[0] is not None and all(text is None or isinstance(text, str) for text in texts)
-
-
-def get_teachers(recorded: dict) -> list[TeacherSource]:
+def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
     """The teachers of the flags, or else of the run; none where there are none."""
-    sources: list[TeacherSource] = recorded.get("teachers", [])
+    sources: Sequence[TeacherSource] = run.teachers if run is not None else ()
     if TEACHER.value is not None:
         sources = parse_teachers(
             TEACHER.value, TEACHER_WEIGHTS.value, TEACHER_NORMALIZATION.value, TEACHER_CLASSES.value
@@ -362,7 +308,7 @@ def get_teachers(recorded: dict) -> list[TeacherSource]:
         for file in (file for source in sources for file in source.files):
             if not pathlib.Path(file).is_file():
                 print(f"the run's teacher {file} isn't there any more; going on without")
-                return []
+                return ()
     for source in sources:
         if not source.is_trained:
             raise InputError(

@@ -77,6 +77,19 @@ def test_teachers_of_all_kinds_count_as_one_and_are_found_again(command, folder)
             assert printed[name] == pytest.approx(metrics_of(run)[name], rel=1e-4), scored.stderr
 
 
+def test_a_runs_teacher_is_scored_in_the_precision_that_it_taught_in(command, folder):
+    flags = (*DATA, *QUICK, "--teacher=small.keras", "--teacher_classes=names.txt")
+    trained = command(
+        "train.py", *flags, "--teacher_dtype=bfloat16", "--run_dir=bfloat16", cwd=folder
+    )
+    assert trained.returncode == 0, trained.stderr
+    expected = metrics_of(folder / "bfloat16")["teacher"]
+    for more, is_same in (([], True), (flags[-2:], False)):
+        scored = command("evaluate.py", "--model=bfloat16", *more, "--json", cwd=folder)
+        teacher = json.loads(scored.stdout)["teacher"]
+        assert (teacher == pytest.approx(expected, rel=1e-6)) is is_same, scored.stderr
+
+
 def test_a_student_starts_from_a_checkpoint_that_normalises_its_own_way(command, folder):
     flags = (*QUICK, "--method=ce", "--learning_rate=1e-9", "--weight_decay=0", "--augment=none")
     completed = command(

@@ -1,0 +1,110 @@
+"""What a finished run of train.py says: where its student is, of which data and teachers."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import types
+from typing import Any
+
+from models.teachers import TeacherSource
+from stkd_keras.errors import InputError, one_line
+from stkd_keras.run_directory import read_json
+from stkd_keras.teacher import DTYPES
+
+# What is taken from a run's config.json, and what it has to be.
+_RECORDED: dict[str, type | types.UnionType] = {
+    "dataset": str,
+    "data_dir": str | None,
+    "image_size": int | None,
+    "skip_bad_images": bool | None,
+    "teacher_dtype": str | None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run whose student is there.
+
+    Attributes:
+        student: the student's `.keras` file.
+        dataset: the data set's name, as of `stkd_keras.data.load`.
+        data_dir: the folder that its images were in, or None for TFDS's own.
+        image_size: height and width in pixels that images were resized to; None for their own.
+        skip_bad_images: whether images that can't be read were left out.
+        teachers: where each teacher is, none for a run without.
+        teacher_dtype: the precision that the teachers answered in, as of FrozenTeacher.
+    """
+
+    student: str
+    dataset: str
+    data_dir: str | None = None
+    image_size: int | None = None
+    skip_bad_images: bool | None = None
+    teachers: tuple[TeacherSource, ...] = ()
+    teacher_dtype: str | None = None
+
+
+def read_run(folder: str | os.PathLike, flag: str = "--model") -> FinishedRun:
+    """Reads the directory of a finished run.
+
+    Args:
+        folder: the run's directory.
+        flag: what a user names it with.
+
+    Raises:
+        InputError: where it isn't one, its config.json isn't as train.py writes it, or the data
+            set is of a TFDS namespace, whose code would be run.
+
+    Example:
+
+    ```python
+    run = models.finished_runs.read_run("runs/digits-resnet20-resnet8-stkd-s0")
+    dataset = stkd_keras.data.load(run.dataset, run.data_dir, image_size=run.image_size)
+    student = models.load_for(dataset, run.student)
+    ```
+    """
+    student, config = pathlib.Path(folder, "student.keras"), pathlib.Path(folder, "config.json")
+    if not student.is_file() or not config.is_file():
+        raise InputError(
+            f"{flag}={folder} isn't the directory of a complete run: it has no "
+            f"{student.name if config.is_file() else config.name}"
+        )
+    content = read_json(config)
+    settings = {**content.get("settings", {}), "data_dir": content.get("data_dir")}
+    if "dataset" not in settings:
+        raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
+    recorded: dict[str, Any] = {key: settings.get(key) for key in _RECORDED}
+    for key, kind in _RECORDED.items():
+        if not isinstance(recorded[key], kind) or (
+            key == "teacher_dtype" and recorded[key] not in (None, *DTYPES)
+        ):
+            raise InputError(
+                f"{config} has {key} {one_line(recorded[key])}, which train.py doesn't write: "
+                "correct it, or name the model's file and the data set instead"
+            )
+    name = recorded["dataset"]
+    if ":" in name.removeprefix("tfds:"):  # TFDS would run its code: that is for a user to say.
+        raise InputError(
+            f"{config} has the dataset {one_line(name)}, of a TFDS namespace, whose code would be "
+            "run; name the model's file, and --dataset, if you trust it"
+        )
+    return FinishedRun(str(student), teachers=_teachers(config, content), **recorded)
+
+
+def _teachers(config: pathlib.Path, content: dict[str, Any]) -> tuple[TeacherSource, ...]:
+    recorded = content.get("teachers") or []
+    sources = None
+    with contextlib.suppress(TypeError):
+        sources = tuple(TeacherSource(**each) for each in recorded)
+    if sources is None or not all(map(_is_as_written, sources)):
+        raise InputError(
+            f"{config} has the teachers {one_line(recorded)}, which train.py doesn't write: "
+            "correct them, or name the model's file and the teachers instead"
+        )
+    return sources
+
+
+def _is_as_written(source: TeacherSource) -> bool:
+    texts = dataclasses.astuple(source)
+    return texts[0] is not None and all(text is None or isinstance(text, str) for text in texts)

@@ -1,0 +1,67 @@
+"""A finished run, read from its directory."""
+
+import json
+
+import pytest
+
+from models.finished_runs import FinishedRun, read_run
+from models.teachers import TeacherSource
+from stkd_keras.errors import InputError
+
+
+def write_run(folder, settings, **content):
+    (folder / "student.keras").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps({"settings": settings, **content}))
+
+
+def test_a_run_says_where_student_data_and_teachers_are(tmp_path):
+    settings = {
+        "dataset": "folder", "image_size": 32, "skip_bad_images": True,
+        "teacher_dtype": "bfloat16", "temperature": 4.0,
+    }  # fmt: skip
+    teacher = {"source": "resnet56", "weights": "/a.pth", "normalization": None, "classes": None}
+    write_run(tmp_path, settings, data_dir="/photographs", teachers=[teacher])
+    assert read_run(tmp_path) == FinishedRun(
+        student=str(tmp_path / "student.keras"),
+        dataset="folder",
+        data_dir="/photographs",
+        image_size=32,
+        skip_bad_images=True,
+        teachers=(TeacherSource("resnet56", "/a.pth"),),
+        teacher_dtype="bfloat16",
+    )
+
+
+def test_a_run_of_an_earlier_version_may_say_less(tmp_path):
+    write_run(tmp_path, {"dataset": "digits"})
+    assert read_run(tmp_path) == FinishedRun(str(tmp_path / "student.keras"), "digits")
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "named"),
+    [
+        ([], {}, "settings"),
+        ({}, {}, "data set"),
+        ({"dataset": ["digits"]}, {}, "dataset"),
+        ({"dataset": "digits"}, {"data_dir": 1}, "data_dir 1"),
+        ({"dataset": "digits", "teacher_dtype": "int4"}, {}, "teacher_dtype int4"),
+        ({"dataset": "digits", "teacher_dtype": 16}, {}, "teacher_dtype 16"),
+        ({"dataset": "tfds:huggingface:evil"}, {}, "TFDS namespace"),
+        ({"dataset": "digits"}, {"teachers": "resnet8"}, "teachers resnet8"),
+        ({"dataset": "digits"}, {"teachers": [{"source": "resnet8", "nonsense": 1}]}, "nonsense"),
+        ({"dataset": "digits"}, {"teachers": [{"weights": "a.pth"}]}, "teachers"),
+    ],
+)
+def test_what_train_doesnt_write_is_refused_by_name(tmp_path, settings, content, named):
+    write_run(tmp_path, settings, **content)
+    with pytest.raises(InputError, match=named) as refused:
+        read_run(tmp_path)
+    assert "config.json" in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", ["student.keras", "config.json"])
+def test_a_directory_without_one_of_its_files_is_no_finished_run(tmp_path, missing):
+    write_run(tmp_path, {"dataset": "digits"})
+    (tmp_path / missing).unlink()
+    with pytest.raises(InputError, match=f"--compare=.* has no {missing}"):
+        read_run(tmp_path, "--compare")

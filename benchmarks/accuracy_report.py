@@ -268,7 +268,7 @@ def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     unit = " (%)" if table.is_in_percent else ""
     axes.set_xlabel(f"{table.measure.replace('_', ' ')} on the {table.split} split{unit}")
-    axes.set_title(table.title)
+    figure.suptitle(table.title, fontsize="large", wrap=True)
     # The same runs shall give the same file.
     with mpl.rc_context({"svg.hashsalt": "stkd_keras"}):
         for name, metadata in (("plot.svg", {"Date": None}), ("plot.png", {})):

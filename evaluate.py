@@ -24,7 +24,7 @@ from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import command, data, experiment, export
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.report import Student, check_report_file
-from stkd_keras.run_directory import read_json
+from stkd_keras.run_directory import RunDirectory, read_json
 from stkd_keras.teacher import FrozenTeacher
 
 DESCRIPTION = """
@@ -180,7 +180,7 @@ def write_report(
     name, run = name_of_student(source, is_run), source if is_run else None
     students = [Student(name, student, run, folder_of_export(source))]
     for other, folder in others.items():
-        loaded = models.load_for(dataset, read_run(folder, "--compare").student)
+        loaded = models.load_for(dataset, str(RunDirectory(folder).model))
         students.append(Student(other, loaded, folder))
     teacher_name = " + ".join(short_name(source.name) for source in sources)
     metrics = experiment.report(file, students, teacher, dataset, teacher_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.teachers import TeacherSource
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.run_directory import read_json
+from stkd_keras.run_directory import RunDirectory, read_json
 from stkd_keras.teacher import DTYPES
 
 # What is taken from a run's config.json, and what it has to be.
@@ -64,7 +64,7 @@ def read_run(folder: str | os.PathLike, flag: str = "--model") -> FinishedRun:
     student = models.load_for(dataset, run.student)
     ```
     """
-    student, config = pathlib.Path(folder, "student.keras"), pathlib.Path(folder, "config.json")
+    student, config = RunDirectory(folder).model, RunDirectory(folder).config
     if not student.is_file() or not config.is_file():
         raise InputError(
             f"{flag}={folder} isn't the directory of a complete run: it has no "

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from stkd_keras.data.augmentation import AUGMENTATIONS, Augmentation
@@ -29,8 +30,8 @@ def pipeline(
 
     Batch number k of epoch e is a pure function of (data_seed, e, k) for given images and batch
     size: a pipeline with `start_step=s` continues one that has yielded s batches, bit for bit.
-    Each epoch has a permutation of its own, in which every image appears exactly once; its last
-    batch holds what is left over.
+    Each epoch has a permutation of its own, in which every image appears exactly once; its last two
+    batches share what is left over.
 
     A split that is streamed from TFRecords (`RecordSplit`) keeps these promises, for the same
     files and the same size of its shuffle buffer. Its order is only as random as files and buffer
@@ -40,7 +41,8 @@ def pipeline(
         dataset: says whether images may be mirrored.
         split: "train", "test" or "validation", or a part of one of them (`split_train`). Images
             in memory aren't copied.
-        batch_size: images a batch, over all shards.
+        batch_size: images a batch, over all shards; an epoch's last two may have fewer, but at
+            least half of it.
         data_seed: integer that decides the order and the augmentation.
         augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
             "cutout" or "none".
@@ -172,7 +174,7 @@ def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
 
 
 def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
-    """Returns the number of batches of an epoch, the last of which may be smaller.
+    """Returns the number of batches of an epoch, the last two of which may be smaller.
 
     Args:
         split: the images to train on.
@@ -202,37 +204,38 @@ class _Share:
                 f"batch_size={batch_size} given for num_shards={of}, expected at least one image "
                 "for each: take a larger batch"
             )
-        self.num_images, self.batch_size, self.index, self.of = num_images, batch_size, index, of
-        self.steps = -(-num_images // batch_size)
+        self.batch_size = batch_size
+        self.starts = batch_starts(num_images, batch_size)
+        self.steps = len(self.starts) - 1
+        # Shares differ by one image at most, and none is larger in a smaller batch.
+        each, left_over = np.divmod(np.diff(self.starts), of)
+        self.firsts, self.ends = (i * each + np.minimum(left_over, i) for i in (index, index + 1))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The size of the share of each batch."""
+        return self.ends - self.firsts
 
     @property
     def static_size(self) -> int | None:
         """The size of the share of every batch, if they are all the same."""
-        is_even = self.num_images % self.batch_size == 0 and self.batch_size % self.of == 0
-        return self.batch_size // self.of if is_even else None
-
-    def begins(self, index: int, batch_size):
-        """Where the share of a worker begins in a batch of a size.
-
-        Shares differ by one image at most, and none is larger in a smaller batch.
-        """
-        left_over = tf.cast(batch_size % self.of, tf.int64)
-        return index * (batch_size // self.of) + tf.minimum(left_over, index)
+        return int(self.sizes[0]) if len(set(self.sizes)) == 1 else None
 
     def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The share of batch k: (first, end), counted within the batch."""
-        size = tf.minimum(self.num_images - k * self.batch_size, self.batch_size)
-        return self.begins(self.index, size), self.begins(self.index + 1, size)
+        return tf.gather(self.firsts, k), tf.gather(self.ends, k)
 
-    def of_epoch(self) -> tuple[int, int, int]:
-        """The share of an epoch's images: (first, end), and its part of a full batch."""
-        full, rest = divmod(self.num_images, self.batch_size)
-        first, end, first_left, end_left = (
-            int(self.begins(index, size))
-            for size in (self.batch_size, rest)
-            for index in (self.index, self.index + 1)
-        )
-        return full * first + first_left, full * end + end_left, end - first
+
+def batch_starts(num_images: int, batch_size: int) -> np.ndarray:
+    """Returns where each batch of an epoch begins, and behind them the end, int64 (steps + 1,).
+
+    The last two batches share what is left over: one of a few images would have no batch
+    statistics to normalise with.
+    """
+    starts = np.arange(0, num_images, batch_size, dtype=np.int64)
+    if len(starts) > 1:
+        starts[-1] = num_images - (num_images - starts[-2]) // 2
+    return np.append(starts, num_images)
 
 
 def _fetched_batches(
@@ -246,7 +249,7 @@ def _fetched_batches(
 
         def indices_of(k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             first, end = share.of_batch(k)
-            begin = k * share.batch_size
+            begin = tf.gather(share.starts, k)
             return epoch * share.steps + k, permutation[begin + first : begin + end]
 
         first_batch = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
@@ -264,8 +267,8 @@ def _streamed_batches(
 ) -> tf.data.Dataset:
     """As `_fetched_batches`, for a split that is read from its beginning in each epoch."""
     start_epoch, start_batch = divmod(start_step, share.steps)
-    start, stop, size = share.of_epoch()
-    # In an uneven last batch a share may be empty; all the workers still make the same steps.
+    before = np.append(0, np.cumsum(share.sizes))
+    # A share of a small last batch may be empty; all the workers still make the same steps.
     nothing = tf.data.Dataset.from_tensors(
         (tf.zeros((0, *split.image_shape), tf.uint8), tf.zeros((0,), tf.int64))
     )
@@ -273,9 +276,13 @@ def _streamed_batches(
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
         seed = step_seed(data_seed, ORDER, epoch)
         first = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
-        batches = split.examples(seed, start, stop, skip=first * size).batch(size)
+        images = split.examples(
+            seed, share.firsts.sum(), share.ends.sum(), skip=tf.gather(before, first)
+        )
+        sizes = tf.maximum(share.sizes, 1)[first:]
+        batches = images.batch(sizes[0]).rebatch(sizes).concatenate(nothing.repeat())
         steps = tf.data.Dataset.range(epoch * share.steps + first, (epoch + 1) * share.steps)
-        return tf.data.Dataset.zip(steps, batches.concatenate(nothing))
+        return tf.data.Dataset.zip(steps, batches)
 
     return tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
 

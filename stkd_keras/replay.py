@@ -53,7 +53,7 @@ def record_teacher(
 
     Args:
         path: the file. It is a safetensors file with one tensor, (steps, batch size, classes); the
-            rows that an epoch's last batch lacks are zeros. It is `path` with ".unfinished" behind
+            rows that a smaller batch lacks are zeros. It is `path` with ".unfinished" behind
             it until it is whole.
         teacher: a keras.Model, a FrozenTeacher, or a list of them; with `predict` a name for what
             that asks, or None for the function's own.

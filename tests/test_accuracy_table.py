@@ -503,3 +503,17 @@ def test_the_tables_and_their_list_have_the_hours_that_were_guessed(repository, 
         guessed = command("benchmarks/gpu_hours.py", f"--table={path}", cwd=tmp_path).stdout.strip()
         assert f"\ngpu_hours: {guessed}\n" in path.read_text()
         assert re.search(rf"\| `{name}.yaml` \|.* {guessed} \|\n", readme)
+
+
+def test_the_tables_of_the_comparison_in_pytorch_are_what_its_runs_give(repository):
+    command = [sys.executable, "benchmarks/torch_accuracy.py"]
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    page = (repository / "docs" / "results.md").read_text()
+    rows = [line for line in run.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in page] == []
+    with (repository / "docs" / "results" / "torch" / "runs.csv").open() as file:
+        mine = [r for r in csv.DictReader(file) if (r["fraction"], r["row"]) == ("0.02", "stkd")]
+    mean = np.mean([100 * float(r["test"]) for r in mine])
+    assert f"| stkd | {mean:.2f} |" in run.stdout

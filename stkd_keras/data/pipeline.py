@@ -146,6 +146,7 @@ class PipelineSource:
             "pipeline_data_seed": self.data_seed,
             "augment": self.augment,
             "flip": bool(self.dataset.flip),
+            "left_over": "shared by the last two batches",
             "num_workers": self.num_shards,
         }
 

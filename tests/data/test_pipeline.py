@@ -80,6 +80,21 @@ def epochs(split, batch_size, data_seed, count, **options) -> list[np.ndarray]:
     return np.split(np.concatenate([indices(images) for images, _ in batches]), count)
 
 
+def assert_shared(split, batch_size) -> None:
+    """That an epoch's batches are full, but for the last two, which are nearly equal."""
+    steps = data.steps_per_epoch(split, batch_size)
+    assert steps == -(-len(split) // batch_size)
+    batches = data.pipeline(dataset_of(split), split, batch_size, 0, "none")
+    sizes = [len(images) for images, _ in take(batches, 2 * steps)]
+    assert sizes[:steps] == sizes[steps:]
+    *full, last = sizes[:steps]
+    assert sum(full) + last == len(split)
+    assert set(full[:-1]) <= {batch_size}
+    if full:
+        assert batch_size >= full[-1] >= last >= full[-1] - 1
+        assert last >= batch_size // 2
+
+
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits")
@@ -98,6 +113,16 @@ class TestPipeline:
     def test_each_recorded_image_exactly_once_an_epoch(self, tmp_path, count, batch_size):
         for order in epochs(recorded(tmp_path, count), batch_size, 3, 2):
             assert sorted(order) == list(range(count))
+
+    @settings(max_examples=30, deadline=None)
+    @given(count=st.integers(1, 100), batch_size=st.integers(1, 40))
+    def test_only_the_last_two_batches_are_smaller_and_by_half_at_most(self, count, batch_size):
+        batch_size = min(batch_size, count)
+        assert_shared(numbered(count), batch_size)
+
+    @pytest.mark.parametrize(("count", "batch_size"), [(60, 12), (61, 12), (71, 12), (13, 12)])
+    def test_so_are_those_of_recorded_images(self, tmp_path, count, batch_size):
+        assert_shared(recorded(tmp_path, count), batch_size)
 
     @pytest.mark.parametrize(("count", "num_shards"), [(60, 2), (61, 3), (65, 5), (47, 7)])
     def test_workers_share_every_epoch_without_overlap_or_loss(self, make_split, count, num_shards):
@@ -298,7 +323,7 @@ alone = data.pipeline(digits, "train", 32, 0)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 shared = strategy.experimental_distribute_dataset(alone)
 sizes, equal = set(), True
-for _, expected, got in zip(range(44), alone, shared):
+for _, expected, got in zip(range(43), alone, shared):
     for whole, parts in zip(expected, got):
         halves = strategy.experimental_local_results(parts)
         sizes |= {len(half) for half in halves}

@@ -1,0 +1,159 @@
+"""The comparison of docs/results.md once more: in PyTorch, on a GPU, with more seeds.
+
+    python benchmarks/torch_accuracy.py --images=CIFAR10.npz --weights=RESNET56.safetensors
+    python benchmarks/torch_accuracy.py
+
+The first trains what isn't in --runs yet, all runs of one share of the images side by side on one
+CUDA device, and adds a line for each; the second prints the tables of docs/results.md from these
+lines. No code of stkd_keras trains here: it is the same task written a second time, to see whether
+what the product's own runs say holds. It needs PyTorch and safetensors. CIFAR10.npz has uint8
+`train_images` (N, 32, 32, 3) and `train_labels` (N,), and `test_images` and `test_labels`.
+"""
+
+import argparse
+import csv
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RUNS = ROOT / "docs" / "results" / "torch" / "runs.csv"
+STEPS = 4200
+SPLITS = ("test", "validation", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How one row of the table is trained; as the flags of train.py of these names.
+
+    Attributes:
+        mixing: the share of the steps, at the start, whose images are mixed.
+    """
+
+    mixing: float = 0.0
+    temperature: float = 4.0
+    soft_weight: float = 0.9
+    label_weight: float = 0.1
+    clean_soft_weight: float = 0.0
+    batch_size: int = 64
+    learning_rate: float = 0.1
+
+
+KD = Row(temperature=8.0)
+STKD = Row(mixing=1.0)
+BESIDE = Row(mixing=1.0, clean_soft_weight=0.9)
+TWICE = {"batch_size": 128, "learning_rate": 0.2}
+ROWS = {
+    "ce": Row(soft_weight=0.0, label_weight=1.0),
+    "kd": KD,
+    "kd, rate 0.2": dataclasses.replace(KD, learning_rate=0.2),
+    "kd, 128 images": dataclasses.replace(KD, batch_size=128),
+    "kd, 128 images, rate 0.2": dataclasses.replace(KD, **TWICE),
+    "stkd": STKD,
+    "stkd, the first half mixed": dataclasses.replace(STKD, mixing=0.5),
+    "stkd, 128 images, rate 0.2": dataclasses.replace(STKD, **TWICE),
+    "stkd, KD on the clean images beside": BESIDE,
+    "the same, soft weights 0.45": dataclasses.replace(
+        BESIDE, soft_weight=0.45, clean_soft_weight=0.45
+    ),
+}
+FRACTIONS = (0.02, 0.1, 1.0)
+DATA_SEEDS = range(5)
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    fraction: float
+    row: str
+    data_seed: int
+    seed: int
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=pathlib.Path, default=RUNS, help="CSV, a line for each run")
+    parser.add_argument("--images", type=pathlib.Path, help="what to train on; none: report only")
+    parser.add_argument("--weights", type=pathlib.Path, help="of the teacher")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    if options.images is not None:
+        train_missing(options)
+    report(options.runs)
+
+
+def train_missing(options: argparse.Namespace) -> None:
+    """Trains what has no line yet."""
+    # Here, since the report needs no PyTorch.
+    from torch_training import load, train
+
+    data, teacher = load(options.images, options.weights)
+    there = set(read(options.runs))
+    for fraction in FRACTIONS:
+        wave = [Run(fraction, row, data_seed, 0) for row in ROWS for data_seed in DATA_SEEDS]
+        wave = [run for run in wave if run not in there]
+        start = time.monotonic()
+        rows = [ROWS[run.row] for run in wave]
+        results = train(wave, rows, data, teacher, options.steps) if wave else []
+        with options.runs.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not file.tell():
+                writer.writerow([*Run._fields, "steps", *SPLITS])
+            for run, scores in zip(wave, results, strict=True):
+                numbers = [f"{score:.6f}" for score in scores]
+                writer.writerow([*run, options.steps, *numbers])
+        seconds = time.monotonic() - start
+        print(f"{len(wave)} runs with {100 * fraction:g} %: {seconds:.0f} s", flush=True)
+
+
+def report(path: pathlib.Path) -> None:
+    """Prints a table for each share of the images, as Markdown."""
+    sys.path.insert(0, str(ROOT))
+    from accuracy_report import estimate
+
+    runs = read(path)
+    for fraction in FRACTIONS:
+        print(
+            f"\n{100 * fraction:g} % of the images, in percent; 95 % intervals over data seeds:\n"
+        )
+        print("| row | test | minus kd | validation | minus kd | on the images trained on | runs |")
+        print("|---|---|---|---|---|---|---|")
+        for row in ROWS:
+            mine, kd = (
+                {(r.data_seed, r.seed): scores for r, scores in runs.items() if r[:2] == key}
+                for key in ((fraction, row), (fraction, "kd"))
+            )
+            if not mine:
+                continue
+            cells = []
+            for number, split_name in enumerate(SPLITS):
+                values = {pair: 100 * scores[number] for pair, scores in mine.items()}
+                cells.append(f"{estimate(row, list(mine), values).mean:.2f}")
+                if split_name != "train" and row != "kd":
+                    values = {p: values[p] - 100 * kd[p][number] for p in values if p in kd}
+                    difference = estimate(row, list(mine), values)
+                    low, high = difference.interval
+                    cells.append(f"{difference.mean:+.2f} ({low:+.2f} to {high:+.2f})")
+                elif split_name != "train":
+                    cells.append("")
+            print(f"| {row} | {' | '.join(cells)} | {len(mine)} |")
+
+
+def read(path: pathlib.Path) -> dict[Run, tuple[float, ...]]:
+    """Returns the accuracies of the runs that there are, fractions in the order of `SPLITS`."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {
+            Run(float(line["fraction"]), line["row"], int(line["data_seed"]), int(line["seed"])): (
+                tuple(float(line[name]) for name in SPLITS)
+            )
+            for line in csv.DictReader(file)
+        }
+
+
+if __name__ == "__main__":
+    main()

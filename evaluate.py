@@ -113,7 +113,10 @@ def main() -> None:
             "--teacher_weights, --teacher_normalization and --teacher_classes need --teacher"
         )
     source: str = MODEL.value
-    run = read_run(source) if pathlib.Path(source).is_dir() else None
+    path = pathlib.Path(source)
+    # Neither a model's name nor its file looks like that: a run is meant that isn't there.
+    is_missing = "/" in source and not path.suffix
+    run = read_run(source) if path.is_dir() or is_missing else None
     if run is not None:
         source = run.student
     file, others = check_report_flags(MODEL.value, run is not None)

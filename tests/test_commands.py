@@ -209,6 +209,7 @@ WRONG = {
     "no weights": ("evaluate.py", ["--model=resnet8"], "--weights"),
     "no model": ("evaluate.py", [], "--model is missing"),
     "no such file": ("evaluate.py", ["--model=no.keras"], "no.keras"),
+    "no such run": ("evaluate.py", ["--model=runs/none"], "the directory of a complete run"),
 }
 
 

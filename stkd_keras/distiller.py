@@ -14,6 +14,7 @@ from stkd_keras.checks import (
     check_soft_target,
     check_student,
     check_teacher,
+    warn_of_a_small_last_batch,
 )
 from stkd_keras.distribution import (
     average_batch_statistics,
@@ -325,7 +326,8 @@ class SimilarityTransferDistiller(keras.Model):
         a row of zeros) has none: it is mixed among the others, counts in the soft loss, and adds
         nothing to the label loss and the metrics. With `label_weight=0` there may be no labels
         at all, as in `fit(x)`; then only `loss` and what the teacher says is logged. A
-        ModelCheckpoint among the callbacks writes the student alone.
+        ModelCheckpoint among the callbacks writes the student alone. Of arrays whose last batch is too
+        small for batch normalisation it warns, with a batch size that is better.
 
         Raises:
             InputError: where the data are empty, or don't fit the models.
@@ -333,6 +335,7 @@ class SimilarityTransferDistiller(keras.Model):
         check_not_empty(x)
         split = kwargs.get("validation_split", 0.0)
         check_first_batch(x, batch_size, split, self.distribute_strategy)
+        warn_of_a_small_last_batch(x, batch_size, split, self.student)
         before = int(self.step.numpy())
         if getattr(x, "first_step", before) != before:  # Of RecordedTeacher.attach.
             raise InputError(

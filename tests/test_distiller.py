@@ -1,5 +1,8 @@
 """The distiller trains on the losses that it says, as a Keras model like any other."""
 
+import re
+import warnings
+
 import keras
 import networks
 import numpy as np
@@ -454,3 +457,25 @@ def test_eager_batches_pixels_in_bytes_and_lists_of_one_input_are_taken():
     student = networks.small_convolutional_classifier()
     distiller = make(student, networks.small_convolutional_classifier())
     assert distiller.predict(pixels.astype("uint8"), verbose=0).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "warned"),
+    [(65, 64, "a last batch of 1,"), (67, 32, "a last batch of 3,"), (64, 32, ""), (72, 32, "")],
+)
+def test_a_last_batch_too_small_for_batch_normalisation_is_warned_of(count, batch_size, warned):
+    x, y = networks.images(count)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        student = networks.small_convolutional_classifier()
+        make(student, networks.small_convolutional_classifier()).fit(x, y, batch_size, verbose=0)
+        make().fit(*networks.vectors(count), batch_size, verbose=0)
+    told = [str(each.message) for each in caught if "batch normalisation" in str(each.message)]
+    assert len(told) == bool(warned)
+    for message in told:
+        assert warned in message
+        better = int(re.search(r"batch_size=(\d+)", message)[1])
+        left = count % better or better
+        assert better <= batch_size
+        assert left >= better / 2
+        assert message.endswith(f"the last batch has {left}")

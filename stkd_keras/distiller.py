@@ -326,8 +326,8 @@ class SimilarityTransferDistiller(keras.Model):
         a row of zeros) has none: it is mixed among the others, counts in the soft loss, and adds
         nothing to the label loss and the metrics. With `label_weight=0` there may be no labels
         at all, as in `fit(x)`; then only `loss` and what the teacher says is logged. A
-        ModelCheckpoint among the callbacks writes the student alone. Of arrays whose last batch is too
-        small for batch normalisation it warns, with a batch size that is better.
+        ModelCheckpoint among the callbacks writes the student alone. Of arrays whose last batch is
+        too small for batch normalisation it warns, with a batch size that is better.
 
         Raises:
             InputError: where the data are empty, or don't fit the models.

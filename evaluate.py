@@ -114,9 +114,9 @@ def main() -> None:
         )
     source: str = MODEL.value
     path = pathlib.Path(source)
-    # Neither a model's name nor its file looks like that: a run is meant that isn't there.
-    is_missing = "/" in source and not path.suffix
-    run = read_run(source) if path.is_dir() or is_missing else None
+    # Neither a model's name nor its file looks like the latter: a run is meant that isn't there.
+    names_a_run = path.is_dir() or ("/" in source and not path.exists() and not path.suffix)
+    run = read_run(source) if names_a_run else None
     if run is not None:
         source = run.student
     file, others = check_report_flags(MODEL.value, run is not None)

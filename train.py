@@ -364,6 +364,7 @@ def main() -> None:
         )
     settings |= {
         "images": data.content_hash(train_split),
+        **data.left_over(train_split, batch_size),
         "replicas": strategy.num_replicas_in_sync,
     }
     run.check(settings, OVERWRITE.value)

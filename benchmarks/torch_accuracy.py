@@ -13,6 +13,7 @@ what the product's own runs say holds. It needs PyTorch and safetensors. CIFAR10
 import argparse
 import csv
 import dataclasses
+import math
 import pathlib
 import sys
 import time
@@ -22,6 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = ROOT / "docs" / "results" / "torch" / "runs.csv"
 STEPS = 4200
 SPLITS = ("test", "validation", "train")
+FRACTIONS = (0.02, 0.1, 1.0)
+DATA_SEEDS = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,11 @@ class Row:
     """How one row of the table is trained; as the flags of train.py of these names.
 
     Attributes:
+        fractions: the shares of the training images that it is trained with.
         mixing: the share of the steps, at the start, whose images are mixed.
     """
 
+    fractions: tuple[float, ...] = FRACTIONS
     mixing: float = 0.0
     temperature: float = 4.0
     soft_weight: float = 0.9
@@ -46,21 +51,19 @@ STKD = Row(mixing=1.0)
 BESIDE = Row(mixing=1.0, clean_soft_weight=0.9)
 TWICE = {"batch_size": 128, "learning_rate": 0.2}
 ROWS = {
-    "ce": Row(soft_weight=0.0, label_weight=1.0),
+    "ce": Row((0.1,), soft_weight=0.0, label_weight=1.0),
     "kd": KD,
     "kd, rate 0.2": dataclasses.replace(KD, learning_rate=0.2),
     "kd, 128 images": dataclasses.replace(KD, batch_size=128),
     "kd, 128 images, rate 0.2": dataclasses.replace(KD, **TWICE),
     "stkd": STKD,
     "stkd, the first half mixed": dataclasses.replace(STKD, mixing=0.5),
-    "stkd, 128 images, rate 0.2": dataclasses.replace(STKD, **TWICE),
+    "stkd, 128 images, rate 0.2": dataclasses.replace(STKD, fractions=(0.1,), **TWICE),
     "stkd, KD on the clean images beside": BESIDE,
     "the same, soft weights 0.45": dataclasses.replace(
-        BESIDE, soft_weight=0.45, clean_soft_weight=0.45
+        BESIDE, fractions=(0.1,), soft_weight=0.45, clean_soft_weight=0.45
     ),
 }
-FRACTIONS = (0.02, 0.1, 1.0)
-DATA_SEEDS = range(5)
 
 
 class Run(NamedTuple):
@@ -70,6 +73,7 @@ class Run(NamedTuple):
     row: str
     data_seed: int
     seed: int
+    steps: int
 
 
 def main() -> None:
@@ -80,9 +84,11 @@ def main() -> None:
     parser.add_argument("--weights", type=pathlib.Path, help="of the teacher")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
+    if (options.images is None) != (options.weights is None):
+        parser.error("to train, give both --images and --weights")
     if options.images is not None:
         train_missing(options)
-    report(options.runs)
+    report(options.runs, options.steps)
 
 
 def train_missing(options: argparse.Namespace) -> None:
@@ -93,28 +99,31 @@ def train_missing(options: argparse.Namespace) -> None:
     data, teacher = load(options.images, options.weights)
     there = set(read(options.runs))
     for fraction in FRACTIONS:
-        wave = [Run(fraction, row, data_seed, 0) for row in ROWS for data_seed in DATA_SEEDS]
-        wave = [run for run in wave if run not in there]
-        start = time.monotonic()
+        names = [name for name, row in ROWS.items() if fraction in row.fractions]
+        runs = [
+            Run(fraction, name, seed, 0, options.steps) for name in names for seed in DATA_SEEDS
+        ]
+        wave = [run for run in runs if run not in there]
         rows = [ROWS[run.row] for run in wave]
+        start = time.monotonic()
         results = train(wave, rows, data, teacher, options.steps) if wave else []
         with options.runs.open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not file.tell():
-                writer.writerow([*Run._fields, "steps", *SPLITS])
+                writer.writerow([*Run._fields, *SPLITS])
             for run, scores in zip(wave, results, strict=True):
                 numbers = [f"{score:.6f}" for score in scores]
-                writer.writerow([*run, options.steps, *numbers])
+                writer.writerow([*run, *numbers])
         seconds = time.monotonic() - start
         print(f"{len(wave)} runs with {100 * fraction:g} %: {seconds:.0f} s", flush=True)
 
 
-def report(path: pathlib.Path) -> None:
+def report(path: pathlib.Path, steps: int) -> None:
     """Prints a table for each share of the images, as Markdown."""
     sys.path.insert(0, str(ROOT))
     from accuracy_report import estimate
 
-    runs = read(path)
+    runs = {run: scores for run, scores in read(path).items() if run.steps == steps}
     for fraction in FRACTIONS:
         print(
             f"\n{100 * fraction:g} % of the images, in percent; 95 % intervals over data seeds:\n"
@@ -135,7 +144,7 @@ def report(path: pathlib.Path) -> None:
                 if split_name != "train" and row != "kd":
                     values = {p: values[p] - 100 * kd[p][number] for p in values if p in kd}
                     difference = estimate(row, list(mine), values)
-                    low, high = difference.interval
+                    low, high = difference.interval or (math.nan, math.nan)
                     cells.append(f"{difference.mean:+.2f} ({low:+.2f} to {high:+.2f})")
                 elif split_name != "train":
                     cells.append("")
@@ -148,9 +157,9 @@ def read(path: pathlib.Path) -> dict[Run, tuple[float, ...]]:
         return {}
     with path.open(newline="") as file:
         return {
-            Run(float(line["fraction"]), line["row"], int(line["data_seed"]), int(line["seed"])): (
-                tuple(float(line[name]) for name in SPLITS)
-            )
+            Run(
+                float(line["fraction"]), line["row"], *(int(line[name]) for name in Run._fields[2:])
+            ): tuple(float(line[name]) for name in SPLITS)
             for line in csv.DictReader(file)
         }
 

@@ -213,7 +213,9 @@ def initialize(module, seed: int) -> None:
 
 def frozen(module, weights: pathlib.Path, device):
     """The teacher in bfloat16, its batch normalisation folded into the convolutions."""
-    module.load_state_dict(load_file(weights), strict=False)
+    found = module.load_state_dict(load_file(weights), strict=False)
+    if found.unexpected_keys or not all("num_batches" in name for name in found.missing_keys):
+        raise ValueError(f"{weights} isn't of this teacher: {found}")
     module = fuse(module.eval()).to(device).requires_grad_(False)
     module = module.to(torch.bfloat16).to(memory_format=torch.channels_last)
 

@@ -160,7 +160,7 @@ def check_inputs(x, student: keras.Model) -> None:
 
 
 def warn_of_a_small_last_batch(
-    x, batch_size: int | None, validation_split: float, student: keras.Model
+    x, batch_size: int | None, validation_split: float, student: keras.Model, replicas: int = 1
 ) -> None:
     """Warns where batch normalisation would see an epoch's last batch with next to nothing in it.
 
@@ -171,16 +171,19 @@ def warn_of_a_small_last_batch(
         batch_size: what was passed to `fit`.
         validation_split: what was passed to `fit`.
         student: the student.
+        replicas: what a batch size has to be a multiple of.
     """
-    layers = student._flatten_layers()
-    if not getattr(x, "shape", ()) or not any(
-        isinstance(layer, keras.layers.BatchNormalization) for layer in layers
-    ):
+    normalizes = any(
+        isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for layer in student._flatten_layers()
+    )
+    if not normalizes or not getattr(x, "shape", ()):
         return
     count, size = int(x.shape[0] * (1 - validation_split)), batch_size or 32
     if count < size or not 0 < count % size < size / 4:
         return
-    better = next(b for b in range(size, 0, -1) if count % b == 0 or 2 * (count % b) >= b)
+    sizes = range(size // replicas * replicas, 0, -replicas)
+    better = next((b for b in sizes if count % b == 0 or 2 * (count % b) >= b), replicas)
     left = count % better or better
     warnings.warn(
         f"{count:,} examples in batches of {size} leave a last batch of {count % size}, too few "

@@ -333,9 +333,11 @@ class SimilarityTransferDistiller(keras.Model):
             InputError: where the data are empty, or don't fit the models.
         """
         check_not_empty(x)
-        split = kwargs.get("validation_split", 0.0)
+        has_validation = kwargs.get("validation_data") is not None
+        split = 0.0 if has_validation else kwargs.get("validation_split") or 0.0
         check_first_batch(x, batch_size, split, self.distribute_strategy)
-        warn_of_a_small_last_batch(x, batch_size, split, self.student)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        warn_of_a_small_last_batch(x, batch_size, split, self.student, replicas)
         before = int(self.step.numpy())
         if getattr(x, "first_step", before) != before:  # Of RecordedTeacher.attach.
             raise InputError(

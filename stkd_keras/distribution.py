@@ -270,7 +270,7 @@ def check_not_empty(x) -> None:
 def check_first_batch(
     x, batch_size: int | None, validation_split: float, strategy: tf.distribute.Strategy
 ) -> None:
-    """Refuses training data whose first batch doesn't split evenly over the replicas.
+    """Refuses training data whose full batches don't split evenly over the replicas.
 
     Args:
         x: what was passed to `fit`: an array, a tf.data.Dataset, or anything else.
@@ -284,7 +284,13 @@ def check_first_batch(
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return
-    if isinstance(x, tf.data.Dataset):
+    # What `stkd_keras.data` cuts can begin with one of an epoch's last two batches.
+    given = getattr(x, "batch_size", None) or getattr(
+        getattr(x, "source", None), "batch_size", None
+    )
+    if given:
+        size = given
+    elif isinstance(x, tf.data.Dataset):
         first = next(iter(x.take(1)), None)
         size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
     elif hasattr(x, "shape") and len(x.shape) > 0:

@@ -24,8 +24,10 @@ from stkd_keras import (
     InputError,
     Mixup,
     SimilarityTransferDistiller,
+    data,
     fuse_batch_normalization,
     methods,
+    record_teacher,
 )
 from stkd_keras.distribution import make_strategy
 
@@ -205,6 +207,36 @@ def a_replica_without_examples_leaves_nothing_that_is_not_a_number():
                 assert np.isfinite(value.numpy()).all(), variable.path
 
 
+def a_pipeline_may_begin_with_one_of_the_last_two_batches():
+    """Of 33 and 32 images, in an epoch of two batches and of four, also from a recording."""
+    digits = data.load("digits")
+    teacher = networks.convolutional_classifier(width=4)
+    for count, start_step in ((65, 0), (193, 2)):
+        split = data.Split(digits.train.images[:count], digits.train.labels[:count])
+        batches = data.pipeline(digits, split, 64, 0, start_step=start_step)
+        for recorded in (False, True):
+            with STRATEGY.scope():
+                student = networks.convolutional_classifier(width=4)
+                asked, given = teacher, batches
+                if recorded:
+                    path = f"{count}-{start_step}.safetensors"
+                    from_the_start = data.pipeline(digits, split, 64, 0)
+                    asked = record_teacher(path, teacher, from_the_start, Mixup(), 0, 6)
+                    given = asked.attach(batches)
+                distiller = SimilarityTransferDistiller(student, asked, Mixup())
+                distiller.compile(keras.optimizers.SGD(0.01))
+                distiller.step.assign(start_step)
+            history = distiller.fit(given, steps_per_epoch=2, verbose=0, shuffle=False)
+            assert np.isfinite(history.history["loss"]).all()
+            assert distiller.step.numpy() == start_step + 2
+
+
+def a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken():
+    x, y = networks.images(65)
+    with pytest.warns(UserWarning, match=r"batch_size=\d*[02468] "):
+        make(convolutional=True).fit(x, y, batch_size=64, verbose=0)
+
+
 def precision_and_optimizer_options_work():
     """As on one device."""
     x, y = networks.images(65)
@@ -263,6 +295,8 @@ PROMISES = (
     terms_of_samples_count_and_train_as_on_one_device,
     what_a_stage_beforehand_trained_stays_as_it_is,
     a_term_with_a_memory_is_refused,
+    a_pipeline_may_begin_with_one_of_the_last_two_batches,
+    a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken,
 )
 
 

@@ -21,7 +21,12 @@ from stkd_keras.data.loading import (
     load,
 )
 from stkd_keras.data.normalization import parse_normalization
-from stkd_keras.data.pipeline import evaluation_pipeline, pipeline, steps_per_epoch
+from stkd_keras.data.pipeline import (
+    evaluation_pipeline,
+    left_over,
+    pipeline,
+    steps_per_epoch,
+)
 from stkd_keras.data.records import RecordSplit
 from stkd_keras.data.splitting import check_split_arguments, split_train
 
@@ -41,6 +46,7 @@ __all__ = [
     "evaluation_pipeline",
     "from_arrays",
     "join_unlabeled",
+    "left_over",
     "load",
     "parse_normalization",
     "pipeline",

@@ -143,10 +143,10 @@ class PipelineSource:
         return {
             "images": content_hash(self.split),
             "batch_size": self.batch_size,
+            **left_over(self.split, self.batch_size),
             "pipeline_data_seed": self.data_seed,
             "augment": self.augment,
             "flip": bool(self.dataset.flip),
-            "left_over": "shared by the last two batches",
             "num_workers": self.num_shards,
         }
 
@@ -185,6 +185,18 @@ def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
         InputError: if the batch size isn't positive or is larger than the split.
     """
     return _Share(len(split), batch_size).steps
+
+
+def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
+    """Returns what settings say of the images that are left over, nothing where there are none.
+
+    Trainings and recordings of a version that left them to the last batch are told apart by it.
+
+    Args:
+        split: the images to train on.
+        batch_size: images a batch, over all shards.
+    """
+    return {"left_over": "shared by the last two batches"} if len(split) % batch_size else {}
 
 
 class _Share:

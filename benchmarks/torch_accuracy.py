@@ -10,7 +10,6 @@ what the product's own runs say holds. It needs PyTorch and safetensors. CIFAR10
 `train_images` (N, 32, 32, 3) and `train_labels` (N,), and `test_images` and `test_labels`.
 """
 
-import argparse
 import csv
 import dataclasses
 import math
@@ -19,9 +18,20 @@ import sys
 import time
 from typing import NamedTuple
 
+from absl import app, flags
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RUNS = ROOT / "docs" / "results" / "torch" / "runs.csv"
-STEPS = 4200
+RUNS = flags.DEFINE_string(
+    "runs", str(ROOT / "docs" / "results" / "torch" / "runs.csv"), "CSV, a line for each run"
+)
+IMAGES = flags.DEFINE_string("images", None, "what to train on; without it there is only a report")
+WEIGHTS = flags.DEFINE_string("weights", None, "of the teacher, needed to train")
+STEPS = flags.DEFINE_integer("steps", 4200, "of each run", lower_bound=1)
+flags.register_multi_flags_validator(
+    ["images", "weights"],
+    lambda given: (given["images"] is None) == (given["weights"] is None),
+    "to train, give both",
+)
 SPLITS = ("test", "validation", "train")
 FRACTIONS = (0.02, 0.1, 1.0)
 DATA_SEEDS = range(5)
@@ -76,38 +86,29 @@ class Run(NamedTuple):
     steps: int
 
 
-def main() -> None:
+def main(_: list[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=pathlib.Path, default=RUNS, help="CSV, a line for each run")
-    parser.add_argument("--images", type=pathlib.Path, help="what to train on; none: report only")
-    parser.add_argument("--weights", type=pathlib.Path, help="of the teacher")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args()
-    if (options.images is None) != (options.weights is None):
-        parser.error("to train, give both --images and --weights")
-    if options.images is not None:
-        train_missing(options)
-    report(options.runs, options.steps)
+    if IMAGES.value is not None:
+        train_missing()
+    report(read(pathlib.Path(RUNS.value)))
 
 
-def train_missing(options: argparse.Namespace) -> None:
+def train_missing() -> None:
     """Trains what has no line yet."""
     # Here, since the report needs no PyTorch.
     from torch_training import load, train
 
-    data, teacher = load(options.images, options.weights)
-    there = set(read(options.runs))
+    data, teacher = load(IMAGES.value, WEIGHTS.value)
+    path = pathlib.Path(RUNS.value)
+    there = set(read(path))
     for fraction in FRACTIONS:
         names = [name for name, row in ROWS.items() if fraction in row.fractions]
-        runs = [
-            Run(fraction, name, seed, 0, options.steps) for name in names for seed in DATA_SEEDS
-        ]
+        runs = [Run(fraction, name, seed, 0, STEPS.value) for name in names for seed in DATA_SEEDS]
         wave = [run for run in runs if run not in there]
         rows = [ROWS[run.row] for run in wave]
         start = time.monotonic()
-        results = train(wave, rows, data, teacher, options.steps) if wave else []
-        with options.runs.open("a", newline="") as file:
+        results = train(wave, rows, data, teacher, STEPS.value) if wave else []
+        with path.open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not file.tell():
                 writer.writerow([*Run._fields, *SPLITS])
@@ -118,12 +119,12 @@ def train_missing(options: argparse.Namespace) -> None:
         print(f"{len(wave)} runs with {100 * fraction:g} %: {seconds:.0f} s", flush=True)
 
 
-def report(path: pathlib.Path, steps: int) -> None:
+def report(runs: dict[Run, tuple[float, ...]]) -> None:
     """Prints a table for each share of the images, as Markdown."""
     sys.path.insert(0, str(ROOT))
     from accuracy_report import estimate
 
-    runs = {run: scores for run, scores in read(path).items() if run.steps == steps}
+    runs = {run: scores for run, scores in runs.items() if run.steps == STEPS.value}
     for fraction in FRACTIONS:
         print(
             f"\n{100 * fraction:g} % of the images, in percent; 95 % intervals over data seeds:\n"
@@ -165,4 +166,4 @@ def read(path: pathlib.Path) -> dict[Run, tuple[float, ...]]:
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -24,7 +24,7 @@ CIFAR10 = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load(images: pathlib.Path, weights: pathlib.Path):
+def load(images: str, weights: str):
     """Returns the images and labels, tensors by name, and the frozen teacher."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
@@ -211,7 +211,7 @@ def initialize(module, seed: int) -> None:
     torch.nn.init.zeros_(module.linear.bias)
 
 
-def frozen(module, weights: pathlib.Path, device):
+def frozen(module, weights: str, device):
     """The teacher in bfloat16, its batch normalisation folded into the convolutions."""
     found = module.load_state_dict(load_file(weights), strict=False)
     if found.unexpected_keys or not all("num_batches" in name for name in found.missing_keys):

@@ -167,6 +167,7 @@ def test_a_lost_worker_ends_the_other_and_the_same_command_resumes_both(reposito
     assert (tmp_path / "err1").read_text() == ""
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "config.json", "history.csv", "tensorboard", "backup", "student.keras", "metrics.json",
+        "model_card.md",
     }  # fmt: skip
     epochs = [row.split(",")[0] for row in (tmp_path / "run" / "history.csv").read_text().split()]
     assert epochs == ["epoch", *map(str, range(12))]

@@ -160,7 +160,7 @@ def check_inputs(x, student: keras.Model) -> None:
 
 
 def warn_of_a_small_last_batch(
-    x, batch_size: int | None, validation_split: float, student: keras.Model, replicas: int = 1
+    x, batch_size: int | None, validation_split: float, student: keras.Model, replicas: int
 ) -> None:
     """Warns where batch normalisation would see an epoch's last batch with next to nothing in it.
 

@@ -218,11 +218,11 @@ class _Share:
                 "for each: take a larger batch"
             )
         self.batch_size = batch_size
-        self.starts = batch_starts(num_images, batch_size)
+        self.starts = _batch_starts(num_images, batch_size)
         self.steps = len(self.starts) - 1
         # Shares differ by one image at most, and none is larger in a smaller batch.
-        each, left_over = np.divmod(np.diff(self.starts), of)
-        self.firsts, self.ends = (i * each + np.minimum(left_over, i) for i in (index, index + 1))
+        each, rest = np.divmod(np.diff(self.starts), of)
+        self.firsts, self.ends = (i * each + np.minimum(rest, i) for i in (index, index + 1))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -239,7 +239,7 @@ class _Share:
         return tf.gather(self.firsts, k), tf.gather(self.ends, k)
 
 
-def batch_starts(num_images: int, batch_size: int) -> np.ndarray:
+def _batch_starts(num_images: int, batch_size: int) -> np.ndarray:
     """Returns where each batch of an epoch begins, and behind them the end, int64 (steps + 1,).
 
     The last two batches share what is left over: one of a few images would have no batch

@@ -20,12 +20,15 @@ from absl import flags
 import models
 from models.finished_runs import FinishedRun, read_run
 from models.loading import is_whole_model, takes_normalization
-from models.teachers import TeacherSource, load_teachers, parse_teachers
-from stkd_keras import command, data, experiment, export
+from models.teachers.loading import load_teachers
+from models.teachers.sources import TeacherSource, parse_teachers
+from stkd_keras import data, experiment, export
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError, one_line
+from stkd_keras.files.json_files import read_json
 from stkd_keras.report import Student, check_report_file
-from stkd_keras.run_directory import RunDirectory, read_json
-from stkd_keras.teacher import FrozenTeacher
+from stkd_keras.teacher.frozen import FrozenTeacher
+from stkd_keras.training.run_directory import RunDirectory
 
 DESCRIPTION = """
 python evaluate.py --model=runs/digits-resnet20-resnet8-stkd-s0
@@ -293,10 +296,10 @@ def load_dataset(run: FinishedRun | None) -> data.Dataset:
         DATASET.value or run.dataset,
         DATA_DIR.value or run.data_dir,
         image_size=IMAGE_SIZE.value or run.image_size,
-        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
+        memory_limit=app.bytes_of(MEMORY_LIMIT.value),
         skip_bad_images=bool(run.skip_bad_images if skip is None else skip),
     )
-    command.list_skipped(dataset.skipped)
+    app.list_skipped(dataset.skipped)
     return dataset
 
 
@@ -321,4 +324,4 @@ def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
 
 
 if __name__ == "__main__":
-    command.run(main, DESCRIPTION)
+    app.run(main, DESCRIPTION)

@@ -21,26 +21,31 @@ import models
 import stkd_keras
 from models import teachers
 from models.loading import check_normalization, is_whole_model
-from stkd_keras import command, data, dry_run, experiment, recipes
-from stkd_keras.checks import SOFT_TARGETS, check_folder, check_settings, check_soft_target
-from stkd_keras.cluster import lost_workers_named
-from stkd_keras.distribution import (
+from models.teachers.sources import in_a_path
+from models.teachers.training import teacher_run
+from stkd_keras import data, experiment, recipes
+from stkd_keras.classifiers.features import with_features
+from stkd_keras.cli import app
+from stkd_keras.distillation.checks import SOFT_TARGETS, check_settings, check_soft_target
+from stkd_keras.distribution.cluster import lost_workers_named
+from stkd_keras.distribution.strategy import (
     MOST_LOGICAL_DEVICES,
     STRATEGIES,
     check_batch_size,
-    is_chief,
     largest_batch,
     make_strategy,
     refuse_what_keras_cannot_do,
 )
+from stkd_keras.distribution.workers import is_chief
 from stkd_keras.errors import InputError
-from stkd_keras.features import with_features
+from stkd_keras.files.write_errors import check_folder
 from stkd_keras.methods import DistillationTerm
+from stkd_keras.methods.base import feature_names
 from stkd_keras.mixing import LABELS, PARTNERS
-from stkd_keras.replay import check_recording
-from stkd_keras.run_directory import RunDirectory
-from stkd_keras.teacher import DTYPES
-from stkd_keras.terms import feature_names
+from stkd_keras.teacher.member import DTYPES
+from stkd_keras.teacher.recording import check_recording
+from stkd_keras.training import loop, timing
+from stkd_keras.training.run_directory import RunDirectory
 
 # So that the number of steps is an int64, however many images there are.
 MOST_EPOCHS = 10**9
@@ -318,7 +323,7 @@ PROFILE_STEPS = flags.DEFINE_integer(
 ON_NAN = flags.DEFINE_enum(
     "on_nan",
     "stop",
-    list(experiment.ON_NAN),
+    list(loop.ON_NAN),
     "at a loss that isn't finite: stop, or restore the last backup once and go on with half the "
     "learning rate",
 )
@@ -454,7 +459,7 @@ def check_flags(
         TRAIN_FRACTION.value,
         images_per_class=TRAIN_IMAGES_PER_CLASS.value,
     )
-    command.bytes_of(MEMORY_LIMIT.value)
+    app.bytes_of(MEMORY_LIMIT.value)
     check_combinations(recipe, method)
     if REPLAY.value is not None:
         check_recording(REPLAY.value)
@@ -549,7 +554,7 @@ def get_images() -> tuple[data.Dataset, data.AnySplit, data.AnySplit, data.AnySp
     )
     train_split, skipped = with_unlabeled(labelled_split)
     dataset = dataclasses.replace(dataset, skipped=(*dataset.skipped, *skipped))
-    command.list_skipped(dataset.skipped)
+    app.list_skipped(dataset.skipped)
     return dataset, labelled_split, train_split, validation_split
 
 
@@ -559,7 +564,7 @@ def get_dataset() -> data.Dataset:
         DATASET.value,
         DATA_DIR.value,
         image_size=IMAGE_SIZE.value,
-        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
+        memory_limit=app.bytes_of(MEMORY_LIMIT.value),
         skip_bad_images=SKIP_BAD_IMAGES.value,
     )
     return dataset if FLIP.value is None else dataclasses.replace(dataset, flip=FLIP.value)
@@ -572,7 +577,7 @@ def with_unlabeled(train_split: data.AnySplit) -> tuple[data.AnySplit, list[str]
     return data.join_unlabeled(
         train_split,
         UNLABELED_DIR.value,
-        memory_limit=command.bytes_of(MEMORY_LIMIT.value),
+        memory_limit=app.bytes_of(MEMORY_LIMIT.value),
         skip_bad_images=SKIP_BAD_IMAGES.value,
     )
 
@@ -671,7 +676,7 @@ def has_teachers_to_train(
     """Whether the training would begin with that of a teacher; if so, says for how many epochs."""
     epochs = recipe["teacher_epochs"]
     run_of = functools.partial(
-        teachers.teacher_run, dataset=dataset, folder=TEACHER_DIR.value, epochs=epochs,
+        teacher_run, dataset=dataset, folder=TEACHER_DIR.value, epochs=epochs,
         validation_fraction=VALIDATION_FRACTION.value, data_seed=DATA_SEED.value,
     )  # fmt: skip
     names = [source.source for source in sources if not source.is_trained]
@@ -693,13 +698,13 @@ def say_how_long(
     """Makes a few steps, and says how long the training would take."""
     labelled_split, train_split, validation_split = splits
     looks = 1 + recipe["epochs"] // VALIDATION_FREQ.value
-    timing = dry_run.time_training(
+    estimate = timing.time_training(
         distiller, teacher, dataset, train_split, epochs=recipe["epochs"], batch_size=batch_size,
         augment=AUGMENT.value,
         evaluated=len(dataset.test) + len(labelled_split) + looks * len(validation_split or ()),
         started=quiet_tensorflow.STARTED,
     )  # fmt: skip
-    dry_run.say(timing)
+    timing.say(estimate)
 
 
 def score(
@@ -724,9 +729,9 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
     dataset = DATASET.value
     if dataset == "folder" and DATA_DIR.value:
         dataset += f"-{pathlib.Path(DATA_DIR.value).resolve().name}"
-    teacher = "+".join(teachers.in_a_path(source.name) for source in sources)
-    student = teachers.in_a_path(recipe["student"])
-    return f"runs/{teachers.in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+    teacher = "+".join(in_a_path(source.name) for source in sources)
+    student = in_a_path(recipe["student"])
+    return f"runs/{in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
 
 
 def flags_that_matter(recipe: dict) -> dict:
@@ -793,4 +798,4 @@ def git_commit() -> str | None:
 
 
 if __name__ == "__main__":
-    command.run(main, DESCRIPTION)
+    app.run(main, DESCRIPTION)

@@ -26,12 +26,13 @@ from accuracy_report import score_of, write_report
 from accuracy_runs import Estimates, Folder, last_error, start_train
 from accuracy_table import Run, Table, read_table, teacher_key
 
-from stkd_keras import command
-from stkd_keras.checks import check_folder
-from stkd_keras.dry_run import in_words
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError
-from stkd_keras.signals import Interrupted
-from stkd_keras.whole_files import lock, remove_unfinished
+from stkd_keras.files.atomic import remove_unfinished
+from stkd_keras.files.locks import lock
+from stkd_keras.files.write_errors import check_folder
+from stkd_keras.training.signals import Interrupted
+from stkd_keras.training.timing import in_words
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
 RUNS_DIR = flags.DEFINE_string("runs_dir", "benchmarks/runs", "where a folder for the table is")
@@ -224,4 +225,4 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -14,8 +14,8 @@ from accuracy_table import Table
 from matplotlib.figure import Figure
 
 from stkd_keras.errors import InputError
-from stkd_keras.run_directory import read_json
-from stkd_keras.whole_files import write_whole, written_whole
+from stkd_keras.files.atomic import write_whole, written_whole
+from stkd_keras.files.json_files import read_json
 
 CONFIDENCE = 0.95
 # Two of Okabe and Ito's colours, which everybody can tell apart.

@@ -13,10 +13,10 @@ from typing import Any
 
 from accuracy_table import ASIDE, Run, Table, answers_key, cost_key
 
-from stkd_keras.cost import machine
-from stkd_keras.dry_run import training_seconds
 from stkd_keras.errors import InputError
-from stkd_keras.run_directory import read_json, write_json
+from stkd_keras.evaluation.cost import machine
+from stkd_keras.files.json_files import read_json, write_json
+from stkd_keras.training.timing import training_seconds
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

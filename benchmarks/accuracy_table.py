@@ -17,7 +17,7 @@ from absl import flags
 import train
 from stkd_keras import recipes
 from stkd_keras.errors import InputError, one_line, unknown_name
-from stkd_keras.untrusted import read_text
+from stkd_keras.files.untrusted import read_text
 
 _KEYS = (
     *("title", "gpu_hours", "flags", "data_seeds", "seeds", "measure", "split"),

@@ -22,10 +22,12 @@ from absl import flags
 
 import models
 import stkd_keras
-from models.teachers import TeacherSource, load_teachers
-from stkd_keras import command, data, experiment, recipes
-from stkd_keras.evaluation import compiled, predict_logits, score
-from stkd_keras.run_directory import read_json
+from models.teachers.loading import load_teachers
+from models.teachers.sources import TeacherSource
+from stkd_keras import data, experiment, recipes
+from stkd_keras.cli import app
+from stkd_keras.evaluation.scores import compiled, predict_logits, score
+from stkd_keras.files.json_files import read_json
 
 RUN = flags.DEFINE_string("run", "runs/demo", "a run of train.py, for its teacher")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data")
@@ -81,4 +83,4 @@ def train(method: str, seed: int, dataset, few, teacher) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -25,10 +25,11 @@ from accuracy_runs import Folder
 from accuracy_table import Run, Table, read_table, teacher_key
 
 import models
-from models.teachers import TEACHER_RECIPE
-from stkd_keras import command, recipes
-from stkd_keras.cost import multiply_adds
+from models.teachers.training import TEACHER_RECIPE
+from stkd_keras import recipes
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError
+from stkd_keras.evaluation.cost import multiply_adds
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
 THROUGHPUT = flags.DEFINE_float("tflops", 10.0, "what a GPU sustains, in TFLOP/s", lower_bound=1e-3)
@@ -99,4 +100,4 @@ def method_settings(run: Run) -> dict:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

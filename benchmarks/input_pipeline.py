@@ -26,7 +26,8 @@ from absl import flags
 
 import models
 import stkd_keras
-from stkd_keras import command, data, experiment
+from stkd_keras import data, experiment
+from stkd_keras.cli import app
 
 DATASET = flags.DEFINE_string("dataset", "cifar10", "data set")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "as of train.py")
@@ -131,4 +132,4 @@ def one_image_at_a_time(dataset: data.Dataset) -> tf.data.Dataset:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

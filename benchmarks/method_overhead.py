@@ -29,7 +29,8 @@ from scaling import NOT_COUNTED, STEPS, STUDENT, TEACHER, peak_megabytes
 
 import models
 import stkd_keras
-from stkd_keras import command, methods
+from stkd_keras import methods
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 
 METHODS = flags.DEFINE_list("methods", list(methods.METHODS), "the rows to make")
@@ -122,4 +123,4 @@ def make_step(name: str):
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

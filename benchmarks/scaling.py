@@ -32,8 +32,8 @@ from absl import flags
 
 import models
 import stkd_keras
-from stkd_keras import command
-from stkd_keras.distribution import make_strategy
+from stkd_keras.cli import app
+from stkd_keras.distribution.strategy import make_strategy
 from stkd_keras.errors import InputError
 
 TEACHER = flags.DEFINE_string("teacher", "resnet56", "a model of the zoo")
@@ -167,4 +167,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -31,7 +31,7 @@ from absl import flags
 import models
 import stkd_keras
 import stkd_keras.data
-from stkd_keras import command
+from stkd_keras.cli import app
 
 PAIRS = flags.DEFINE_list(
     "pairs", ["resnet110:resnet20", "resnet56:resnet8", "wrn_40_2:wrn_16_1"], "TEACHER:STUDENT"
@@ -213,4 +213,4 @@ def by_turns(steps: dict[str, Callable]) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -26,7 +26,7 @@ from absl import flags
 
 import models
 import stkd_keras
-from stkd_keras import command
+from stkd_keras.cli import app
 
 MODELS = flags.DEFINE_list("models", None, "names with commas between them (default: all)")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images of 32x32 pixels", lower_bound=1)
@@ -101,4 +101,4 @@ def by_turns(calls: list, images: tf.Tensor) -> list[list[float]]:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "models"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import torch_networks
 from torch.fx.experimental.optimization import fuse

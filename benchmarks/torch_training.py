@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import cross_entropy, kl_div, one_hot, pad
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "models"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import torch_networks
 

@@ -20,7 +20,8 @@ import quiet_tensorflow  # noqa: F401
 from absl import flags
 from PIL import Image
 
-from stkd_keras import command, data
+from stkd_keras import data
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 
 DATASET = flags.DEFINE_string("dataset", "cifar10", "data set")
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 
 import models
 import stkd_keras
-from stkd_keras import command, data
-from stkd_keras.evaluation import compiled, predict_logits
+from stkd_keras import data
+from stkd_keras.cli import app
+from stkd_keras.evaluation.scores import compiled, predict_logits
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps CIFAR-10")
 TEACHER_WEIGHTS = flags.DEFINE_string(
@@ -182,4 +183,4 @@ def save(name: str, figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

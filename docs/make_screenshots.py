@@ -30,7 +30,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from stkd_keras import command
+from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 
 RUN = flags.DEFINE_string("run", None, "the run's directory, with its report.html")
@@ -157,4 +157,4 @@ def wait_until(is_so, otherwise: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    app.run(main, __doc__)

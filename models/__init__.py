@@ -14,7 +14,7 @@ teacher = models.load(
 """
 
 from models.loading import check_source, load, load_for
-from models.pytorch import load_pytorch, save_pytorch
+from models.weights.pytorch import load_pytorch, save_pytorch
 from models.zoo import available, build, features
 
 __all__ = [

@@ -6,7 +6,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import models
-from stkd_keras.cost import file_bytes, multiply_adds, num_parameters
+from stkd_keras.evaluation.cost import file_bytes, multiply_adds, num_parameters
 
 IMAGE_SHAPE = (32, 32, 3)
 

@@ -7,10 +7,11 @@ import pathlib
 import types
 from typing import Any
 
-from models.teachers import TeacherSource
+from models.teachers.sources import TeacherSource
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.run_directory import RunDirectory, read_json
-from stkd_keras.teacher import DTYPES
+from stkd_keras.files.json_files import read_json
+from stkd_keras.teacher.member import DTYPES
+from stkd_keras.training.run_directory import RunDirectory
 
 # What is taken from a run's config.json, and what it has to be.
 _RECORDED: dict[str, type | types.UnionType] = {

@@ -9,14 +9,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from models import applications, pytorch, state_dict
+from models import applications
 from models.applications import is_application
+from models.weights import pytorch, state_dict
 from models.zoo import build, options_from_state, parse_name
+from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
+from stkd_keras.classifiers.outputs import resolve_outputs
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.normalization import fuse_batch_normalization
-from stkd_keras.outputs import resolve_outputs
-from stkd_keras.untrusted import check_hdf5, check_keras_file
+from stkd_keras.files.untrusted import check_hdf5, check_keras_file
 
 # Names that are of files and not of models.
 _WEIGHTS_ENDINGS = (".h5", ".safetensors", ".pth", ".pt", ".th")

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from models import imagenet_resnet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
+from models.architectures import imagenet_resnet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
+from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.errors import InputError, unknown_name
-from stkd_keras.normalization import fuse_batch_normalization
 
 _FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
 # Functions of (normalised images, number of classes, *, options) that return the logits.

@@ -1,14 +1,20 @@
 """Similarity Transfer for Knowledge Distillation in Keras."""
 
-from stkd_keras.distiller import SimilarityTransferDistiller
+import importlib
+import sys
+import types
+
+from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
+from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.mixing import CutMix, Mixup
-from stkd_keras.normalization import fuse_batch_normalization
 from stkd_keras.optimizers import SGD
-from stkd_keras.replay import RecordedTeacher, record_teacher
-from stkd_keras.teacher import FrozenTeacher
-from stkd_keras.version import __version__
+from stkd_keras.teacher.frozen import FrozenTeacher
+from stkd_keras.teacher.recorded import RecordedTeacher
+from stkd_keras.teacher.recording import record_teacher
+
+__version__ = "0.1.0"
 
 __all__ = [
     "SGD",
@@ -23,3 +29,14 @@ __all__ = [
     "fuse_batch_normalization",
     "record_teacher",
 ]
+
+
+def _keep_old_path(old: str, new: str) -> None:
+    """Lets a module be imported by its path in version 0.1."""
+    module = types.ModuleType(old)
+    module.__dict__["__getattr__"] = lambda name: getattr(importlib.import_module(new), name)
+    sys.modules[old] = module
+
+
+_keep_old_path("stkd_keras.dry_run", "stkd_keras.training.timing")
+_keep_old_path("stkd_keras.run_directory", "stkd_keras.training.run_directory")

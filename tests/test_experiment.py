@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment, methods, recipes
-from stkd_keras.run_directory import RunDirectory
+from stkd_keras.training.run_directory import RunDirectory
 
 
 class After(keras.callbacks.Callback):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stkd_keras import SoftTargetLoss
-from stkd_keras.outputs import logits_of_probabilities
+from stkd_keras.classifiers.outputs import logits_of_probabilities
 
 LOGITS = hnp.arrays(np.float32, (3, 5), elements=st.floats(-30, 30, width=32))
 

@@ -27,7 +27,7 @@ from stkd_keras.data.pipeline import (
     pipeline,
     steps_per_epoch,
 )
-from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.data.splitting import check_split_arguments, split_train
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError
 
 UNLABELED = -1

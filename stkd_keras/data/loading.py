@@ -11,7 +11,6 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from stkd_keras.data import cinic10, tiny_imagenet
-from stkd_keras.data.archives import find_source
 from stkd_keras.data.dataset import (
     UNLABELED,
     AnySplit,
@@ -21,13 +20,14 @@ from stkd_keras.data.dataset import (
     from_arrays,
     pixel_statistics,
 )
-from stkd_keras.data.file_tree import FileTree, Layout, open_tree
-from stkd_keras.data.files import FileSplit, load_files
-from stkd_keras.data.folder import folder_layout, unlabeled_files
 from stkd_keras.data.normalization import NORMALIZATIONS
-from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.sources.archives import find_source
+from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
+from stkd_keras.data.sources.folder import folder_layout, unlabeled_files
+from stkd_keras.data.sources.image_files import FileSplit, load_files
+from stkd_keras.data.sources.tfds_reader import default_root, load_tfds, newest_version
+from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.data.splitting import split_train
-from stkd_keras.data.tfds_loading import default_root, load_tfds, newest_version
 from stkd_keras.errors import InputError, unknown_name
 
 DEFAULT_MEMORY_LIMIT = 4 * 10**9

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from stkd_keras.data.augmentation import AUGMENTATIONS, Augmentation
 from stkd_keras.data.dataset import AnySplit, Dataset, RandomAccessSplit, content_hash
-from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.randomness import AUGMENTATION, ORDER, step_seed
 

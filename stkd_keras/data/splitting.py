@@ -3,7 +3,7 @@
 import numpy as np
 
 from stkd_keras.data.dataset import AnySplit, Dataset, Subset
-from stkd_keras.data.records import RecordSplit
+from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stkd_keras.errors import unknown_name
-from stkd_keras.methods.activations import AB
-from stkd_keras.methods.contrast import CRD
-from stkd_keras.methods.factors import FT
-from stkd_keras.methods.flow import FSP
+from stkd_keras.methods.ab import AB
+from stkd_keras.methods.attention import AT, NST
+from stkd_keras.methods.base import DistillationTerm, PretrainedTerm
+from stkd_keras.methods.crd import CRD
+from stkd_keras.methods.fsp import FSP
+from stkd_keras.methods.ft import FT
 from stkd_keras.methods.hints import VID, FitNet
-from stkd_keras.methods.maps import AT, NST
+from stkd_keras.methods.logits import DIST, DKD, StandardizedKD
 from stkd_keras.methods.relations import CC, PKT, RKD, SP
-from stkd_keras.methods.targets import DIST, DKD, StandardizedKD
-from stkd_keras.methods.term import DistillationTerm, PretrainedTerm
 
 __all__ = [
     "AB",

@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from stkd_keras.errors import InputError
-from stkd_keras.methods.term import Shape
+from stkd_keras.methods.base import Shape
 
 
 class Adapter(keras.layers.Layer):

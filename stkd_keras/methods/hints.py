@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from stkd_keras.methods.adapters import Adapter, convolution, regressor
 from stkd_keras.methods.arithmetic import per_sample_mean, pooled_alike
-from stkd_keras.methods.term import DistillationTerm
+from stkd_keras.methods.base import DistillationTerm
 
 # Keeps the variance off 0, where the logarithm has no bound (the bench's number).
 SMALLEST_VARIANCE = 1e-5

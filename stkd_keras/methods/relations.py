@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from stkd_keras.methods.adapters import linear
 from stkd_keras.methods.arithmetic import flat, lengths, unit_vectors
-from stkd_keras.methods.term import DistillationTerm, checked_count, checked_weight
+from stkd_keras.methods.base import DistillationTerm, checked_count, checked_weight
 
 # The numbers that the originals add to norms, squared distances and probabilities.
 PKT_EPSILON = 1e-7

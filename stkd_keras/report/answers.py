@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.data import Dataset, RecordSplit, evaluation_pipeline, pipeline
-from stkd_keras.evaluation import EVALUATION_BATCH
+from stkd_keras.evaluation.scores import EVALUATION_BATCH
 from stkd_keras.mixing import CutMix, Mixup, virtual_samples
-from stkd_keras.panel import NUM_SAMPLES
+from stkd_keras.training.sample_panel import NUM_SAMPLES
 
 MOST_VIRTUAL_SAMPLES = 10_000
 

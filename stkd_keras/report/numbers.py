@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stkd_keras.evaluation import (
+from stkd_keras.evaluation.scores import (
     divergences,
     fidelity,
     log_softmax,

@@ -14,14 +14,14 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-import stkd_keras.version
+import stkd_keras
 from stkd_keras.data import Dataset
 from stkd_keras.errors import InputError, one_line
+from stkd_keras.files.atomic import write_whole
 from stkd_keras.mixing import CutMix, Mixup
 from stkd_keras.report import figures, text
 from stkd_keras.report.numbers import as_json, largest_entries, off_diagonal
 from stkd_keras.report.run_files import RunFiles
-from stkd_keras.whole_files import write_whole
 
 MOST_CLASSES_IN_A_TABLE = 20
 EXTREME_CLASSES = 5
@@ -178,7 +178,7 @@ def _facts(report: Report) -> list[tuple[str, str | list[str]]]:
         "Trained for": text.duration(run.seconds) if run.seconds else "",
         "Versions": one_line(versions) if versions else "",
         "Commit": one_line(run.git_commit) if run.git_commit else "",
-        "Measured on": f"{report.machine}, with stkd_keras {stkd_keras.version.__version__}",
+        "Measured on": f"{report.machine}, with stkd_keras {stkd_keras.__version__}",
     }
     return [(name, value) for name, value in facts.items() if value]
 

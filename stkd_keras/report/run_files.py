@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from stkd_keras import recipes
 from stkd_keras.errors import InputError, is_number, is_positive, one_line
+from stkd_keras.files.json_files import read_json
+from stkd_keras.files.untrusted import read_text
 from stkd_keras.mixing import CutMix, Mixup
 from stkd_keras.report.text import printable
-from stkd_keras.run_directory import RunDirectory, read_json
-from stkd_keras.untrusted import read_text
+from stkd_keras.training.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from stkd_keras import cost
+from stkd_keras.classifiers.outputs import logits_function
 from stkd_keras.data import Dataset
 from stkd_keras.errors import InputError
-from stkd_keras.evaluation import compiled, fidelity, log_softmax, score
+from stkd_keras.evaluation import cost
+from stkd_keras.evaluation.scores import compiled, fidelity, log_softmax, score
 from stkd_keras.mixing import Mixup
-from stkd_keras.outputs import logits_function
 from stkd_keras.report import numbers as counting
 from stkd_keras.report.answers import (
     Answers,
@@ -25,7 +25,7 @@ from stkd_keras.report.answers import (
 from stkd_keras.report.page import Card, Report, check_report_file, write_page
 from stkd_keras.report.run_files import read_run
 from stkd_keras.report.text import printable
-from stkd_keras.teacher import FrozenTeacher
+from stkd_keras.teacher.frozen import FrozenTeacher
 
 NUM_DIFFERENT = 12
 

@@ -16,10 +16,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from stkd_keras.data import archives
 from stkd_keras.data.cinic10 import Cinic10
 from stkd_keras.data.cinic10 import layout as cinic10_layout
-from stkd_keras.data.file_tree import open_tree
+from stkd_keras.data.sources import archives
+from stkd_keras.data.sources.file_tree import open_tree
 from stkd_keras.data.tiny_imagenet import TinyImagenet
 from stkd_keras.data.tiny_imagenet import layout as tiny_imagenet_layout
 from stkd_keras.errors import InputError

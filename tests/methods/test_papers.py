@@ -7,7 +7,7 @@ import tensorflow as tf
 from every_method import NUM_CLASSES, call, inputs_of, make
 
 from stkd_keras import SoftTargetLoss, methods
-from stkd_keras.methods import targets
+from stkd_keras.methods import logits
 
 NUM_IMAGES, NUM_NEGATIVES, TEMPERATURE = 30, 11, 0.1
 
@@ -147,7 +147,7 @@ def test_decoupled_losses_add_up_to_plain_distillation(temperature):
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(scale=4, size=(2, 8, NUM_CLASSES)).astype("float32")
     labels = np.eye(NUM_CLASSES, dtype="float32")[rng.integers(NUM_CLASSES, size=8)]
-    of_target, of_others = targets.decoupled_losses(
+    of_target, of_others = logits.decoupled_losses(
         tf.constant(student), tf.constant(teacher), tf.constant(labels), temperature
     )
     p_target = (keras.ops.softmax(teacher / temperature) * labels).numpy().sum(axis=1)

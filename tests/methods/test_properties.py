@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stkd_keras import methods
-from stkd_keras.methods import contrast, hints, targets
+from stkd_keras.methods import crd, hints, logits
 
 SEEDS = st.integers(0, 2**32 - 1)
 MAPS = st.tuples(*[st.integers(1, 6)] * 3)
@@ -85,8 +85,8 @@ def test_standardized_logits_do_not_depend_on_shift_and_scale(seed, classes, shi
     assume_spread(student, teacher)
     moved = np.float32(scale) * student + np.float32(shift)
     np.testing.assert_allclose(
-        targets.standardized(tf.constant(moved)),
-        targets.standardized(tf.constant(student)),
+        logits.standardized(tf.constant(moved)),
+        logits.standardized(tf.constant(student)),
         atol=2e-3,
     )
     assert loss(methods.StandardizedKD(), moved, teacher) == pytest.approx(
@@ -99,12 +99,12 @@ def test_standardized_logits_do_not_depend_on_shift_and_scale(seed, classes, shi
 def test_relations_of_probabilities_do_not_depend_on_affine_maps(seed, classes, scale, axis):
     student, teacher = maps(seed, (classes,)), maps(seed + 1, (classes,))
     assume_spread(student, teacher, axis=axis)
-    assert abs(targets.relation_loss(student, student, axis)) < 1e-5
+    assert abs(logits.relation_loss(student, student, axis)) < 1e-5
     shape = (len(student), 1) if axis == 1 else (1, classes)
     shifts = np.random.default_rng(seed).normal(size=shape).astype("float32")
     np.testing.assert_allclose(
-        targets.relation_loss(np.float32(scale) * student + shifts, teacher, axis),
-        targets.relation_loss(student, teacher, axis),
+        logits.relation_loss(np.float32(scale) * student + shifts, teacher, axis),
+        logits.relation_loss(student, teacher, axis),
         atol=1e-3,
     )
 
@@ -134,5 +134,5 @@ def test_a_likelier_positive_and_unlikelier_negatives_cost_less(seed, negatives,
     rng = np.random.default_rng(seed)
     likelihoods = rng.normal(size=(3, 1 + negatives)).astype("float32")
     better = likelihoods + np.array([1] + [-1] * negatives, "float32")
-    before, after = (contrast.contrastive_loss(x, num_images) for x in (likelihoods, better))
+    before, after = (crd.contrastive_loss(x, num_images) for x in (likelihoods, better))
     assert (after < before).numpy().all()

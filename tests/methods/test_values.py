@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stkd_keras import methods
-from stkd_keras.methods import factors, hints, relations
+from stkd_keras.methods import ft, hints, relations
 
 STAGES = ("stage1", "stage2", "stage3")
 
@@ -60,7 +60,7 @@ def test_distances_behind_adapters_equal_the_originals(reference):
         "cc_embeddings": relations.correlation_loss(
             reference["student_embedding_same"], reference["teacher_embedding_same"]
         ),
-        "ft_p1_2_p2_1_last": factors.factor_loss(
+        "ft_p1_2_p2_1_last": ft.factor_loss(
             reference["student_stage3"], reference["teacher_stage3"]
         ),
     }

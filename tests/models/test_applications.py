@@ -13,7 +13,7 @@ import tensorflow as tf
 import models
 from models import applications
 from stkd_keras import InputError
-from stkd_keras.normalization import has_fused_batch_normalization
+from stkd_keras.classifiers.fused_batch_norm import has_fused_batch_normalization
 
 TORCH = {"DenseNet121", "DenseNet169", "DenseNet201"}
 CAFFE = {"ResNet50", "ResNet101", "ResNet152", "VGG16", "VGG19"}

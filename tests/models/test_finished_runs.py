@@ -5,7 +5,7 @@ import json
 import pytest
 
 from models.finished_runs import FinishedRun, read_run
-from models.teachers import TeacherSource
+from models.teachers.sources import TeacherSource
 from stkd_keras.errors import InputError
 
 

@@ -4,8 +4,8 @@ import collections
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.data import archives
-from stkd_keras.data.file_tree import FileTree, Layout, open_tree
+from stkd_keras.data.sources import archives
+from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.errors import InputError
 
 

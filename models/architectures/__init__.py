@@ -1,0 +1,1 @@
+"""Network definitions: shared blocks and one module per family."""

@@ -1,0 +1,7 @@
+"""Teachers as the commands name them: parsing, loading and training them."""
+
+from models.teachers.loading import fit_images, load_teachers
+from models.teachers.sources import TeacherSource, parse_teachers
+from models.teachers.training import train_teacher
+
+__all__ = ["TeacherSource", "fit_images", "load_teachers", "parse_teachers", "train_teacher"]

@@ -1,0 +1,192 @@
+"""The teachers of a run: named by flags, loaded or trained, and made one FrozenTeacher."""
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from models import applications
+from models.applications import is_application
+from models.loading import (
+    fill,
+    is_whole_model,
+    load,
+    load_for,
+)
+from models.teachers.sources import TeacherSource, read_class_names
+from models.weights.pytorch import WrongNumClassesError
+from stkd_keras import FrozenTeacher
+from stkd_keras.classifiers.outputs import compatible, input_shape, num_classes
+from stkd_keras.data import Dataset
+from stkd_keras.errors import InputError
+
+
+def load_teachers(
+    dataset: Dataset,
+    sources: Sequence[TeacherSource],
+    train: Callable[[str], str | pathlib.Path] | None = None,
+    dtype: str | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+) -> tuple[FrozenTeacher, list[TeacherSource]]:
+    """Gets the teachers for a data set, and prints a line on each.
+
+    Args:
+        dataset: the data set.
+        sources: the teachers, at least one.
+        train: makes the `.keras` file of one that isn't trained yet, from its name. None where
+            all are.
+        dtype: as of FrozenTeacher.
+        strategy: what the teachers are made under; None for the current one.
+
+    Returns:
+        All of them as one teacher, and where each is now.
+
+    Raises:
+        InputError: if one can't be loaded or doesn't fit the data set.
+    """
+    scope = (strategy or tf.distribute.get_strategy()).scope
+    # What doesn't fit shall be found before the hours of training another one.
+    with scope():
+        teachers = {
+            n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
+        }
+    to_train = [] if train is None else [s.source for s in sources if not s.is_trained]
+    for name in to_train if len(to_train) > 1 else ():
+        load_for(dataset, name)
+    places = list(sources)
+    for number, source in enumerate(sources):
+        if train is not None and number not in teachers:
+            places[number] = TeacherSource(os.path.abspath(train(source.source)))
+            with scope():
+                teachers[number] = load_teacher(dataset, places[number], source.name, dtype)
+    with scope():
+        return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
+
+
+def load_teacher(
+    dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
+) -> FrozenTeacher:
+    """Gets one trained teacher for a data set, and prints a line on it.
+
+    A teacher for images of another height and width resizes them itself, bilinearly.
+
+    Args:
+        dataset: the data set.
+        source: the teacher.
+        name: what to call it in that line.
+        dtype: as of FrozenTeacher.
+
+    Raises:
+        InputError: if it can't be loaded or doesn't fit the data set.
+    """
+    indices, count = None, dataset.num_classes
+    if source.classes is not None:
+        names = read_class_names(source.classes)
+        indices, count = _positions(dataset, names, source.classes), len(names)
+    if is_application(source.source):
+        applications.check_images(source.source, dataset.image_shape)
+        if source.weights is None:
+            _check_num_classes(source, applications.IMAGENET_CLASSES, count)
+    try:
+        model = _load(dataset, source, count)
+    except InputError as error:
+        is_keras = source.weights is not None and source.weights.endswith(".h5")
+        if source.classes is None and (is_keras or isinstance(error, WrongNumClassesError)):
+            raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
+        raise
+    _check_num_classes(source, num_classes(model, "teacher"), count)
+    try:
+        teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"{source.name} can't be a teacher: {error}") from error
+    print(f"teacher {name or source.name}: {_description(model, teacher, dataset)}")
+    return teacher
+
+
+def fit_images(
+    model: keras.Model,
+    image_shape: Sequence[int],
+    preprocess: Callable[[keras.KerasTensor], keras.KerasTensor] | None = None,
+) -> keras.Model:
+    """Makes of a model one for images of another height and width, which it resizes bilinearly.
+
+    Args:
+        model: a model of images.
+        image_shape: (height, width, channels) of the images to come.
+        preprocess: what happens to pixels between the resizing and the model.
+
+    Returns:
+        A functional model around the model, or the same where there is nothing to do.
+    """
+    taken = input_shape(model)
+    if (
+        taken is None
+        or len(taken) != 3
+        or (compatible(taken, tuple(image_shape)) and not preprocess)
+    ):
+        return model
+    height, width = (own or given for own, given in zip(taken, image_shape[:2], strict=False))
+    pixels = keras.Input(tuple(image_shape), dtype="float32", name="pixels")
+    images = pixels
+    if (height, width) != tuple(image_shape[:2]):
+        images = keras.layers.Resizing(height, width, dtype="float32", name="resizing")(images)
+    if preprocess is not None:
+        images = preprocess(images)
+    return keras.Model(pixels, model(images), name=model.name)
+
+
+_REMEDY = (
+    "give a file that names the teacher's classes, one a line in its order: --teacher_classes=FILE"
+)
+
+
+def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
+    """The teacher's model, for images as the data set has them."""
+    name, weights = source.source, source.weights
+    if is_whole_model(name, weights):
+        any_size = (None, None, dataset.image_shape[-1])
+        return fit_images(load(name, input_shape=any_size, weights=weights), dataset.image_shape)
+    if is_application(name):
+        model = applications.build_as_published(name, None if weights is None else count)
+        if weights is not None:
+            fill(model, name, weights)
+        return fit_images(model, dataset.image_shape, lambda x: applications.preprocess(name, x))
+    return load_for(dataset, name, weights, source.normalization, num_classes=count)
+
+
+def _positions(dataset: Dataset, names: list[str], file: str) -> list[int]:
+    """The positions of the data's classes among the teacher's."""
+    positions = {name: position for position, name in enumerate(names)}
+    missing = [name for name in dataset.class_names if name not in positions]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"{file} has no line {', '.join(map(repr, missing[:3]))}{more}; expected every class "
+            f"of {dataset.name}, exactly as the data set names it"
+        )
+    return [positions[name] for name in dataset.class_names]
+
+
+def _check_num_classes(source: TeacherSource, given: int | None, expected: int) -> None:
+    if given is None or given == expected:
+        return
+    if source.classes is None:
+        raise InputError(
+            f"the teacher {source.name} has {given} classes and the data {expected}; {_REMEDY}"
+        )
+    raise InputError(
+        f"{source.classes} names {expected} classes, but the teacher {source.name} has {given}; "
+        "expected a line for each, in the teacher's order"
+    )
+
+
+def _description(model: keras.Model, teacher: FrozenTeacher, dataset: Dataset) -> str:
+    """What a user may want to know of a teacher: is it resized for, does folding work."""
+    height, width = dataset.image_shape[:2]
+    text = f"{teacher.num_folded} of {teacher.num_normalizations} batch normalisations folded"
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Resizing):
+            return f"images resized from {height}x{width} to {layer.height}x{layer.width}, {text}"
+    return text

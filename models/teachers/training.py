@@ -1,0 +1,131 @@
+"""Trains teachers of the zoo and finds those trained before."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from models import zoo
+from models.loading import (
+    load_for,
+)
+from models.teachers.sources import in_a_path
+from stkd_keras import SimilarityTransferDistiller, experiment
+from stkd_keras.data import Dataset
+from stkd_keras.distribution.strategy import check_batch_size, largest_batch
+from stkd_keras.distribution.workers import check_alike, is_chief, wait_for_all
+from stkd_keras.files.json_files import write_json
+from stkd_keras.training.run_directory import RunDirectory
+
+# The recipe of a teacher that is trained here. One trained with another is another teacher.
+TEACHER_SEED = 0
+TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+
+
+def train_teacher(
+    name: str,
+    dataset: Dataset,
+    folder: str | pathlib.Path,
+    *,
+    epochs: int,
+    validation_fraction: float | None,
+    data_seed: int,
+    provenance: dict[str, Any],
+    strategy: tf.distribute.Strategy | None = None,
+    backup_steps: int = experiment.BACKUP_STEPS,
+    on_nan: str = "stop",
+) -> pathlib.Path:
+    """Trains a teacher by cross-entropy, once: what was trained before is found again.
+
+    It never sees the validation images. A training that was interrupted goes on. Of several
+    workers all have to call it, and none within the strategy's scope.
+
+    Args:
+        name: a model of the zoo.
+        dataset: the data set.
+        folder: where trained teachers are kept, a directory for each name, data and recipe.
+        epochs: passes over the training images.
+        validation_fraction: as in `stkd_keras.experiment.split`.
+        data_seed: of the split, the order and the augmentation.
+        provenance: what else config.json shall say.
+        strategy: what it is trained under; None for the current one.
+        backup_steps: as in `stkd_keras.experiment.train`.
+        on_nan: likewise.
+
+    Returns:
+        The teacher's `.keras` file.
+    """
+    run, settings = teacher_run(
+        name, dataset, folder,
+        epochs=epochs, validation_fraction=validation_fraction, data_seed=data_seed,
+    )  # fmt: skip
+    name = settings["teacher"]
+    strategy = strategy or tf.distribute.get_strategy()
+    check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
+    if run.is_complete:
+        return run.model
+    print(f"training the teacher {name} for {epochs} epochs: {run.path}")
+    run.check(settings)
+    train_split, validation_split = experiment.split(dataset, validation_fraction, seed=data_seed)
+    batch_size = largest_batch(TEACHER_RECIPE["batch_size"], len(train_split), strategy)
+    check_batch_size("the batch of the teacher's recipe", batch_size, strategy)
+    keras.utils.set_random_seed(TEACHER_SEED)
+    with strategy.scope():
+        trainer = SimilarityTransferDistiller(
+            load_for(dataset, name),
+            mixing=None,
+            soft_weight=0.0,
+            label_weight=1.0,
+            data_seed=data_seed,
+        )
+    experiment.start(run, {"settings": settings, **provenance}, strategy)
+    recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
+    experiment.train(
+        trainer, dataset, train_split, validation_split, run, epochs=epochs,
+        backup_steps=backup_steps, on_nan=on_nan, **recipe,
+    )  # fmt: skip
+    if is_chief(strategy):
+        write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
+    wait_for_all(strategy)
+    return run.model
+
+
+def teacher_run(
+    name: str,
+    dataset: Dataset,
+    folder: str | pathlib.Path,
+    *,
+    epochs: int,
+    validation_fraction: float | None,
+    data_seed: int,
+) -> tuple[RunDirectory, dict[str, Any]]:
+    """Returns the directory of a teacher that is trained here, and what its result depends on.
+
+    Args:
+        name: as in `train_teacher`, like the others.
+        dataset: likewise.
+        folder: likewise.
+        epochs: likewise.
+        validation_fraction: likewise.
+        data_seed: likewise.
+    """
+    canonical, options = zoo.parse_name(name)
+    name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
+    settings = {
+        "dataset": f"{dataset.name}-{dataset.version}",
+        "image_shape": dataset.image_shape,
+        "flip": dataset.flip,
+        "validation_fraction": validation_fraction,
+        "data_seed": data_seed,
+        "teacher": name,
+        "epochs": epochs,
+        "seed": TEACHER_SEED,
+        **TEACHER_RECIPE,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
+    run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
+    return run, settings

@@ -1,0 +1,133 @@
+"""State dicts of PyTorch's, read from files that nobody has to trust."""
+
+import argparse
+import pathlib
+import warnings
+import zipfile
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from stkd_keras.errors import InputError, first_few, one_line
+from stkd_keras.files.untrusted import stored_members
+
+SAFETENSORS_ENDING = ".safetensors"
+
+# The function that NumPy's numbers are pickled with; it makes nothing but numbers.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+# What training scripts keep beside the weights: their command's flags, and numbers of NumPy's.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a checkpoint's tensors, by PyTorch's names, without "module." before them.
+
+    Raises:
+        InputError: as `models.load_pytorch`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}; expected a PyTorch checkpoint, check the path")
+    read = _read_safetensors if path.suffix == SAFETENSORS_ENDING else _read_pickle
+    state: dict[str, np.ndarray] = {}
+    for name, tensor in read(path).items():
+        plain = _without_module(name)
+        if plain in state:
+            raise InputError(
+                f"{path} has {one_line(plain)} twice, with and without 'module.' before it; "
+                "expected each tensor once: save model.state_dict() alone"
+            )
+        state[plain] = tensor
+    return state
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except Exception as error:  # Which kind depends on the byte at which a file is broken.
+        raise InputError(
+            f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
+            "tensors: get it again"
+        ) from error
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the state dict that torch.save wrote, unpickling nothing but tensors and containers."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"reading {path} needs PyTorch, which isn't installed; pip install torch, "
+            "or convert the file to .safetensors"
+        ) from error
+    _check_zip(path)
+    try:
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of old kinds of pickle, which is no news to a user.
+            state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # Which kind depends on the byte at which a file is broken.
+        # PyTorch's own message explains how to run the code in a file that isn't trusted.
+        raise InputError(
+            f"can't read {path} ({type(error).__name__}); expected a PyTorch file with nothing but "
+            "tensors and plain containers: get it again, or save model.state_dict() alone"
+        ) from error
+    if isinstance(state, dict):
+        for wrapper in ("state_dict", "model"):
+            if isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
+    if not (isinstance(state, dict) and state) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
+    ):
+        raise InputError(
+            f"{path} holds no state dict; expected names with tensors, at the top or under "
+            '"state_dict" or "model": save model.state_dict()'
+        )
+    odd = [
+        name
+        for name, tensor in state.items()
+        if tensor.layout is not torch.strided
+        or tensor.is_quantized
+        or tensor.is_nested
+        or tensor.is_meta
+        or tensor.is_complex()
+        or tensor.nbytes > tensor.untyped_storage().nbytes()  # The same number again and again.
+    ]
+    if odd:
+        raise InputError(
+            f"{path} has tensors that are sparse, quantised, complex or without content: "
+            f"{first_few(odd)}; expected ordinary ones: save the state dict of the trained module"
+        )
+    # NumPy has no bfloat16.
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """Refuses a file whose parts aren't as they were written, which PyTorch doesn't look at.
+
+    Raises:
+        InputError: likewise.
+    """
+    if not zipfile.is_zipfile(path):  # As PyTorch wrote them before 2020.
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored_members(str(path), archive)
+            broken = archive.testzip()
+    except InputError:
+        raise
+    except Exception:  # Which kind depends on the byte; PyTorch may still know better.
+        return
+    if broken is not None:
+        raise InputError(f"{path} is damaged (in {one_line(broken)}); get it again")
+
+
+def _without_module(name: str) -> str:
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name

@@ -1,0 +1,1 @@
+"""What any Keras classifier needs before it teaches or learns: outputs, features, batch norm."""

@@ -1,0 +1,1 @@
+"""Readers of image data: folders, archives, image files, TFRecords and TFDS."""

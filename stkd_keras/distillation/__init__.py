@@ -1,0 +1,1 @@
+"""The distiller: one training batch from inputs to losses."""

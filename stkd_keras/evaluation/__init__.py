@@ -1,0 +1,29 @@
+"""Scores and costs of classifiers."""
+
+from stkd_keras.evaluation.scores import (
+    CONFIDENCE_LEVEL,
+    ECE_BINS,
+    EVALUATION_BATCH,
+    compiled,
+    divergences,
+    fidelity,
+    log_softmax,
+    predict_logits,
+    reliability,
+    score,
+    wilson_interval,
+)
+
+__all__ = [
+    "CONFIDENCE_LEVEL",
+    "ECE_BINS",
+    "EVALUATION_BATCH",
+    "compiled",
+    "divergences",
+    "fidelity",
+    "log_softmax",
+    "predict_logits",
+    "reliability",
+    "score",
+    "wilson_interval",
+]

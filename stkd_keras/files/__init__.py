@@ -1,0 +1,1 @@
+"""Safe file access: atomic writes, locks, JSON and checks of untrusted files."""

@@ -1,0 +1,232 @@
+"""The method that contrasts an image's embeddings with those of other images: CRD."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from stkd_keras.errors import InputError
+from stkd_keras.methods.adapters import linear
+from stkd_keras.methods.arithmetic import unit_vectors
+from stkd_keras.methods.base import DistillationTerm, checked_count, checked_positive
+from stkd_keras.randomness import NEGATIVES, step_seed
+
+# What RepDistiller adds to the likelihoods, crd/criterion.py.
+EPSILON = 1e-7
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class CRD(DistillationTerm):
+    """Contrastive distillation: teacher and student embed an image alike and others differently.
+
+    Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation
+    18. Both embeddings are mapped linearly to `embedding_size` numbers and divided by their norms;
+    two memory banks hold such a vector for each training image, the student's and the teacher's.
+    With N images, K of other classes drawn as negatives, and P(a, b) = exp(a . b / temperature)
+    / Z, a sample i's loss is the sum of two such terms, with the student as anchor v and the
+    teacher's bank m, and the other way round:
+
+        -log(P(v, m_i) / (P(v, m_i) + K / N)) - sum over negatives j of
+            log((K / N) / (P(v, m_j) + K / N))
+
+    Z is N times the mean of exp(a . b / temperature) in the first batch. After each step the bank's
+    vector of the image becomes momentum * old + (1 - momentum) * new, divided by its norm.
+
+    As in github.com/HobbitLong/RepDistiller (mode "exact"), but that negatives are drawn with
+    replacement. They are a pure function of `seed` and the number of batches seen. Each image
+    belongs to one batch at most once. With `training=False` banks and counter stay as they are.
+
+    Args:
+        num_images: integer, the number of training images; `index` runs from 0 to it.
+        image_labels: (num_images,), the class of each training image, -1 for none; None where no
+            class is known. Of an image without a class all others are negatives.
+        features: name of vectors (B, D), one; ("embedding",) by default.
+        weight: float, 0.8 by default (RepDistiller, scripts/run_cifar_distill.sh).
+        embedding_size: integer, 128 by default (this and the next three: RepDistiller,
+            train_student.py).
+        num_negatives: integer, 16384 by default.
+        temperature: positive float, 0.07 by default.
+        momentum: float from 0 to below 1, 0.5 by default.
+        seed: integer.
+        name: string.
+    """
+
+    refuses_mixing = (
+        "CRD is keyed by image: its banks hold a vector for each training image, and a mixture is "
+        "several"
+    )
+    needs_index = True
+    needs_one_replica = True
+    feature_rank = 2
+
+    def __init__(
+        self,
+        num_images: int,
+        image_labels: Sequence[int] | np.ndarray | None = None,
+        features: Sequence[str] = ("embedding",),
+        weight: float = 0.8,
+        embedding_size: int = 128,
+        num_negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        seed: int = 0,
+        name: str = "crd",
+        **kwargs: Any,
+    ):
+        super().__init__(features, weight, name, **kwargs)
+        if len(self.features) != 1:
+            raise InputError(f"features of {name} is {features!r}; expected one name")
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum of {name} is {momentum}; expected a number from 0 to 1")
+        self.num_images = checked_count("num_images", num_images, smallest=2)
+        self.embedding_size = checked_count("embedding_size", embedding_size)
+        self.num_negatives = checked_count("num_negatives", num_negatives)
+        self.temperature = checked_positive("temperature", temperature)
+        self.momentum = float(momentum)
+        self.seed = int(seed)
+        self.image_labels = None if image_labels is None else np.asarray(image_labels, np.int64)
+        self._order, self._start, self._count = _classes(self.image_labels, self.num_images)
+
+    def build(self, student_shape, teacher_shape, labels_shape):
+        """Makes the linear maps, the banks, Z of both and the counter of batches."""
+        super().build(student_shape, teacher_shape, labels_shape)
+        ((_, student, teacher),) = self.shape_pairs(student_shape, teacher_shape)
+        self.student_map, self.teacher_map = (linear(self.embedding_size) for _ in range(2))
+        self.student_map.build(student)
+        self.teacher_map.build(teacher)
+        # Coordinates as of vectors whose length is about 1.
+        bound = (3 / self.embedding_size) ** 0.5
+        shape = (self.num_images, self.embedding_size)
+        self.student_bank, self.teacher_bank = (
+            self._state(f"{model}_bank", shape, keras.initializers.RandomUniform(-bound, bound))
+            for model in ("student", "teacher")
+        )
+        self.student_constant = self._state("student_constant", (), "zeros")
+        self.teacher_constant = self._state("teacher_constant", (), "zeros")
+        self.num_batches = self._state("num_batches", (), "zeros", dtype="int64")
+
+    def call(self, student, teacher, labels, index=None, training=None):
+        """Returns the loss of each sample, (B,).
+
+        Args:
+            student: as of `DistillationTerm`.
+            teacher: likewise.
+            labels: likewise; they aren't used.
+            index: (B,), integers, the number of each image in the training data.
+            training: False to leave banks and counter as they are.
+        """
+        if index is None:
+            raise InputError(f"{self.name} needs index=, the number of each image in the data")
+        ((s, t),) = self.pairs(student, teacher)
+        s, t = unit_vectors(self.student_map(s)), unit_vectors(self.teacher_map(t))
+        index = tf.cast(index, tf.int32)
+        picked = tf.concat([index[:, None], self._draw_negatives(index)], axis=1)
+        keeps = training is not None and not training
+        loss = 0.0
+        for anchor, bank, constant in (
+            (s, self.teacher_bank, self.student_constant),
+            (t, self.student_bank, self.teacher_constant),
+        ):
+            scores = tf.matmul(anchor, tf.convert_to_tensor(bank), transpose_b=True)
+            exponents = tf.gather(scores, picked, batch_dims=1) / self.temperature
+            z = self._normalization(constant, exponents, keeps)
+            loss += contrastive_loss(exponents - tf.math.log(z), self.num_images)
+        if not keeps:
+            self._remember(self.student_bank, index, s)
+            self._remember(self.teacher_bank, index, t)
+            self.num_batches.assign_add(1)
+        return loss
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_images": self.num_images,
+            "image_labels": None if self.image_labels is None else self.image_labels.tolist(),
+            "embedding_size": self.embedding_size,
+            "num_negatives": self.num_negatives,
+            "temperature": self.temperature,
+            "momentum": self.momentum,
+            "seed": self.seed,
+        }
+
+    def _state(self, name: str, shape: tuple, initializer, dtype: str = "float32"):
+        return self.add_weight(
+            shape,
+            initializer,
+            dtype=dtype,
+            trainable=False,
+            name=name,
+            aggregation="only_first_replica",
+        )
+
+    def _draw_negatives(self, index: tf.Tensor) -> tf.Tensor:
+        """Draws images of other classes, (B, num_negatives), int32."""
+        seed = step_seed(self.seed, NEGATIVES, tf.convert_to_tensor(self.num_batches))
+        shape = (tf.shape(index)[0], self.num_negatives)
+        bits = tf.random.stateless_uniform(
+            shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        )
+        start = tf.gather(self._start, index)[:, None]
+        count = tf.gather(self._count, index)[:, None]
+        # A fraction of 2^32 of the places outside the class, which is left out of the order.
+        outside = (tf.cast(bits, tf.int64) + 2**31) * (self.num_images - count)
+        place = tf.bitwise.right_shift(outside, tf.constant(32, tf.int64))
+        place = tf.where(place < start, place, place + count)
+        return tf.gather(self._order, place)
+
+    def _normalization(self, constant, exponents: tf.Tensor, keeps: bool) -> tf.Tensor:
+        """Returns Z, which the first batch decides."""
+        now = tf.convert_to_tensor(constant)
+        first = tf.reduce_mean(tf.exp(tf.stop_gradient(exponents))) * self.num_images
+        z = tf.where(now > 0, now, first)
+        if not keeps:
+            constant.assign(z)
+        return z
+
+    def _remember(self, bank, index: tf.Tensor, vectors: tf.Tensor) -> None:
+        old = tf.convert_to_tensor(bank)
+        vectors = self.momentum * tf.gather(old, index) + (1 - self.momentum) * vectors
+        bank.assign(tf.tensor_scatter_nd_update(old, index[:, None], unit_vectors(vectors)))
+
+
+def contrastive_loss(log_likelihoods: tf.Tensor, num_images: int) -> tf.Tensor:
+    """Returns the noise-contrastive loss of each sample, (B,).
+
+    Args:
+        log_likelihoods: (B, 1 + K), log P of the positive and of K negatives.
+        num_images: integer, N; the noise is uniform over them.
+    """
+    noise = (log_likelihoods.shape[1] - 1) / num_images
+    likelihoods = tf.exp(log_likelihoods) + EPSILON
+    positive = log_likelihoods[:, 0] - tf.math.log(likelihoods[:, 0] + noise)
+    # Thousands of numbers near 0, which a difference of two logarithms would round away.
+    negatives = -tf.math.log1p(likelihoods[:, 1:] / noise)
+    return -(positive + tf.reduce_sum(negatives, axis=1))
+
+
+def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ...]:
+    """Returns images ordered by class; and for each image the start of its class there, the size.
+
+    An image without a class counts as the only one of its own.
+    """
+    own = np.arange(num_images)
+    if labels is None:
+        return own.astype(np.int32), own, np.ones(num_images, np.int64)
+    if labels.shape != (num_images,):
+        raise InputError(
+            f"image_labels has shape {labels.shape}; expected one label for each of the "
+            f"{num_images} training images"
+        )
+    classes = np.where(labels < 0, labels.max(initial=0) + 1 + own, labels)
+    order = np.argsort(classes, kind="stable")
+    _, start, inverse, count = np.unique(
+        classes[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(count) < 2:
+        raise InputError("image_labels names one class only, so that there are no negatives")
+    place = np.empty(num_images, np.int64)
+    place[order] = inverse
+    return order.astype(np.int32), start[place], count[place]

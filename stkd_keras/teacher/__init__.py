@@ -1,0 +1,1 @@
+"""The frozen teacher, live or replayed from a recording."""

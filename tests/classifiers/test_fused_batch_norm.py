@@ -1,0 +1,227 @@
+"""Fused batch normalisation is Keras's own, only faster."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
+
+SHAPE = (5, 4, 6, 3)
+# Float32 sums in another order; half precision rounds outputs to 11 (float16) or 8 bits.
+TOLERANCE = {"float32": 2e-5, "mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}
+
+
+def _model(shape=SHAPE, input_dtype="float32", **options):
+    """A model of one batch normalisation whose weights and statistics are all different."""
+    options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": "float32", **options}
+    inputs = keras.Input(shape[1:], dtype=input_dtype)
+    layer = keras.layers.BatchNormalization(**options)
+    model = keras.Model(inputs, layer(inputs))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 2.0, w.shape) for w in model.get_weights()])
+    return model
+
+
+def _step(model, x, weights, training=True):
+    """Outputs, and the gradients of their weighted sum for inputs and weights."""
+    variables = [v.value for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = model(x, training=training)
+        loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * weights)
+    return [outputs, *tape.gradient(loss, [x, *variables])]
+
+
+def _train(model, shape=SHAPE, steps=3, jit_compile=None):
+    """What some training steps give, and the weights after each."""
+    step = _step if jit_compile is None else tf.function(_step, jit_compile=jit_compile)
+    rng = np.random.default_rng(1)
+    seen = []
+    for _ in range(steps):
+        x, weights = rng.normal(3.0, 2.0, (2, *shape)).astype("float32")
+        seen += [np.asarray(value, "float32") for value in step(model, tf.constant(x), weights)]
+        seen += model.get_weights()
+    return seen
+
+
+def _assert_same(actual, expected, tolerance):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, np.abs(b).max()))
+
+
+def _fused_ops(model, **arguments):
+    """How many fused ops a call of the model in training is traced to."""
+    call = tf.function(lambda x: model(x, training=True, **arguments))
+    graph = call.get_concrete_function(tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype))
+    return sum(op.type == "FusedBatchNormV3" for op in graph.graph.get_operations())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 5)] * 4),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    scale=st.booleans(),
+    center=st.booleans(),
+    momentum=st.sampled_from([0.0, 0.9, 0.99]),
+    epsilon=st.sampled_from([1e-5, 1e-3, 0.1]),
+    axis=st.sampled_from([-1, 3]),
+)
+def test_training_steps_equal_kerass_own(shape, dtype, **options):
+    own = _model(shape, dtype=dtype, **options)
+    fused = fuse_batch_normalization(_model(shape, dtype=dtype, **options))
+    assert _fused_ops(fused) == 1
+    # The input's gradient is the difference of near numbers where a channel hardly varies.
+    _assert_same(_train(fused, shape), _train(own, shape), 10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_training_steps_equal_kerass_own_when_compiled(dtype, jit_compile):
+    fused = fuse_batch_normalization(_model(dtype=dtype))
+    actual = _train(fused, jit_compile=jit_compile)
+    _assert_same(actual, _train(_model(dtype=dtype)), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_inference_and_frozen_layers_use_and_keep_the_moving_statistics(frozen):
+    own, fused = _model(), fuse_batch_normalization(_model())
+    own.trainable = fused.trainable = not frozen
+    before = fused.get_weights()
+    x, weights = np.random.default_rng(2).normal(size=(2, *SHAPE)).astype("float32")
+    actual, expected = (_step(m, tf.constant(x), weights, frozen) for m in (fused, own))
+    _assert_same(actual, expected, 2e-5)
+    _assert_same(fused.get_weights(), before, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (SHAPE, {"renorm": True}),
+        (SHAPE, {"synchronized": True}),
+        (SHAPE, {"epsilon": 1e-6}),
+        (SHAPE, {"axis": 1}),
+        (SHAPE, {"dtype": "float64", "input_dtype": "float64"}),
+        ((5, 3), {}),
+        ((5, 4, 3), {}),
+        ((5, 2, 4, 6, 3), {}),
+        ((5, 2, 4, 6, 3), {"axis": 3}),
+    ],
+    ids=str,
+)
+def test_what_has_no_fused_form_stays_kerass_own(shape, options):
+    own, fused = _model(shape, **options), fuse_batch_normalization(_model(shape, **options))
+    assert _fused_ops(fused) == 0
+    x = np.random.default_rng(2).normal(size=shape)
+    np.testing.assert_array_equal(fused(x, training=True), own(x, training=True))
+    _assert_same(fused.get_weights(), own.get_weights(), 0)
+
+
+def test_a_mask_is_heeded():
+    own, fused = _model(), fuse_batch_normalization(_model())
+    x = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
+    mask = np.random.default_rng(3).random(SHAPE[:-1]) < 0.5
+    outputs = [m.layers[-1](x, training=True, mask=mask) for m in (fused, own)]
+    np.testing.assert_array_equal(*outputs)
+    _assert_same(fused.get_weights(), own.get_weights(), 0)
+
+
+def test_layers_inside_models_and_layers_are_fused_and_subclasses_are_not():
+    class Special(keras.layers.BatchNormalization):
+        pass
+
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.BatchNormalization()
+
+        def call(self, x, training=None):
+            return self.norm(x, training=training)
+
+    inner = keras.Sequential([keras.Input(SHAPE[1:]), keras.layers.BatchNormalization()])
+    inputs = keras.Input(SHAPE[1:])
+    model = keras.Model(
+        inputs, Special()(Block()(inner(keras.layers.BatchNormalization()(inputs))))
+    )
+    assert _fused_ops(fuse_batch_normalization(model)) == 3
+
+
+def test_fusing_again_changes_nothing():
+    model = fuse_batch_normalization(_model())
+    once = model.layers[-1].call
+    assert fuse_batch_normalization(model) is model
+    assert model.layers[-1].call is once
+
+
+def test_a_fused_model_can_be_part_of_another():
+    fused = fuse_batch_normalization(_model())
+    inputs = keras.Input(SHAPE[1:])
+    whole = keras.Model(inputs, keras.layers.ReLU()(fused(inputs)))
+    assert whole.output_shape == (None, *SHAPE[1:])
+    assert _fused_ops(whole) == 1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+def test_zero_examples_leave_statistics_alone_and_gradients_finite(dtype, jit_compile):
+    model = fuse_batch_normalization(_model(dtype=dtype))
+    before = model.get_weights()
+    results = _train(model, (0, *SHAPE[1:]), steps=1, jit_compile=jit_compile)
+    assert all(np.isfinite(value).all() for value in results)
+    _assert_same(model.get_weights(), before, 0)
+
+
+UNEVEN_BATCHES = """
+import keras, numpy as np, tensorflow as tf
+from stkd_keras.normalization import fuse_batch_normalization
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.BatchNormalization(momentum=0.5)(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = fuse_batch_normalization(keras.Model(inputs, keras.layers.Dense(2)(x)))
+    model.compile(optimizer="sgd", loss=keras.losses.MeanSquaredError())
+model.fit(np.ones((5, 4, 4, 3)), np.ones((5, 2)), batch_size=4, epochs=2, verbose=0)
+copies = [copy for weight in model.weights for copy in weight.value.values]
+assert len(copies) == 2 * len(model.weights)
+assert all(np.isfinite(copy).all() for copy in copies)
+"""
+
+
+def test_a_replica_without_examples_does_no_harm(repository):
+    _run(UNEVEN_BATCHES, cwd=repository)
+
+
+LOAD_IN_PLAIN_KERAS = """
+import sys, keras, numpy as np
+model = keras.saving.load_model("model.keras")
+assert not {"stkd_keras", "models"} & set(sys.modules)
+np.testing.assert_allclose(model(np.load("x.npy")), np.load("y.npy"), atol=1e-5)
+"""
+
+
+def test_a_saved_model_is_plain_keras(tmp_path):
+    model = fuse_batch_normalization(_model())
+    _train(model)
+    x = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", model(x))
+    model.save(tmp_path / "model.keras")
+    assert "call" not in vars(keras.models.clone_model(model).layers[-1])
+    _run(LOAD_IN_PLAIN_KERAS, cwd=tmp_path)
+
+
+def _run(code, cwd):
+    """Runs Python code in a process of its own that sees this project only where `cwd` is it."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,109 @@
+"""Scores are those of scikit-learn and of definitions by hand."""
+
+import keras
+import networks
+import numpy as np
+import pytest
+import sklearn.metrics
+import tensorflow as tf
+
+from stkd_keras import FrozenTeacher, InputError
+from stkd_keras.evaluation.scores import fidelity, predict_logits, score
+from stkd_keras.recipes import method_settings
+from stkd_keras.training.run import make_optimizer
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def answers():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 20, 500)
+    logits = rng.normal(size=(500, 20)) + 2 * np.eye(20)[labels]
+    return logits, labels
+
+
+def test_accuracy_and_likelihood_are_scikit_learns(answers):
+    logits, labels = answers
+    scores, p = score(logits, labels), softmax(logits)
+    classes = np.arange(20)
+    assert scores["accuracy"] == sklearn.metrics.accuracy_score(labels, p.argmax(axis=1))
+    top5 = sklearn.metrics.top_k_accuracy_score(labels, p, k=5, labels=classes)
+    assert scores["top5_accuracy"] == pytest.approx(top5)
+    assert scores["nll"] == pytest.approx(sklearn.metrics.log_loss(labels, p, labels=classes))
+
+
+def test_calibration_error_is_that_of_fifteen_equal_bins(answers):
+    logits, labels = answers
+    p = softmax(logits)
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
+    expected = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            expected += abs(correct[inside].sum() - confidence[inside].sum()) / len(labels)
+    assert score(logits, labels)["ece"] == pytest.approx(expected)
+
+
+def test_a_calibrated_and_an_overconfident_classifier_are_told_apart():
+    labels = np.array([0] * 75 + [1] * 25)
+    calibrated = np.tile(np.log([0.75, 0.25]), (100, 1))
+    assert score(calibrated, labels)["ece"] == pytest.approx(0, abs=1e-9)
+    assert score(np.tile([50.0, 0.0], (100, 1)), labels)["ece"] == pytest.approx(0.25)
+
+
+def test_no_top5_with_ten_classes_or_fewer():
+    assert "top5_accuracy" not in score(np.eye(10), np.arange(10))
+
+
+def test_fidelity_is_agreement_and_kl_by_hand():
+    student = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    teacher = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    p, q = softmax(teacher), softmax(student)
+    result = fidelity(student, teacher)
+    assert result["agreement"] == pytest.approx(2 / 3)
+    assert result["kl"] == pytest.approx((p * np.log(p / q)).sum(axis=1).mean())
+
+
+def test_huge_logits_give_finite_scores():
+    scores = score(np.array([[1e4, 0.0], [0.0, 1e4]]), np.array([0, 0]))
+    assert scores["nll"] == pytest.approx(5e3)
+
+
+def test_predicted_logits_are_the_models_on_every_example_in_order():
+    model = networks.dense_classifier()
+    x, y = networks.vectors(50)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    logits, labels = predict_logits(FrozenTeacher(model), batches, verbose=False)
+    np.testing.assert_allclose(logits, model(x), atol=1e-6)
+    np.testing.assert_array_equal(labels, y)
+
+
+def test_a_method_sets_defaults_and_an_explicit_flag_wins():
+    assert method_settings("kd")["mixing"] == "none"
+    assert method_settings("kd", mixup_alpha=0.5)["mixing"] == "mixup"
+    assert method_settings("kd", mixing="cutmix", mixup_alpha=0.5)["mixing"] == "cutmix"
+    assert method_settings("stkd", soft_weight=0.5)["soft_weight"] == 0.5
+    assert method_settings("stkd", mixup_probability=0.0)["mixing"] == "none"
+    assert method_settings("stkd", mixing="none") == method_settings("kd")
+    assert method_settings("kd", mixing="mixup") == method_settings("stkd")
+    settings = method_settings("stkd", mixup_alpha=0.5, mixup_probability=0.3)
+    assert settings == {
+        **method_settings("stkd"),
+        "mixup_alpha": 0.5,
+        "mixup_probability": 0.3,
+    }
+    with pytest.raises(InputError, match="'stdk'; the nearest known: stkd"):
+        method_settings("stdk")
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
+    schedule = make_optimizer(0.2, 0.0, 1000)._learning_rate
+    rates = np.array([float(schedule(step)) for step in range(1001)])
+    np.testing.assert_allclose(rates[:51], 0.2 * np.arange(51) / 50, atol=1e-6)
+    cosine = 0.1 * (1 + np.cos(np.pi * np.arange(951) / 950))
+    np.testing.assert_allclose(rates[50:], cosine, atol=1e-6)
+    assert isinstance(make_optimizer(0.2, 0.0, 1), keras.optimizers.SGD)

@@ -1,0 +1,315 @@
+"""What must hold on two replicas: run as a process, since devices are divided at the start.
+
+    python tests/two_replicas.py results.json
+
+writes, for each function below, null or the traceback of what didn't hold.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+import tempfile
+import traceback
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import keras
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from stkd_keras import (
+    InputError,
+    Mixup,
+    SimilarityTransferDistiller,
+    data,
+    fuse_batch_normalization,
+    methods,
+    record_teacher,
+)
+from stkd_keras.distribution.strategy import make_strategy
+
+STRATEGY = make_strategy("mirrored", logical_devices=2)
+ONE_DEVICE = tf.distribute.get_strategy()
+local = STRATEGY.experimental_local_results
+
+
+def make(strategy=STRATEGY, convolutional=False, compiled=True, **settings):
+    """A distiller made under a strategy, always with the same initial weights."""
+    keras.utils.set_random_seed(0)
+    build = networks.convolutional_classifier if convolutional else networks.dense_classifier
+    teacher = build(width=16)
+    with strategy.scope():
+        distiller = SimilarityTransferDistiller(build(width=6), teacher, **settings)
+        if compiled:
+            distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+    return distiller
+
+
+def two_replicas_of_32_log_and_train_as_one_device_of_64():
+    """Without mixing and batch normalisation, whatever the number of validation examples."""
+    x, y = networks.vectors(192)
+    histories, weights = [], []
+    for strategy in (STRATEGY, ONE_DEVICE):
+        distiller = make(strategy, mixing=None)
+        history = distiller.fit(
+            x, y, batch_size=64, epochs=3, shuffle=False, verbose=0,
+            validation_data=(x[:101], y[:101]),
+        )  # fmt: skip
+        histories.append(history.history)
+        weights.append(distiller.student.get_weights())
+        if strategy is STRATEGY:
+            for variable in distiller.trainable_variables:
+                np.testing.assert_array_equal(*local(variable.value))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert set(histories[0]) == set(histories[1])
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
+
+
+def terms_of_samples_count_and_train_as_on_one_device():
+    """And a replica without examples leaves nothing that is not a number."""
+    x, y = networks.vectors(128)
+    results = []
+    for strategy in (STRATEGY, ONE_DEVICE):
+        distiller = make(strategy, mixing=None, terms=[methods.StandardizedKD()])
+        history = distiller.fit(x, y, batch_size=64, epochs=2, shuffle=False, verbose=0).history
+        results.append((history, distiller.student.get_weights()))
+    (mine, my_weights), (its, its_weights) = results
+    for name in ("loss", "kd_standardized"):
+        np.testing.assert_allclose(mine[name], its[name], rtol=1e-4)
+    for a, b in zip(my_weights, its_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    distiller = make(mixing=None, terms=[methods.RKD(), methods.CC()])
+    history = distiller.fit(x[:65], y[:65], batch_size=64, shuffle=False, verbose=0).history
+    assert np.isfinite([history["loss"], history["rkd"], history["cc"]]).all()
+
+
+def what_a_stage_beforehand_trained_stays_as_it_is():
+    """Also with momentum."""
+    x, y = networks.images(64)
+    term = methods.FT(features=("map",), pretraining_steps=1)
+    keras.utils.set_random_seed(0)
+    with STRATEGY.scope():
+        student, teacher = (networks.small_convolutional_classifier(width=w) for w in (4, 8))
+        distiller = SimilarityTransferDistiller(
+            student, teacher, terms=[term],
+            student_features={"map": student.layers[-3].name},
+            teacher_features={"map": teacher.layers[-3].name},
+        )  # fmt: skip
+        distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    weights = []
+    for _ in range(3):
+        distiller.fit(x, y, batch_size=64, verbose=0)
+        weights.append([[w.numpy() for w in local(v.value)] for v in term.encoder.variables])
+    for first, last in zip(weights[0], weights[2], strict=True):
+        np.testing.assert_array_equal(first, last)
+
+
+def a_term_with_a_memory_is_refused():
+    with pytest.raises(InputError, match="crd keeps a memory of all images"):
+        make(mixing=None, terms=[methods.CRD(64)])
+
+
+def images_without_labels_count_as_on_one_device():
+    """Also where one of the replicas has no label at all, and where nothing has."""
+    x, y = networks.vectors(128)
+    y[::2] = -1
+    y[64:96] = -1
+    for labels, settings in ((y, {}), (None, {"label_weight": 0.0})):
+        histories, weights = [], []
+        for strategy in (STRATEGY, ONE_DEVICE):
+            distiller = make(strategy, mixing=None, **settings)
+            history = distiller.fit(x, labels, batch_size=64, epochs=2, shuffle=False, verbose=0)
+            histories.append(history.history)
+            weights.append(distiller.student.get_weights())
+        assert set(histories[0]) == set(histories[1])
+        for name, values in histories[0].items():
+            np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
+        for a, b in zip(*weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def replicas_draw_different_mixtures_of_their_step():
+    """Each is given the seed of its step and its number."""
+    seeds = []
+
+    class Recorder(Mixup):
+        def __call__(self, x, y, sample_weight=None, *, seed):
+            tf.py_function(lambda s: seeds.append(tuple(s.numpy())), [seed], [])
+            return super().__call__(x, y, sample_weight, seed=seed)
+
+    distiller = make(mixing=Recorder(1.0), data_seed=7)
+    distiller.fit(*networks.vectors(64), batch_size=16, verbose=0)
+    expected = {tuple(distiller.mixing_seed(s, r).numpy()) for s in range(4) for r in range(2)}
+    assert len(expected) == len(seeds) == 8
+    assert set(seeds) == expected
+
+
+def evaluation_is_that_of_one_device_for_any_number_of_examples():
+    """Also where a replica has none."""
+    two, one = make(convolutional=True), make(ONE_DEVICE, convolutional=True)
+    for count in (1, 33, 64, 65, 101):
+        x, y = networks.images(count)
+        a, b = (d.evaluate(x, y, batch_size=64, verbose=0, return_dict=True) for d in (two, one))
+        for name, value in b.items():
+            np.testing.assert_allclose(a[name], value, rtol=1e-5, err_msg=f"{name}, {count}")
+
+
+def batch_statistics_are_averaged_before_validation_and_before_saving():
+    """They differ within the epoch, or this would show nothing."""
+    distiller = make(convolutional=True)
+    statistics = [v for v in distiller.student.non_trainable_variables if "moving" in v.path]
+    averaged, different = [], []
+
+    class Different(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            pairs = [local(v.value) for v in statistics]
+            different.append(any((a.numpy() != b.numpy()).any() for a, b in pairs))
+
+    class Averaged(keras.callbacks.Callback):
+        def check(self, *_):
+            for variable in statistics:
+                np.testing.assert_array_equal(*local(variable.value))
+            averaged.append(True)
+
+        on_test_begin = on_epoch_end = check
+
+    class SavesWhatIsAveraged(Averaged):
+        def on_train_batch_end(self, batch, logs=None):
+            self.check()
+
+    x, y = networks.images(128)
+    checkpoint = keras.callbacks.ModelCheckpoint("checkpoint.keras", save_freq=1)
+    distiller.fit(
+        x, y, batch_size=64, epochs=2, verbose=0, validation_data=(x, y),
+        callbacks=[Different(), checkpoint, SavesWhatIsAveraged(), Averaged()],
+    )  # fmt: skip
+    assert averaged
+    assert all(different)
+    distiller.student.save("student.keras")
+    loaded = keras.saving.load_model("student.keras")
+    expected = distiller.student.predict(x, verbose=0)
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def a_replica_without_examples_leaves_nothing_that_is_not_a_number():
+    """65 examples in batches of 64: the second replica's last batch is empty."""
+    for fuse in (fuse_batch_normalization, lambda student: student):
+        distiller = make(convolutional=True)
+        fuse(distiller.student)
+        distiller.fit(*networks.images(65), batch_size=64, verbose=0)
+        for variable in distiller.student.variables:
+            for value in local(variable.value):
+                assert np.isfinite(value.numpy()).all(), variable.path
+
+
+def a_pipeline_may_begin_with_one_of_the_last_two_batches():
+    """Of 33 and 32 images, in an epoch of two batches and of four, also from a recording."""
+    digits = data.load("digits")
+    teacher = networks.convolutional_classifier(width=4)
+    for count, start_step in ((65, 0), (193, 2)):
+        split = data.Split(digits.train.images[:count], digits.train.labels[:count])
+        batches = data.pipeline(digits, split, 64, 0, start_step=start_step)
+        for recorded in (False, True):
+            with STRATEGY.scope():
+                student = networks.convolutional_classifier(width=4)
+                asked, given = teacher, batches
+                if recorded:
+                    path = f"{count}-{start_step}.safetensors"
+                    from_the_start = data.pipeline(digits, split, 64, 0)
+                    asked = record_teacher(path, teacher, from_the_start, Mixup(), 0, 6)
+                    given = asked.attach(batches)
+                distiller = SimilarityTransferDistiller(student, asked, Mixup())
+                distiller.compile(keras.optimizers.SGD(0.01))
+                distiller.step.assign(start_step)
+            history = distiller.fit(given, steps_per_epoch=2, verbose=0, shuffle=False)
+            assert np.isfinite(history.history["loss"]).all()
+            assert distiller.step.numpy() == start_step + 2
+
+
+def a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken():
+    x, y = networks.images(65)
+    with pytest.warns(UserWarning, match=r"batch_size=\d*[02468] "):
+        make(convolutional=True).fit(x, y, batch_size=64, verbose=0)
+
+
+def precision_and_optimizer_options_work():
+    """As on one device."""
+    x, y = networks.images(65)
+    for policy, optimizer, options in [
+        ("mixed_float16", lambda: keras.optimizers.SGD(0.01), {}),
+        ("mixed_bfloat16", lambda: keras.optimizers.SGD(0.01, use_ema=True), {}),
+        ("float32", lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), {}),
+        ("float32", lambda: keras.optimizers.SGD(0.01), {"run_eagerly": True}),
+    ]:
+        with STRATEGY.scope():
+            keras.config.set_dtype_policy(policy)
+            student = networks.convolutional_classifier(width=4)
+            keras.config.set_dtype_policy("float32")
+            distiller = SimilarityTransferDistiller(student, networks.convolutional_classifier())
+            distiller.compile(optimizer(), metrics=["accuracy"], **options)
+        history = distiller.fit(
+            x[:64], y[:64], batch_size=32, verbose=0, validation_data=(x, y),
+            sample_weight=np.ones(64),
+        )  # fmt: skip
+        assert all(np.isfinite(v[-1]) for v in history.history.values()), (policy, history.history)
+        assert distiller.step.numpy() == 2
+
+
+def what_keras_cannot_do_is_refused_in_one_line():
+    """Before the first step."""
+    x, y = networks.vectors(66)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(33)
+    sgd = keras.optimizers.SGD
+    uses = {
+        "first batch has 33": lambda: make().fit(x, y, batch_size=33, verbose=0),
+        "batch has 33": lambda: make().fit(batches, verbose=0),
+        "gradient_accumulation_steps": lambda: make(compiled=False).compile(
+            sgd(0.1, gradient_accumulation_steps=2)
+        ),
+        "ema_overwrite_frequency": lambda: make(compiled=False).compile(
+            sgd(0.1, use_ema=True, ema_overwrite_frequency=2)
+        ),
+        "steps_per_execution": lambda: make(compiled=False).compile("sgd", steps_per_execution=2),
+        "jit_compile": lambda: make(compiled=False).compile("sgd", jit_compile=True),
+    }
+    for named, use in uses.items():
+        with pytest.raises(InputError, match=named) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+PROMISES = (
+    two_replicas_of_32_log_and_train_as_one_device_of_64,
+    images_without_labels_count_as_on_one_device,
+    replicas_draw_different_mixtures_of_their_step,
+    evaluation_is_that_of_one_device_for_any_number_of_examples,
+    batch_statistics_are_averaged_before_validation_and_before_saving,
+    a_replica_without_examples_leaves_nothing_that_is_not_a_number,
+    precision_and_optimizer_options_work,
+    what_keras_cannot_do_is_refused_in_one_line,
+    terms_of_samples_count_and_train_as_on_one_device,
+    what_a_stage_beforehand_trained_stays_as_it_is,
+    a_term_with_a_memory_is_refused,
+    a_pipeline_may_begin_with_one_of_the_last_two_batches,
+    a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken,
+)
+
+
+def _failure(promise) -> str | None:
+    try:
+        promise()
+    except BaseException:
+        return traceback.format_exc()
+    return None
+
+
+if __name__ == "__main__":
+    output = pathlib.Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        results = {promise.__name__: _failure(promise) for promise in PROMISES}
+    output.write_text(json.dumps(results))

@@ -44,7 +44,7 @@ from stkd_keras.methods.base import feature_names
 from stkd_keras.mixing import LABELS, PARTNERS
 from stkd_keras.teacher.member import DTYPES
 from stkd_keras.teacher.recording import check_recording
-from stkd_keras.training import loop, timing
+from stkd_keras.training import timing
 from stkd_keras.training.run_directory import RunDirectory
 
 # So that the number of steps is an int64, however many images there are.
@@ -320,13 +320,6 @@ PROFILE_STEPS = flags.DEFINE_integer(
     "steps that TensorFlow's profiler looks at, from the third on, for TensorBoard (default: none)",
     lower_bound=0,
 )
-ON_NAN = flags.DEFINE_enum(
-    "on_nan",
-    "stop",
-    list(loop.ON_NAN),
-    "at a loss that isn't finite: stop, or restore the last backup once and go on with half the "
-    "learning rate",
-)
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "two runs give the same bits on the same machine (slower)"
 )
@@ -434,7 +427,6 @@ def main() -> None:
         augment=AUGMENT.value,
         steps_per_execution=STEPS_PER_EXECUTION.value,
         backup_steps=BACKUP_STEPS.value,
-        on_nan=ON_NAN.value,
         validation_freq=VALIDATION_FREQ.value,
         histogram_freq=HISTOGRAM_FREQ.value,
         profile_steps=PROFILE_STEPS.value,
@@ -602,7 +594,6 @@ def get_teacher(
         provenance=provenance(),
         strategy=strategy,
         backup_steps=BACKUP_STEPS.value,
-        on_nan=ON_NAN.value,
     )
     return teachers.load_teachers(dataset, sources, train, TEACHER_DTYPE.value, strategy)
 

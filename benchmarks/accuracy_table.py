@@ -37,13 +37,13 @@ _STUDENTS_OWN = frozenset(
     {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
     | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
     | {"temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"}
-    | {"optimizer", "learning_rate", "weight_decay", "deterministic", "on_nan"}
+    | {"optimizer", "learning_rate", "weight_decay", "deterministic"}
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
 )
 # Flags on which the time that a run takes doesn't depend.
 _WITHOUT_COST = frozenset(
-    {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "on_nan", "backup_steps"}
+    {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "backup_steps"}
     | {"temperature", "label_weight", "method_weight", "mixup_alpha"}
     | {"learning_rate", "weight_decay"}
 )

@@ -93,7 +93,7 @@ def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(t
     message = str(caught.value)
     for part in (
         "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
-        "learning rate was 0.0", "backup/step-0000000005", "--on_nan=restore",
+        "learning rate was 0.0", "backup/step-0000000005", "lower learning rate",
     ):  # fmt: skip
         assert part in message
     assert len((tmp_path / "run" / "history.csv").read_text().split()) == 2
@@ -106,24 +106,6 @@ def test_a_weight_of_nan_is_never_backed_up(tmp_path):
     for file in (tmp_path / "run" / "backup").glob("step-*"):
         for name, value in safetensors.numpy.load_file(file).items():
             assert np.isfinite(value).all(), name
-
-
-def test_after_a_loss_of_nan_a_run_may_go_back_once_with_half_the_rate(tmp_path, capsys):
-    distiller = start(tmp_path / "run", [After(8, spoil)], backup_steps=2, on_nan="restore")
-    printed = capsys.readouterr().out
-    assert "going back to step-0000000007.safetensors, with half the learning rate" in printed
-    assert int(distiller.step) == 10
-    rate = distiller.optimizer.learning_rate
-    whole = experiment.make_optimizer(0.01, 0.05, 10, "adamw")
-    whole.iterations.assign(10 - 3)
-    distiller.optimizer.iterations.assign(10 - 3)
-    np.testing.assert_allclose(
-        distiller.optimizer.learning_rate, whole.learning_rate / 2, rtol=1e-5
-    )
-    assert float(rate) < 1e-6
-    spoilers = [After(7, spoil), After(9, spoil)]
-    with pytest.raises(InputError, match="although it had been halved"):
-        start(tmp_path / "other", spoilers, backup_steps=2, on_nan="restore")
 
 
 def test_each_optimizer_has_defaults_of_its_own():

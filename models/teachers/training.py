@@ -36,7 +36,6 @@ def train_teacher(
     provenance: dict[str, Any],
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = experiment.BACKUP_STEPS,
-    on_nan: str = "stop",
 ) -> pathlib.Path:
     """Trains a teacher by cross-entropy, once: what was trained before is found again.
 
@@ -53,7 +52,6 @@ def train_teacher(
         provenance: what else config.json shall say.
         strategy: what it is trained under; None for the current one.
         backup_steps: as in `stkd_keras.experiment.train`.
-        on_nan: likewise.
 
     Returns:
         The teacher's `.keras` file.
@@ -85,7 +83,7 @@ def train_teacher(
     recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
     experiment.train(
         trainer, dataset, train_split, validation_split, run, epochs=epochs,
-        backup_steps=backup_steps, on_nan=on_nan, **recipe,
+        backup_steps=backup_steps, **recipe,
     )  # fmt: skip
     if is_chief(strategy):
         write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))

@@ -20,8 +20,7 @@ _STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
 _GROUPS = ("model/", "optimizer/")
 # Where a run is that has no backup yet. Every backup says all of it, in these types.
 AT_START: dict[str, Any] = {
-    "epoch": 0, "steps": 0, "history": "", "stopped": False, "learning_rate_scale": 1.0,
-    "callbacks": [],
+    "epoch": 0, "steps": 0, "history": "", "stopped": False, "callbacks": [],
 }  # fmt: skip
 _TYPES = {name: type(value) for name, value in AT_START.items()}
 _UNREADABLE = (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError)

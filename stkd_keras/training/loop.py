@@ -1,4 +1,4 @@
-"""`fit` that goes on where it was: within an epoch, after a signal, after a loss of NaN."""
+"""`fit` that goes on where it was: within an epoch, after a signal."""
 
 import math
 import pathlib
@@ -17,7 +17,6 @@ from stkd_keras.training import checkpoints as backups
 from stkd_keras.training.checkpoints import Backup
 from stkd_keras.training.signals import Interrupted, NotedSignals, noted_signals
 
-ON_NAN = ("stop", "restore")
 # Workers ask each other so seldom, for it takes a message, whether one of them got a signal.
 STEPS_BETWEEN_QUESTIONS = 10
 # What callbacks remember from one epoch to the next.
@@ -35,8 +34,7 @@ class Training(NamedTuple):
 
     Attributes:
         distiller: the distiller.
-        compile: compiles it, given what to multiply the learning rate by, and the steps of an epoch
-            that are done already.
+        compile: compiles it, given the steps of an epoch that are done already.
         batches: gives the training batches from a step on.
         validation: batches to evaluate, or None.
         epochs: passes over the training images.
@@ -45,7 +43,7 @@ class Training(NamedTuple):
     """
 
     distiller: keras.Model
-    compile: Callable[[float, int], None]
+    compile: Callable[[int], None]
     batches: Callable[[int], Any]
     validation: Any
     epochs: int
@@ -74,7 +72,6 @@ def fit_resumably(
     place: Place,
     loggers: Callable[[bool], list],
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    on_nan: str = "stop",
 ) -> None:
     """Trains from the newest backup on, or from the start, and backs up on the way.
 
@@ -86,17 +83,15 @@ def fit_resumably(
         loggers: gives the callbacks that write the run's own artefacts, by whether they go on
             with what is there.
         callbacks: the user's. What Keras's own remember is backed up, too.
-        on_nan: "stop", or "restore" to go back to the last backup once, with half the learning
-            rate.
 
     Raises:
         InputError: where the loss stops being finite, or a backup can't be used or written.
         Interrupted: after a signal.
     """
-    is_first, halved = True, False
+    is_first = True
     with noted_signals() as signals:
         while True:
-            state, backup = _restored(training, place, halved)
+            state, backup = _restored(training, place)
             saver = _Saver(training, place, callbacks, backup, state, signals)
             if backup is not None and is_first:
                 print(f"resuming after {saver.where()}")
@@ -104,8 +99,7 @@ def fit_resumably(
             try:
                 _fit_a_part(training, state, [*loggers(backup is not None), *callbacks, saver])
             except _NotFiniteError as error:
-                _check_may_restore(error, on_nan, state, place)
-                halved = True
+                raise InputError(f"{error}; {_advice(place)}") from error
             if saver.is_done:
                 break
         if signals.number:
@@ -173,10 +167,6 @@ class _Saver(keras.callbacks.Callback):
                 setattr(callback, name, value)
             if weights := self._backup.arrays(f"callback-{number}"):
                 callback.best_weights = weights
-        if self._state["learning_rate_scale"] != self._backup.state["learning_rate_scale"]:
-            # Whoever resumes from here on has to know that the rate was halved.
-            self._sums = self._backup.metrics
-            self._write()
 
     def on_epoch_begin(self, epoch, logs=None):
         """Brings the epoch's metrics to where they were, after Keras has reset them."""
@@ -285,17 +275,13 @@ class _Saver(keras.callbacks.Callback):
         self._backed_up = self._total
 
 
-def _restored(
-    training: Training, place: Place, halved: bool
-) -> tuple[dict[str, Any], Backup | None]:
+def _restored(training: Training, place: Place) -> tuple[dict[str, Any], Backup | None]:
     """Compiles the distiller, and brings it and the history to where the newest backup was."""
     distiller = training.distiller
     backup = backups.newest_backup(place.folder, place.settings)
     state = {**backups.AT_START, **(backup.state if backup else {})}
-    if halved:
-        state["learning_rate_scale"] = 0.5
     with distiller.distribute_strategy.scope():
-        training.compile(state["learning_rate_scale"], state["steps"])
+        training.compile(state["steps"])
         distiller.optimizer.build(distiller.trainable_variables)
         if backup is not None:
             backup.restore(distiller)
@@ -346,24 +332,11 @@ def _end_without_steps(training: Training, state: dict[str, Any], callbacks: lis
     listed.on_train_end()
 
 
-def _check_may_restore(
-    error: _NotFiniteError, on_nan: str, state: dict[str, Any], place: Place
-) -> None:
-    """Ends the run, unless it may go back to a backup and hasn't yet."""
+def _advice(place: Place) -> str:
     last = backups.newest_backup(place.folder, place.settings)
     if last is None:
-        raise InputError(f"{error}; there is no backup from before it") from error
-    if on_nan == "stop":
-        raise InputError(
-            f"{error}; the last good backup is {last.path}: start anew with a lower learning rate, "
-            "or go on from the backup with half of it, --on_nan=restore"
-        ) from error
-    if state["learning_rate_scale"] < 1:
-        raise InputError(
-            f"{error}, although it had been halved; the last good backup is {last.path}: start "
-            "anew with a lower learning rate"
-        ) from error
-    print(f"\n{error}; going back to {last.path.name}, with half the learning rate", flush=True)
+        return "there is no backup from before it"
+    return f"the last good backup is {last.path}: start anew with a lower learning rate"
 
 
 def _bring_back(history: pathlib.Path, content: str) -> None:

@@ -22,14 +22,14 @@ from stkd_keras.distribution.workers import (
     distributed_by_example,
     is_chief,
 )
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import EVALUATION_BATCH
 from stkd_keras.files.write_errors import unwritable_named
 from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.teacher.recorded import RecordedTeacher
 from stkd_keras.training.checkpoints import newest_step
-from stkd_keras.training.loop import ON_NAN, Place, Training, fit_resumably, largest_divisor
+from stkd_keras.training.loop import Place, Training, fit_resumably, largest_divisor
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard
@@ -88,7 +88,6 @@ def train(
     augment: str = "standard",
     steps_per_execution: int = 1,
     backup_steps: int = BACKUP_STEPS,
-    on_nan: str = "stop",
     validation_freq: int = 1,
     histogram_freq: int = 0,
     profile_steps: int = 0,
@@ -113,8 +112,6 @@ def train(
         steps_per_execution: as in `keras.Model.compile`; the largest number up to it that divides
             the steps of an epoch is taken.
         backup_steps: steps between two backups within an epoch; there is one after each epoch, too.
-        on_nan: "stop" at a loss that isn't finite, or "restore" the last backup once, and go on
-            with half the learning rate.
         validation_freq: epochs from one look at the validation images, and picture of virtual
             samples, to the next.
         histogram_freq: epochs from one set of histograms of the weights in TensorBoard to the
@@ -128,8 +125,6 @@ def train(
             can't be written.
         Interrupted: after SIGTERM or SIGINT, when the step is done and backed up.
     """
-    if on_nan not in ON_NAN:
-        raise unknown_name("way to go on after a loss of NaN", on_nan, ON_NAN)
     for name, number, lowest in (
         ("backup_steps", backup_steps, 1),
         ("validation_freq", validation_freq, 1),
@@ -149,17 +144,15 @@ def train(
     if dataset.num_classes > 10:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
 
-    highest = distiller.highest_pretraining_learning_rate
-
-    def compile_for(learning_rate_scale: float, steps_done: int) -> None:
+    def compile_for(steps_done: int) -> None:
         distiller.compile(
             make_optimizer(
-                learning_rate * learning_rate_scale,
+                learning_rate,
                 weight_decay,
                 epochs * steps,
                 optimizer,
                 distiller.pretraining_steps,
-                highest and highest * learning_rate_scale,
+                distiller.highest_pretraining_learning_rate,
             ),
             metrics=metrics,
             steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
@@ -195,7 +188,7 @@ def train(
     with unwritable_named(run.path):
         if chief:
             _write_description(run, describe(dataset, train_split, validation_split))
-        fit_resumably(training, place, loggers, callbacks, on_nan)
+        fit_resumably(training, place, loggers, callbacks)
     if chief:
         run.save_model(distiller.student)
 

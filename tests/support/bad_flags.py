@@ -139,7 +139,6 @@ VALUES = {
     "mixup_alpha": floats(_is_positive),
     "mixup_probability": floats(lambda value: 0 <= value <= 1),
     "num_images": integers(2, 64),
-    "on_nan": words("stop", "restore"),
     "optimizer": words("sgd", "adamw"),
     "overwrite": not_switches,
     "pretraining_epochs": integers(0, 10**9),

@@ -15,7 +15,7 @@ from stkd_keras.errors import InputError
 from stkd_keras.files.atomic import write_whole
 from stkd_keras.training import checkpoints as backups
 from stkd_keras.training.checkpoints import Backup
-from stkd_keras.training.signals import Interrupted, NotedSignals, noted_signals
+from stkd_keras.training.signals import DeferredSignals, Interrupted, deferred_signals
 
 # Workers ask each other so seldom, for it takes a message, whether one of them got a signal.
 STEPS_BETWEEN_QUESTIONS = 10
@@ -89,7 +89,7 @@ def fit_resumably(
         Interrupted: after a signal.
     """
     is_first = True
-    with noted_signals() as signals:
+    with deferred_signals() as signals:
         while True:
             state, backup = _restored(training, place)
             saver = _Saver(training, place, callbacks, backup, state, signals)
@@ -135,7 +135,7 @@ class _Saver(keras.callbacks.Callback):
         callbacks: Sequence[keras.callbacks.Callback],
         backup: Backup | None,
         state: dict[str, Any],
-        signals: NotedSignals,
+        signals: DeferredSignals,
     ):
         super().__init__()
         self._training, self._place, self._signals = training, place, signals

@@ -14,7 +14,7 @@ from accuracy_table import Table
 from matplotlib.figure import Figure
 
 from stkd_keras.errors import InputError
-from stkd_keras.files.atomic import write_whole, written_whole
+from stkd_keras.files.atomic import atomic_path, write_atomically
 from stkd_keras.files.json_files import read_json
 
 CONFIDENCE = 0.95
@@ -77,8 +77,8 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
         differences.append(estimate(f"{a} - {b}", pairs, both))
     output.mkdir(parents=True, exist_ok=True)
     text = _markdown(table, rows, differences, runs, command)
-    write_whole(output / "table.md", text.encode())
-    write_whole(output / "table.csv", _csv(rows, differences).encode())
+    write_atomically(output / "table.md", text.encode())
+    write_atomically(output / "table.csv", _csv(rows, differences).encode())
     _plot(table, rows, output)
     print(f"\n{text}\n{output}/table.md")
 
@@ -272,5 +272,5 @@ def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
     # The same runs shall give the same file.
     with mpl.rc_context({"svg.hashsalt": "stkd_keras"}):
         for name, metadata in (("plot.svg", {"Date": None}), ("plot.png", {})):
-            with written_whole(output / name) as beside:
+            with atomic_path(output / name) as beside:
                 figure.savefig(beside, metadata=metadata, dpi=150)

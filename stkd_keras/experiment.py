@@ -22,7 +22,7 @@ from stkd_keras.distribution.workers import (
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import EVALUATION_BATCH, compiled, fidelity, predict_logits, score
 from stkd_keras.export.formats import export
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 from stkd_keras.files.json_files import read_json, write_json
 from stkd_keras.files.write_errors import unwritable_named
 from stkd_keras.report import Student, write_report
@@ -148,7 +148,7 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
     with unwritable_named(run.path):
         write_result(run.tensorboard, run.path.name, run.settings, metrics)
     card = model_card(student, read_json(run.config), metrics)
-    write_whole(run.model_card, card.encode(errors="backslashreplace"))
+    write_atomically(run.model_card, card.encode(errors="backslashreplace"))
     write_json(run.metrics, metrics)
 
 

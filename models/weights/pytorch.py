@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from models.weights.state_dict import SAFETENSORS_ENDING, read_state_dict
 from stkd_keras.errors import InputError, first_few
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 
 # What implementations call differently: their name -> the one that tensors are matched by.
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
@@ -128,7 +128,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
         target.name: np.ascontiguousarray(target.parameter.to_pytorch(target.variable.numpy()))
         for target in _targets(model).values()
     }
-    write_whole(path, safetensors.numpy.save(state, {"format": "pt", **_normalization(model)}))
+    write_atomically(path, safetensors.numpy.save(state, {"format": "pt", **_normalization(model)}))
 
 
 def assign(

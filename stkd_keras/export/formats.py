@@ -27,7 +27,7 @@ from stkd_keras.evaluation.cost import machine
 from stkd_keras.evaluation.scores import compiled, predict_logits
 from stkd_keras.export import converters, runtimes
 from stkd_keras.export.converters import LABELS, quiet, refused_by_name
-from stkd_keras.files.atomic import filled_whole, write_model
+from stkd_keras.files.atomic import atomic_folder, write_model
 from stkd_keras.files.json_files import write_json
 from stkd_keras.files.write_errors import check_folder
 
@@ -132,7 +132,7 @@ def export(
     """
     formats = check_export(formats, folder)
     _check_fits(student, dataset)
-    with filled_whole(folder) as new:
+    with atomic_folder(folder) as new:
         for name in formats:
             print(f"making {FORMATS[name].file}", flush=True)
             with refused_by_name(name, student):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and one process at a time that writes them."""
+"""Atomic writes: a file appears complete or not at all."""
 
 import contextlib
 import os
@@ -11,71 +11,68 @@ import keras
 from stkd_keras.files.locks import claim
 from stkd_keras.files.write_errors import unwritable
 
-_BESIDE = ".unfinished-"
+_UNFINISHED = ".unfinished-"
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a place beside a file to write to, and renames what was written there once it is whole.
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary sibling of a file, and renames it to the file at the end.
 
-    Until then, and where writing fails, the file is as it was before.
-
-    Args:
-        path: the file. What is yielded has the same ending, in the same folder.
+    If writing fails, the old file stays as it was.
 
     Raises:
-        InputError: where it can't be written: a full disk, a quota, a folder without permission.
+        InputError: if the file can't be written.
     """
     path = pathlib.Path(path)
-    beside = path.with_name(f"{_BESIDE}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
     try:
-        yield beside
-        _sync(beside)
-        os.replace(beside, path)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file, whole or not at all.
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file with `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
-    Raises:
-        InputError: where it can't be written.
-    """
-    with written_whole(path) as beside:
-        beside.write_bytes(content)
+
+def write_model(path: pathlib.Path, model: keras.Model) -> None:
+    """Writes a `.keras` file with `atomic_path`."""
+    with atomic_path(path) as temporary:
+        try:
+            model.save(temporary)
+        except (RuntimeError, ValueError) as error:  # HDF5 raises them on a full disk.
+            raise unwritable(path, error) from error
 
 
 @contextlib.contextmanager
-def filled_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives an empty folder to write to, and moves all that is in it to another once it is whole.
+def atomic_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, and moves its content to another folder at the end.
 
-    Files and folders of the same names are replaced, others stay. Until then, and where writing
-    fails, the folder is as it was before.
-
-    Args:
-        folder: it is made if it is missing.
+    Entries of the same names are replaced, others stay. If writing fails, all stay as they were.
 
     Raises:
-        InputError: where it can't be written, or another process is about to fill it.
+        InputError: if the folder can't be written, or another process fills it.
     """
     folder = pathlib.Path(folder)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    beside = folder / f"{_BESIDE}folder"
+    temporary = folder / f"{_UNFINISHED}folder"
     try:
-        beside.mkdir(parents=True, exist_ok=True)
-        # Beside what is moved, and gone with the folder.
-        with open(beside / "lock", "a") as file:
+        temporary.mkdir(parents=True, exist_ok=True)
+        with open(temporary / "lock", "a") as file:
             claim(file, folder)
             try:
-                yield _emptied(beside / "new")
-                _move_all(beside / "new", folder, _emptied(beside / "old"))
+                yield _empty(temporary / "new")
+                _move_all(temporary / "new", folder, _empty(temporary / "old"))
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:
@@ -85,25 +82,24 @@ def filled_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what processes that were killed have left beside the files of a folder."""
-    for path in folder.glob(f"{_BESIDE}*"):
+    """Removes the temporary files that killed processes left in a folder."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
-    """Whether a file is what a process that was killed has left beside another."""
-    return path.name.startswith(_BESIDE)
+    """Whether a path is a temporary file of `atomic_path`."""
+    return path.name.startswith(_UNFINISHED)
 
 
-def _emptied(folder: pathlib.Path) -> pathlib.Path:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _empty(folder: pathlib.Path) -> pathlib.Path:
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
 
 
 def _move_all(source: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
-    """Moves what is in a folder to another, and folders that are in its way to a third."""
+    """Moves the entries of a folder, and the folders they replace to a third one."""
     for path in source.rglob("*"):
         _sync(path)
     for path in source.iterdir():
@@ -114,22 +110,9 @@ def _move_all(source: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> 
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Has the operating system write what it holds back, so that a loss of power loses nothing."""
+    """Writes a file's content to the disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_model(path: pathlib.Path, model: keras.Model) -> None:
-    """Writes a `.keras` file, whole or not at all.
-
-    Raises:
-        InputError: where it can't be written.
-    """
-    with written_whole(path) as beside:
-        try:
-            model.save(beside)
-        except (RuntimeError, ValueError) as error:  # HDF5's words for a full disk.
-            raise unwritable(path, error) from error

@@ -5,15 +5,15 @@ import pathlib
 from typing import Any
 
 from stkd_keras.errors import InputError
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 from stkd_keras.files.untrusted import read_text
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
+    """Reads the JSON object in a file.
 
     Raises:
-        InputError: where it doesn't.
+        InputError: if the file doesn't hold an object.
     """
     try:
         content = json.loads(read_text(path))
@@ -27,13 +27,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all.
+    """Writes a JSON file atomically.
 
     Raises:
-        InputError: where it can't be written.
+        InputError: if the file can't be written.
     """
-    write_whole(path, _as_json(content))
+    write_atomically(path, to_json(content))
 
 
-def _as_json(content: Any) -> bytes:
+def to_json(content: Any) -> bytes:
+    """Encodes a value as indented JSON."""
     return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Locks on files and folders."""
+"""Locks that the operating system releases when their process ends."""
 
 import fcntl
 import os
@@ -9,19 +9,19 @@ from typing import IO
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.files.write_errors import unwritable
 
-# By file: closing any of a process's handles on a file would give its lock up.
+# By file: closing any handle of a file releases the process's lock on it.
 _held: dict[str, IO] = {}
 
 
 def lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Takes a lock that this process holds until it ends, however it ends.
+    """Locks a file for this process until it ends.
 
     Args:
-        path: a file for it, which is made if it is missing and stays.
-        what: what it is for.
+        path: the lock file. It is created if it is missing, and stays.
+        what: what it protects, for the error.
 
     Raises:
-        InputError: where another process holds it, or the file can't be written.
+        InputError: if another process holds the lock, or the file can't be written.
     """
     key = os.path.realpath(path)
     if key in _held:
@@ -34,25 +34,16 @@ def lock(path: pathlib.Path, what: pathlib.Path) -> None:
 
 
 def check_lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Sees whether this process could take a lock, without changing its file.
-
-    Raises:
-        InputError: as `lock`.
-    """
+    """Checks that no other process holds a lock, without taking it."""
     if path.is_file() and os.path.realpath(path) not in _held:
         _claimed(path, what, "r+").close()
 
 
 def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None:
-    """Makes an open file this process's, until it closes it or ends.
-
-    Args:
-        file: open for writing.
-        what: what this process is going to write, for the error.
-        holder: who does so, if another one does.
+    """Locks an open file until it is closed.
 
     Raises:
-        InputError: where it is another process's, or the file system has no locks.
+        InputError: if another process holds the lock, or the file system has no locks.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,7 +56,7 @@ def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None
 
 
 def _claimed(path: pathlib.Path, what: pathlib.Path, mode: str) -> IO:
-    """Opens and claims a lock's file, which says who had it last."""
+    """Opens and locks a file, whose content names the last holder."""
     try:
         file = open(path, mode, errors="replace")  # noqa: SIM115
     except OSError as error:

@@ -17,7 +17,7 @@ from PIL import Image
 import stkd_keras
 from stkd_keras.data import Dataset
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 from stkd_keras.mixing import CutMix, Mixup
 from stkd_keras.report import figures, text
 from stkd_keras.report.numbers import as_json, largest_entries, off_diagonal
@@ -108,7 +108,7 @@ def write_page(file: str | os.PathLike, report: Report) -> None:
         InputError: where it can't be written.
     """
     # File names may hold bytes that no text has.
-    write_whole(file, render(report).encode(errors="backslashreplace"))
+    write_atomically(file, render(report).encode(errors="backslashreplace"))
 
 
 def render(report: Report) -> str:

@@ -13,7 +13,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from stkd_keras.errors import InputError, differences, one_line
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 
 _NAME = re.compile(r"step-\d{10}\.safetensors")
 _STATE, _CHECKSUM = "stkd_keras.state", "stkd_keras.sha256"
@@ -125,7 +125,7 @@ def write_backup(
     text = json.dumps(state)
     metadata = {_STATE: text, _CHECKSUM: _checksum(values, text)}
     path = folder / f"step-{int(values['step']):010d}.safetensors"
-    write_whole(path, safetensors.numpy.save(values, metadata))
+    write_atomically(path, safetensors.numpy.save(values, metadata))
     others = _files(folder) - {path}
     # The one before is a reserve. Later ones are broken: this run went on from before them.
     for other in others - {max((o for o in others if o < path), default=path)}:

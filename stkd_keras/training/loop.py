@@ -12,7 +12,7 @@ import numpy as np
 from stkd_keras.distribution.replicas import average_batch_statistics
 from stkd_keras.distribution.workers import is_chief, is_multi_worker, mean_over_workers
 from stkd_keras.errors import InputError
-from stkd_keras.files.atomic import write_whole
+from stkd_keras.files.atomic import write_atomically
 from stkd_keras.training import checkpoints as backups
 from stkd_keras.training.checkpoints import Backup
 from stkd_keras.training.signals import DeferredSignals, Interrupted, deferred_signals
@@ -345,7 +345,7 @@ def _bring_back(history: pathlib.Path, content: str) -> None:
     if not content:
         history.unlink(missing_ok=True)
     elif content != _content(history):
-        write_whole(history, content.encode())
+        write_atomically(history, content.encode())
 
 
 def _content(history: pathlib.Path) -> str:

@@ -9,12 +9,12 @@ import keras
 
 from stkd_keras.errors import InputError, differences
 from stkd_keras.files.atomic import (
+    atomic_path,
     is_unfinished,
     remove_unfinished,
     write_model,
-    written_whole,
 )
-from stkd_keras.files.json_files import _as_json, read_json
+from stkd_keras.files.json_files import read_json, to_json
 from stkd_keras.files.locks import check_lock, lock
 from stkd_keras.files.write_errors import check_folder, unwritable
 from stkd_keras.training.checkpoints import newest_backup
@@ -111,9 +111,9 @@ class RunDirectory:
         remove_unfinished(self.path)
         remove_unfinished(self.backup)
         goes_on = not overwrite or self._is_of_same_command(config.get("settings", {}))
-        with written_whole(self.config) as beside:
+        with atomic_path(self.config) as beside:
             # Before anything is removed: there may be no room for it.
-            beside.write_bytes(_as_json({**config, "overwrite": overwrite}))
+            beside.write_bytes(to_json({**config, "overwrite": overwrite}))
             if not goes_on:
                 self._remove_run()
 

@@ -20,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from stkd_keras import InputError, data, experiment, export
 from stkd_keras.export import converters
-from stkd_keras.files.atomic import filled_whole
+from stkd_keras.files.atomic import atomic_folder
 
 FILES = {
     "saved_model": "saved_model",
@@ -299,11 +299,11 @@ def test_two_exports_into_one_folder_do_not_get_in_each_others_way(tmp_path):
     ) as first:  # fmt: skip
         first.stdout.readline()
         with pytest.raises(InputError, match="is being written by another process"):
-            filled_whole(tmp_path).__enter__()
+            atomic_folder(tmp_path).__enter__()
         assert (beside / "new" / "file").read_text() == "of the first"
         first.stdin.close()
     # What an export that was killed has left doesn't matter.
-    with filled_whole(tmp_path) as new:
+    with atomic_folder(tmp_path) as new:
         (new / "file").write_text("of the second")
     assert snapshot(tmp_path) == {tmp_path / "file": b"of the second"}
 
@@ -454,14 +454,14 @@ def test_on_cifar10_files_agree_with_the_student(name, command, shared, tmp_path
 
 
 @pytest.mark.parametrize("files", [{}, {"a": "1"}])
-def test_a_folder_is_filled_whole_or_not_at_all(files, tmp_path):
+def test_a_folder_is_atomic_folder_or_not_at_all(files, tmp_path):
     target = tmp_path / "new" / "folder"
     if files:
         target.mkdir(parents=True)
         (target / "a").write_text("1")
 
     def fill_half():
-        with filled_whole(target) as new:
+        with atomic_folder(target) as new:
             (new / "a").write_text("2")
             raise KeyError
 

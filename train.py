@@ -21,8 +21,8 @@ import models
 import stkd_keras
 from models import teachers
 from models.loading import check_normalization, is_whole_model
-from models.teachers.sources import in_a_path
-from models.teachers.training import teacher_run
+from models.teachers.sources import slug
+from models.teachers.training import teachers_to_train
 from stkd_keras import data, experiment, recipes
 from stkd_keras.classifiers.features import with_features
 from stkd_keras.cli import app
@@ -666,12 +666,10 @@ def has_teachers_to_train(
 ) -> bool:
     """Whether the training would begin with that of a teacher; if so, says for how many epochs."""
     epochs = recipe["teacher_epochs"]
-    run_of = functools.partial(
-        teacher_run, dataset=dataset, folder=TEACHER_DIR.value, epochs=epochs,
+    missing = teachers_to_train(
+        dataset, sources, TEACHER_DIR.value, epochs=epochs,
         validation_fraction=VALIDATION_FRACTION.value, data_seed=DATA_SEED.value,
     )  # fmt: skip
-    names = [source.source for source in sources if not source.is_trained]
-    missing = [name for name in names if not run_of(name)[0].is_complete]
     if missing:
         print(f"{', '.join(missing)} would be trained first, for {epochs} epochs: ask again then")
         print(json.dumps({"teacher_untrained": True, "teacher_epochs": epochs}))
@@ -720,9 +718,9 @@ def default_run_dir(recipe: dict, sources: list[teachers.TeacherSource]) -> str:
     dataset = DATASET.value
     if dataset == "folder" and DATA_DIR.value:
         dataset += f"-{pathlib.Path(DATA_DIR.value).resolve().name}"
-    teacher = "+".join(in_a_path(source.name) for source in sources)
-    student = in_a_path(recipe["student"])
-    return f"runs/{in_a_path(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
+    teacher = "+".join(slug(source.name) for source in sources)
+    student = slug(recipe["student"])
+    return f"runs/{slug(dataset)}-{teacher}-{student}-{METHOD.value}-s{SEED.value}"
 
 
 def flags_that_matter(recipe: dict) -> dict:

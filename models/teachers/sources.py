@@ -127,8 +127,8 @@ def check_class_file(file: str) -> None:
         raise InputError(f"no file {file}; expected the teacher's class names, check the path")
 
 
-def in_a_path(name: str) -> str:
-    """Returns the name of a model, its file or a data set as a part of a file's name."""
+def slug(name: str) -> str:
+    """Turns the name of a model, a model's file or a data set into a part of a path."""
     if is_whole_model(name):
         name = pathlib.Path(name).stem
     return name.removeprefix(applications.PREFIX).replace(":", "-").replace("/", "-")

@@ -3,16 +3,15 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from models import zoo
-from models.loading import (
-    load_for,
-)
-from models.teachers.sources import in_a_path
+from models.loading import load_for
+from models.teachers.sources import TeacherSource, slug
 from stkd_keras import SimilarityTransferDistiller, experiment
 from stkd_keras.data import Dataset
 from stkd_keras.distribution.strategy import check_batch_size, largest_batch
@@ -91,6 +90,25 @@ def train_teacher(
     return run.model
 
 
+def teachers_to_train(
+    dataset: Dataset,
+    sources: Sequence[TeacherSource],
+    folder: str | pathlib.Path,
+    *,
+    epochs: int,
+    validation_fraction: float | None,
+    data_seed: int,
+) -> list[str]:
+    """Names the teachers among `sources` that `load_teachers` would have to train first."""
+    settings = {
+        "epochs": epochs, "validation_fraction": validation_fraction, "data_seed": data_seed,
+    }  # fmt: skip
+    names = [source.source for source in sources if not source.is_trained]
+    return [
+        name for name in names if not teacher_run(name, dataset, folder, **settings)[0].is_complete
+    ]
+
+
 def teacher_run(
     name: str,
     dataset: Dataset,
@@ -124,6 +142,6 @@ def teacher_run(
         **TEACHER_RECIPE,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    directory = f"{in_a_path(settings['dataset'])}-{in_a_path(name)}-{key}"
+    directory = f"{slug(settings['dataset'])}-{slug(name)}-{key}"
     run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
     return run, settings

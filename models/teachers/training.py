@@ -1,5 +1,6 @@
 """Trains teachers of the zoo and finds those trained before."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -100,13 +101,12 @@ def teachers_to_train(
     data_seed: int,
 ) -> list[str]:
     """Names the teachers among `sources` that `load_teachers` would have to train first."""
-    settings = {
-        "epochs": epochs, "validation_fraction": validation_fraction, "data_seed": data_seed,
-    }  # fmt: skip
+    run_of = functools.partial(
+        teacher_run, dataset=dataset, folder=folder, epochs=epochs,
+        validation_fraction=validation_fraction, data_seed=data_seed,
+    )  # fmt: skip
     names = [source.source for source in sources if not source.is_trained]
-    return [
-        name for name in names if not teacher_run(name, dataset, folder, **settings)[0].is_complete
-    ]
+    return [name for name in names if not run_of(name)[0].is_complete]
 
 
 def teacher_run(

@@ -1,4 +1,4 @@
-"""The published distillation methods: each a layer, a further term of the distiller's loss.
+"""Published distillation methods, as layers that add a loss term to the distiller.
 
 `METHODS` lists them by name, with the settings of their benchmarks. docs/add-a-method.md shows how
 to add one.
@@ -42,7 +42,7 @@ __all__ = [
     "method",
 ]
 
-BENCH = "github.com/HobbitLong/RepDistiller, scripts/run_cifar_distill.sh"
+REPDISTILLER = "github.com/HobbitLong/RepDistiller, scripts/run_cifar_distill.sh"
 MDISTILLER = "github.com/megvii-research/mdistiller, mdistiller/engine/cfg.py"
 DIST_CODE = "github.com/hunto/image_classification_sota, lib/models/losses/kd_loss.py"
 STANDARDIZATION = "github.com/sunshangquan/logit-standardization-KD, README.md"
@@ -50,19 +50,18 @@ STANDARDIZATION = "github.com/sunshangquan/logit-standardization-KD, README.md"
 
 @dataclass(frozen=True)
 class Method:
-    """A term and what its benchmark trains with when the method is chosen by name.
+    """A method's loss term, with the training settings of its benchmark.
 
-    The term's own weight and its other settings are the defaults of its constructor.
+    The term's weight and its other settings are the defaults of its constructor.
 
     Attributes:
-        term: the class.
-        source: where the settings were read.
-        temperature: what the logits are divided by in the term, its argument `temperature`; None
-            where it has none.
-        label_weight: of the cross-entropy with the labels.
-        soft_weight: of the plain soft targets beside the term.
-        pretraining_epochs: epochs of the stage of its own, where the term has one.
-        options: further arguments of the constructor that differ from its defaults.
+        term: the class of the term.
+        source: where the settings come from.
+        temperature: the term's argument `temperature`, or None if it has none.
+        label_weight: weight of the cross-entropy with the labels.
+        soft_weight: weight of the plain soft-target loss, which is added to the term.
+        pretraining_epochs: length of the pretraining stage, 0 if the method has none.
+        options: arguments of the constructor that differ from its defaults.
     """
 
     term: type[DistillationTerm]
@@ -75,23 +74,23 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "fitnet": Method(FitNet, BENCH),
-    "at": Method(AT, BENCH),
-    "sp": Method(SP, BENCH),
-    "cc": Method(CC, BENCH),
-    "vid": Method(VID, BENCH),
-    "rkd": Method(RKD, BENCH),
-    "pkt": Method(PKT, BENCH),
-    "ab": Method(AB, BENCH, pretraining_epochs=30),
-    "ft": Method(FT, BENCH, pretraining_epochs=30),
+    "fitnet": Method(FitNet, REPDISTILLER),
+    "at": Method(AT, REPDISTILLER),
+    "sp": Method(SP, REPDISTILLER),
+    "cc": Method(CC, REPDISTILLER),
+    "vid": Method(VID, REPDISTILLER),
+    "rkd": Method(RKD, REPDISTILLER),
+    "pkt": Method(PKT, REPDISTILLER),
+    "ab": Method(AB, REPDISTILLER, pretraining_epochs=30),
+    "ft": Method(FT, REPDISTILLER, pretraining_epochs=30),
     "fsp": Method(
         FSP,
-        BENCH,
+        REPDISTILLER,
         pretraining_epochs=30,
         options={"features": ("stem", "stage1", "stage2", "stage3")},
     ),
-    "nst": Method(NST, BENCH),
-    "crd": Method(CRD, BENCH),
+    "nst": Method(NST, REPDISTILLER),
+    "crd": Method(CRD, REPDISTILLER),
     "dkd": Method(DKD, MDISTILLER, temperature=4.0),
     "dist": Method(DIST, DIST_CODE, temperature=1.0),
     "kd_standardized": Method(StandardizedKD, STANDARDIZATION, temperature=2.0),
@@ -99,10 +98,10 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """Returns the method of a name.
+    """Returns a method by name.
 
     Raises:
-        InputError: if it isn't known, with the nearest that are.
+        InputError: if the name is unknown. The message lists similar names.
     """
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)

@@ -1,7 +1,4 @@
-"""The method that transfers which neurons are active: AB."""
-
-from collections.abc import Sequence
-from typing import Any
+"""Activation boundaries: AB."""
 
 import keras
 import tensorflow as tf
@@ -15,24 +12,23 @@ class AB(PretrainedTerm):
     """Activation boundaries: the student's neurons are active where the teacher's are.
 
     Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
-    Neurons", arXiv 1811.03233. With the maps s and t before their activations, margin m and
-    connectors r, a sample's loss is
+    Neurons", arXiv 1811.03233. With the preactivations s and t, margin m and connectors r, the
+    loss of a sample is
 
         3 / 1000 * sum over the features l = 1..L of 2^(l - L) * sum over positions and channels of
             (r(s) + m)^2 where t <= 0 and r(s) > -m,  (r(s) - m)^2 where t > 0 and r(s) <= m
 
-    The factors are github.com/HobbitLong/RepDistiller's. A connector is a convolution to the
-    teacher's shape and batch normalisation; maps of equal shapes have none. The method trains the
-    student's body and the connectors alone with it, 30 epochs in RepDistiller; afterwards the term
-    adds nothing.
+    The factors are those of github.com/HobbitLong/RepDistiller. A connector is a convolution to
+    the teacher's shape with batch normalization; maps of equal shapes have none. This loss alone
+    pretrains the student's body and the connectors (for 30 epochs in RepDistiller); after that the
+    term adds nothing.
 
     Args:
-        features: names of maps (B, H, W, C) before their activations, of all three stages by
-            default.
+        features: names of preactivation maps (B, H, W, C). Defaults to those of all three stages.
         weight: float, 1 by default (RepDistiller, scripts/run_cifar_distill.sh).
         margin: positive float, 1 by default (RepDistiller, distiller_zoo/AB.py).
-        pretraining_steps: integer, at least 0, the stage's steps; with 0 the term counts in every
-            step.
+        pretraining_steps: integer, at least 0, the length of the pretraining stage. With 0 the
+            term counts in every step.
         name: string.
     """
 
@@ -40,22 +36,17 @@ class AB(PretrainedTerm):
 
     def __init__(
         self,
-        features: Sequence[str] = (
-            "stage1_preactivation",
-            "stage2_preactivation",
-            "stage3_preactivation",
-        ),
-        weight: float = 1.0,
-        margin: float = 1.0,
-        pretraining_steps: int = 0,
-        name: str = "ab",
-        **kwargs: Any,
+        features=("stage1_preactivation", "stage2_preactivation", "stage3_preactivation"),
+        weight=1.0,
+        margin=1.0,
+        pretraining_steps=0,
+        name="ab",
+        **kwargs,
     ):
         super().__init__(features, weight, pretraining_steps, name, **kwargs)
         self.margin = checked_positive("margin", margin)
 
     def build(self, student_shape, teacher_shape, labels_shape):
-        """Makes a connector for each feature whose shapes differ."""
         super().build(student_shape, teacher_shape, labels_shape)
         self.connectors = []
         for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
@@ -67,7 +58,6 @@ class AB(PretrainedTerm):
             self.connectors[-1].build(student)
 
     def call(self, student, teacher, labels):
-        """Returns the loss of each sample, (B,)."""
         total = 0.0
         pairs = zip(self.connectors, self.pairs(student, teacher), strict=True)
         for i, (connector, (s, t)) in enumerate(pairs):
@@ -75,13 +65,12 @@ class AB(PretrainedTerm):
             total += 0.003 * share * boundary_loss(connector(s), t, self.margin)
         return total
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+    def get_config(self):
         return {**super().get_config(), "margin": self.margin}
 
 
 def boundary_loss(student: tf.Tensor, teacher: tf.Tensor, margin: float) -> tf.Tensor:
-    """Returns the squared distances to the right side of each neuron's boundary, summed, (B,)."""
+    """Returns the sum of each sample's squared distances to the right side of the margin, (B,)."""
     too_active = (teacher <= 0) & (student > -margin)
     too_silent = (teacher > 0) & (student <= margin)
     squares = tf.where(too_active, tf.square(student + margin), 0.0)

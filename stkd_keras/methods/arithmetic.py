@@ -1,9 +1,9 @@
-"""What several methods compute with features, with gradients that are finite everywhere."""
+"""Operations shared by several methods, with gradients that are finite everywhere."""
 
 import numpy as np
 import tensorflow as tf
 
-# Vectors whose numbers are all smaller count as zero: the gradients of others are finite.
+# Vectors whose entries are all smaller count as zero, so that gradients stay finite.
 TINY = 1e-30
 
 
@@ -12,23 +12,28 @@ def per_sample_mean(values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
 
 
+def squared_error(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Returns the mean squared difference of each sample, (B,)."""
+    return per_sample_mean(tf.math.squared_difference(a, b))
+
+
 def flat(features: tf.Tensor) -> tf.Tensor:
-    """Returns features as rows, (B, D)."""
+    """Returns features reshaped to (B, D)."""
     return tf.reshape(features, [tf.shape(features)[0], int(np.prod(features.shape[1:]))])
 
 
 def lengths(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
-    """Returns Euclidean norms, with axis kept; at 0 the gradient is 0, where sqrt's is infinite."""
+    """Returns Euclidean norms, keeping the axis. At 0 the gradient is 0, not infinite."""
     squares = tf.reduce_sum(tf.square(x), axis=axis, keepdims=True)
     return tf.where(squares > 0, tf.sqrt(tf.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def unit_vectors(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
-    """Returns vectors divided by their Euclidean norms; a vector of zeros stays one.
+    """Returns vectors divided by their Euclidean norms; zero vectors stay zero.
 
-    As PyTorch's `normalize`, but with no gradient at zero, where that has one of 1e12.
+    Like PyTorch's `normalize`, except that the gradient at zero is 0 and not 1e12.
     """
-    # Divided by a constant first: the squares of large and of tiny numbers leave float32's range.
+    # Squares of very large or small numbers leave float32's range, so scale by a constant first.
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(x), axis=axis, keepdims=True))
     scaled = tf.where(largest > TINY, x / tf.maximum(largest, TINY), 0.0)
     squares = tf.reduce_sum(tf.square(scaled), axis=axis, keepdims=True)
@@ -36,12 +41,12 @@ def unit_vectors(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
 
 
 def pooled(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Returns averages over a grid of windows, as PyTorch's `adaptive_avg_pool2d` gives them.
+    """Average-pools maps to at most a given size, like PyTorch's `adaptive_avg_pool2d`.
 
     Args:
         maps: (B, H, W, C), H and W known.
-        height: rows of the result; those that aren't fewer than H leave the rows as they are.
-        width: likewise.
+        height: height of the result. Maps that aren't higher keep theirs.
+        width: width of the result, likewise.
 
     Returns:
         (B, min(height, H), min(width, W), C).
@@ -54,7 +59,7 @@ def pooled(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def pooled_alike(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns both maps, the larger averaged down to the size of the smaller."""
+    """Returns both maps, the larger average-pooled to the size of the smaller."""
     return (
         pooled(first, second.shape[1], second.shape[2]),
         pooled(second, first.shape[1], first.shape[2]),
@@ -62,7 +67,7 @@ def pooled_alike(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def _windows(size: int, count: int) -> np.ndarray:
-    """(size, count): how much each element adds to the mean of each window."""
+    """Returns each element's weight in the mean of each window, (size, count)."""
     weights = np.zeros((size, count), np.float32)
     for i in range(count):
         start, end = i * size // count, -(-(i + 1) * size // count)

@@ -1,7 +1,6 @@
-"""The method that contrasts an image's embeddings with those of other images: CRD."""
+"""Contrastive representation distillation: CRD."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,49 +12,57 @@ from stkd_keras.methods.arithmetic import unit_vectors
 from stkd_keras.methods.base import DistillationTerm, checked_count, checked_positive
 from stkd_keras.randomness import NEGATIVES, step_seed
 
-# What RepDistiller adds to the likelihoods, crd/criterion.py.
+# Added to the likelihoods, as in RepDistiller, crd/criterion.py.
 EPSILON = 1e-7
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class CRD(DistillationTerm):
-    """Contrastive distillation: teacher and student embed an image alike and others differently.
+    """Contrastive distillation: both models embed an image alike, and different images differently.
 
     Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation
-    18. Both embeddings are mapped linearly to `embedding_size` numbers and divided by their norms;
-    two memory banks hold such a vector for each training image, the student's and the teacher's.
-    With N images, K of other classes drawn as negatives, and P(a, b) = exp(a . b / temperature)
-    / Z, a sample i's loss is the sum of two such terms, with the student as anchor v and the
-    teacher's bank m, and the other way round:
+    18. Both embeddings are mapped linearly to `embedding_size` numbers and divided by their norms.
+    Two memory banks hold such a vector of each training image, one for the student and one for the
+    teacher. Each image draws K negatives, which are images of other classes. With N training
+    images and P(a, b) = exp(a . b / temperature) / Z, the loss of a sample i is
 
         -log(P(v, m_i) / (P(v, m_i) + K / N)) - sum over negatives j of
             log((K / N) / (P(v, m_j) + K / N))
 
-    Z is N times the mean of exp(a . b / temperature) in the first batch. After each step the bank's
-    vector of the image becomes momentum * old + (1 - momentum) * new, divided by its norm.
+    summed over both directions: v is the student's embedding and m the teacher's bank, and vice
+    versa. Z is N times the mean of exp(a . b / temperature) in the first batch. After each step,
+    the image's vector in the bank becomes momentum * old + (1 - momentum) * new, divided by its
+    norm.
 
-    As in github.com/HobbitLong/RepDistiller (mode "exact"), but that negatives are drawn with
-    replacement. They are a pure function of `seed` and the number of batches seen. Each image
-    belongs to one batch at most once. With `training=False` banks and counter stay as they are.
+    This follows github.com/HobbitLong/RepDistiller (mode "exact"), but draws negatives with
+    replacement. They are a pure function of `seed` and the number of batches seen. An image may
+    appear once per batch. With `training=False` the banks and the batch counter don't change.
 
     Args:
-        num_images: integer, the number of training images; `index` runs from 0 to it.
-        image_labels: (num_images,), the class of each training image, -1 for none; None where no
-            class is known. Of an image without a class all others are negatives.
-        features: name of vectors (B, D), one; ("embedding",) by default.
+        num_images: integer, the number of training images; `index` runs from 0 to num_images - 1.
+        image_labels: (num_images,), the class of each training image, -1 if unknown. None if no
+            class is known. For an image of unknown class, all other images are negatives.
+        features: the name of one feature of vectors (B, D), ("embedding",) by default.
         weight: float, 0.8 by default (RepDistiller, scripts/run_cifar_distill.sh).
         embedding_size: integer, 128 by default (this and the next three: RepDistiller,
             train_student.py).
         num_negatives: integer, 16384 by default.
         temperature: positive float, 0.07 by default.
-        momentum: float from 0 to below 1, 0.5 by default.
+        momentum: float in [0, 1), 0.5 by default.
         seed: integer.
         name: string.
+
+    Call arguments:
+        student: see `DistillationTerm`.
+        teacher: see `DistillationTerm`.
+        labels: not used.
+        index: (B,), integers, the number of each image in the training data.
+        training: if False, the banks and the batch counter don't change.
     """
 
     refuses_mixing = (
-        "CRD is keyed by image: its banks hold a vector for each training image, and a mixture is "
-        "several"
+        "CRD is keyed by image: its memory banks hold a vector of each training image, and a "
+        "mixture is several images"
     )
     needs_index = True
     needs_one_replica = True
@@ -65,21 +72,21 @@ class CRD(DistillationTerm):
         self,
         num_images: int,
         image_labels: Sequence[int] | np.ndarray | None = None,
-        features: Sequence[str] = ("embedding",),
-        weight: float = 0.8,
-        embedding_size: int = 128,
-        num_negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        seed: int = 0,
-        name: str = "crd",
-        **kwargs: Any,
+        features=("embedding",),
+        weight=0.8,
+        embedding_size=128,
+        num_negatives=16384,
+        temperature=0.07,
+        momentum=0.5,
+        seed=0,
+        name="crd",
+        **kwargs,
     ):
         super().__init__(features, weight, name, **kwargs)
         if len(self.features) != 1:
             raise InputError(f"features of {name} is {features!r}; expected one name")
         if not 0 <= momentum < 1:
-            raise InputError(f"momentum of {name} is {momentum}; expected a number from 0 to 1")
+            raise InputError(f"momentum of {name} is {momentum}; expected 0 <= momentum < 1")
         self.num_images = checked_count("num_images", num_images, smallest=2)
         self.embedding_size = checked_count("embedding_size", embedding_size)
         self.num_negatives = checked_count("num_negatives", num_negatives)
@@ -90,13 +97,12 @@ class CRD(DistillationTerm):
         self._order, self._start, self._count = _classes(self.image_labels, self.num_images)
 
     def build(self, student_shape, teacher_shape, labels_shape):
-        """Makes the linear maps, the banks, Z of both and the counter of batches."""
         super().build(student_shape, teacher_shape, labels_shape)
         ((_, student, teacher),) = self.shape_pairs(student_shape, teacher_shape)
         self.student_map, self.teacher_map = (linear(self.embedding_size) for _ in range(2))
         self.student_map.build(student)
         self.teacher_map.build(teacher)
-        # Coordinates as of vectors whose length is about 1.
+        # The first vectors have a length of about 1.
         bound = (3 / self.embedding_size) ** 0.5
         shape = (self.num_images, self.embedding_size)
         self.student_bank, self.teacher_bank = (
@@ -108,22 +114,13 @@ class CRD(DistillationTerm):
         self.num_batches = self._state("num_batches", (), "zeros", dtype="int64")
 
     def call(self, student, teacher, labels, index=None, training=None):
-        """Returns the loss of each sample, (B,).
-
-        Args:
-            student: as of `DistillationTerm`.
-            teacher: likewise.
-            labels: likewise; they aren't used.
-            index: (B,), integers, the number of each image in the training data.
-            training: False to leave banks and counter as they are.
-        """
         if index is None:
             raise InputError(f"{self.name} needs index=, the number of each image in the data")
         ((s, t),) = self.pairs(student, teacher)
         s, t = unit_vectors(self.student_map(s)), unit_vectors(self.teacher_map(t))
         index = tf.cast(index, tf.int32)
         picked = tf.concat([index[:, None], self._draw_negatives(index)], axis=1)
-        keeps = training is not None and not training
+        is_frozen = training is not None and not training
         loss = 0.0
         for anchor, bank, constant in (
             (s, self.teacher_bank, self.student_constant),
@@ -131,16 +128,15 @@ class CRD(DistillationTerm):
         ):
             scores = tf.matmul(anchor, tf.convert_to_tensor(bank), transpose_b=True)
             exponents = tf.gather(scores, picked, batch_dims=1) / self.temperature
-            z = self._normalization(constant, exponents, keeps)
+            z = self._normalization(constant, exponents, is_frozen)
             loss += contrastive_loss(exponents - tf.math.log(z), self.num_images)
-        if not keeps:
+        if not is_frozen:
             self._remember(self.student_bank, index, s)
             self._remember(self.teacher_bank, index, t)
             self.num_batches.assign_add(1)
         return loss
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+    def get_config(self):
         return {
             **super().get_config(),
             "num_images": self.num_images,
@@ -171,18 +167,18 @@ class CRD(DistillationTerm):
         )
         start = tf.gather(self._start, index)[:, None]
         count = tf.gather(self._count, index)[:, None]
-        # A fraction of 2^32 of the places outside the class, which is left out of the order.
+        # Scales 32 random bits to the number of places outside of the image's class.
         outside = (tf.cast(bits, tf.int64) + 2**31) * (self.num_images - count)
         place = tf.bitwise.right_shift(outside, tf.constant(32, tf.int64))
         place = tf.where(place < start, place, place + count)
         return tf.gather(self._order, place)
 
-    def _normalization(self, constant, exponents: tf.Tensor, keeps: bool) -> tf.Tensor:
-        """Returns Z, which the first batch decides."""
+    def _normalization(self, constant, exponents: tf.Tensor, is_frozen: bool) -> tf.Tensor:
+        """Returns Z, which is set by the first batch."""
         now = tf.convert_to_tensor(constant)
         first = tf.reduce_mean(tf.exp(tf.stop_gradient(exponents))) * self.num_images
         z = tf.where(now > 0, now, first)
-        if not keeps:
+        if not is_frozen:
             constant.assign(z)
         return z
 
@@ -197,20 +193,20 @@ def contrastive_loss(log_likelihoods: tf.Tensor, num_images: int) -> tf.Tensor:
 
     Args:
         log_likelihoods: (B, 1 + K), log P of the positive and of K negatives.
-        num_images: integer, N; the noise is uniform over them.
+        num_images: integer, N. The noise distribution is uniform over the images.
     """
     noise = (log_likelihoods.shape[1] - 1) / num_images
     likelihoods = tf.exp(log_likelihoods) + EPSILON
     positive = log_likelihoods[:, 0] - tf.math.log(likelihoods[:, 0] + noise)
-    # Thousands of numbers near 0, which a difference of two logarithms would round away.
+    # A difference of two logarithms would round these thousands of small numbers to 0.
     negatives = -tf.math.log1p(likelihoods[:, 1:] / noise)
     return -(positive + tf.reduce_sum(negatives, axis=1))
 
 
 def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ...]:
-    """Returns images ordered by class; and for each image the start of its class there, the size.
+    """Returns the images ordered by class, and each image's start and size of its class there.
 
-    An image without a class counts as the only one of its own.
+    An image of unknown class is a class of its own.
     """
     own = np.arange(num_images)
     if labels is None:
@@ -226,7 +222,7 @@ def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ..
         classes[order], return_index=True, return_inverse=True, return_counts=True
     )
     if len(count) < 2:
-        raise InputError("image_labels names one class only, so that there are no negatives")
+        raise InputError("image_labels has only one class, so there are no negatives")
     place = np.empty(num_images, np.int64)
     place[order] = inverse
     return order.astype(np.int32), start[place], count[place]

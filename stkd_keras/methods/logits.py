@@ -1,7 +1,4 @@
-"""Methods that compare logits: DKD, DIST and distillation of standardised logits."""
-
-from collections.abc import Sequence
-from typing import Any
+"""Methods that compare logits: DKD, DIST and distillation of standardized logits."""
 
 import keras
 import tensorflow as tf
@@ -11,34 +8,26 @@ from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods.arithmetic import lengths
 from stkd_keras.methods.base import DistillationTerm, checked_positive, checked_weight
 
-# What the originals add to a product of norms and to a standard deviation.
+# Added to a product of norms and to a standard deviation, as in the original code.
 DIST_EPSILON = 1e-8
 STANDARD_DEVIATION_EPSILON = 1e-7
-# A logit whose class has no probability; infinity would make gradients NaN.
+# The logit of a class that is left out; infinity would make gradients NaN.
 EXCLUDED = -1e9
-# Relative to the values: several times what float32 can tell apart.
+# Relative size of rounding errors: several times the float32 precision.
 ROUNDING = 1e-6
 
 
 class _LogitsTerm(DistillationTerm):
-    """A term of logits, at a temperature."""
+    """Base class of terms that compare logits at a temperature."""
 
     feature_rank = 2
     uses_logits_only = True
 
-    def __init__(
-        self,
-        features: Sequence[str],
-        weight: float,
-        temperature: float,
-        name: str,
-        **kwargs: Any,
-    ):
+    def __init__(self, features, weight, temperature, name, **kwargs):
         super().__init__(features, weight, name, **kwargs)
         self.temperature = checked_positive("temperature", temperature)
 
     def build(self, student_shape, teacher_shape, labels_shape):
-        """Checks that the numbers of classes agree; there is nothing to make."""
         super().build(student_shape, teacher_shape, labels_shape)
         for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
             if student[1] != teacher[1]:
@@ -47,62 +36,62 @@ class _LogitsTerm(DistillationTerm):
                     f"{teacher[1]}; expected models of the same classes"
                 )
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+    def get_config(self):
         return {**super().get_config(), "temperature": self.temperature}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class DKD(_LogitsTerm):
-    """Decoupled distillation: the target's probability and the other classes' weigh separately.
+    """Decoupled distillation: separate weights for the target class and for all other classes.
 
-    Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679. For a sample, with the
-    softmaxes p of the teacher and q of the student at the temperature T,
+    Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679. With the softmaxes p of the
+    teacher and q of the student at temperature T, the loss of a sample, summed over the features,
+    is
 
         T^2 * (alpha * KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + beta * KL(p' || q'))
 
-    where y is the target class and p', q' are the probabilities of the other classes, divided by
-    their sum. Plain distillation is alpha = 1, beta = 1 - p_y. The loss of a sample without label
-    is 0, and the target of a row that isn't one-hot is its heaviest class.
+    where y is the target class, and p' and q' are the probabilities of the other classes, divided
+    by their sum. Plain distillation is alpha = 1, beta = 1 - p_y. The target of a soft label is
+    its most likely class. The loss of an unlabeled sample is 0.
 
     Args:
         features: names of logits (B, C), ("logits",) by default.
-        weight: float, 1 by default. github.com/megvii-research/mdistiller lets it grow from 0
+        weight: float, 1 by default. github.com/megvii-research/mdistiller increases it from 0
             over the first 20 epochs.
         temperature: positive float, T, 4 by default (this and the next two: mdistiller,
             mdistiller/engine/cfg.py).
         alpha: float, at least 0, 1 by default.
-        beta: float, at least 0, 8 by default; mdistiller's configurations choose it for each pair
+        beta: float, at least 0, 8 by default. mdistiller's configurations choose it for each pair
             of models.
         name: string.
     """
 
-    refuses_mixing = "DKD parts the target class from all others, and a mixture has several targets"
+    refuses_mixing = (
+        "DKD separates the target class from all others, and a mixture has several targets"
+    )
 
     def __init__(
         self,
-        features: Sequence[str] = ("logits",),
-        weight: float = 1.0,
-        temperature: float = 4.0,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        name: str = "dkd",
-        **kwargs: Any,
+        features=("logits",),
+        weight=1.0,
+        temperature=4.0,
+        alpha=1.0,
+        beta=8.0,
+        name="dkd",
+        **kwargs,
     ):
         super().__init__(features, weight, temperature, name, **kwargs)
         self.alpha = checked_weight("alpha", alpha)
         self.beta = checked_weight("beta", beta)
 
     def call(self, student, teacher, labels):
-        """Returns the loss of each sample, (B,), summed over the features."""
         total = 0.0
         for s, t in self.pairs(student, teacher):
-            of_target, of_others = decoupled_losses(s, t, labels, self.temperature)
-            total += self.alpha * of_target + self.beta * of_others
+            target_loss, other_loss = decoupled_losses(s, t, labels, self.temperature)
+            total += self.alpha * target_loss + self.beta * other_loss
         return total
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+    def get_config(self):
         return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
 
 
@@ -111,12 +100,11 @@ class DIST(_LogitsTerm):
     """Relations of probabilities: correlated with the teacher's for each sample and each class.
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536. With the
-    softmaxes p of the teacher and q of the student at the temperature T and Pearson's r,
+    softmaxes p of the teacher and q of the student at temperature T and Pearson's correlation r,
+    the loss of a batch, summed over the features, is
 
         T^2 * (beta * (1 - mean over samples of r(q_i., p_i.))
                + gamma * (1 - mean over classes of r(q_.c, p_.c)))
-
-    The first part is of each sample's probabilities, the second of each class's over the batch.
 
     Args:
         features: names of logits (B, C), ("logits",) by default.
@@ -131,20 +119,19 @@ class DIST(_LogitsTerm):
 
     def __init__(
         self,
-        features: Sequence[str] = ("logits",),
-        weight: float = 1.0,
-        temperature: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        name: str = "dist",
-        **kwargs: Any,
+        features=("logits",),
+        weight=1.0,
+        temperature=1.0,
+        beta=1.0,
+        gamma=1.0,
+        name="dist",
+        **kwargs,
     ):
         super().__init__(features, weight, temperature, name, **kwargs)
         self.beta = checked_weight("beta", beta)
         self.gamma = checked_weight("gamma", gamma)
 
     def call(self, student, teacher, labels):
-        """Returns the loss of the batch, a scalar, summed over the features."""
         total = 0.0
         for s, t in self.pairs(student, teacher):
             q, p = tf.nn.softmax(s / self.temperature), tf.nn.softmax(t / self.temperature)
@@ -153,17 +140,16 @@ class DIST(_LogitsTerm):
             total += self.temperature**2 * losses
         return total
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
+    def get_config(self):
         return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class StandardizedKD(_LogitsTerm):
-    """Knowledge distillation of standardised logits: the student need not match their size.
+    """Knowledge distillation of standardized logits: the student need not match their scale.
 
-    Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427. For a sample,
-    at the temperature T,
+    Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427. The loss of a
+    sample at temperature T, summed over the features, is
 
         T^2 * KL(softmax(z(t) / T) || softmax(z(s) / T)),  z(x) = (x - mean(x)) / std(x)
 
@@ -178,17 +164,11 @@ class StandardizedKD(_LogitsTerm):
     """
 
     def __init__(
-        self,
-        features: Sequence[str] = ("logits",),
-        weight: float = 9.0,
-        temperature: float = 2.0,
-        name: str = "kd_standardized",
-        **kwargs: Any,
+        self, features=("logits",), weight=9.0, temperature=2.0, name="kd_standardized", **kwargs
     ):
         super().__init__(features, weight, temperature, name, **kwargs)
 
     def call(self, student, teacher, labels):
-        """Returns the loss of each sample, (B,), summed over the features."""
         loss = SoftTargetLoss(self.temperature)
         pairs = self.pairs(student, teacher)
         return sum(loss.call(standardized(t), standardized(s)) for s, t in pairs)
@@ -197,33 +177,20 @@ class StandardizedKD(_LogitsTerm):
 def decoupled_losses(
     student: tf.Tensor, teacher: tf.Tensor, labels: tf.Tensor, temperature: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the losses of the target class and of the other classes, (B,) each, times T^2.
-
-    Args:
-        student: (B, C), logits.
-        teacher: (B, C), logits.
-        labels: (B, C), rows; the heaviest class is the target, a row of zeros gives 0.
-        temperature: positive float.
-    """
+    """Returns DKD's losses of the target class and of the other classes, (B,) each, times T^2."""
     is_target = tf.one_hot(tf.argmax(labels, axis=1), labels.shape[1]) > 0
     has_label = tf.cast(tf.reduce_max(labels, axis=1) > 0, tf.float32)
     p, q = (_decoupled(logits / temperature, is_target) for logits in (teacher, student))
-    of_target, of_others = (
+    target_loss, other_loss = (
         tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=1)
         for log_p, log_q in zip(p, q, strict=True)
     )
     scale = temperature**2 * has_label
-    return scale * of_target, scale * of_others
+    return scale * target_loss, scale * other_loss
 
 
 def relation_loss(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tensor:
-    """Returns 1 minus the mean of Pearson's correlations along an axis, a scalar.
-
-    Args:
-        student: (B, C), probabilities.
-        teacher: (B, C), probabilities.
-        axis: 1 for the relation of the classes in each sample, 0 of the samples in each class.
-    """
+    """Returns 1 minus the mean Pearson correlation of probabilities (B, C) along an axis."""
     s, t = _deviations(student, axis), _deviations(teacher, axis)
     products = tf.reduce_sum(s * t, axis=axis, keepdims=True)
     return 1.0 - tf.reduce_mean(products / (lengths(s, axis) * lengths(t, axis) + DIST_EPSILON))
@@ -231,23 +198,23 @@ def relation_loss(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tenso
 
 def standardized(logits: tf.Tensor) -> tf.Tensor:
     """Returns logits (B, C) with mean 0 and an unbiased standard deviation of 1."""
-    centred = _deviations(logits, axis=1)
-    deviation = lengths(centred, axis=1) / (logits.shape[1] - 1) ** 0.5
-    return centred / (deviation + STANDARD_DEVIATION_EPSILON)
+    centered = _deviations(logits, axis=1)
+    deviation = lengths(centered, axis=1) / (logits.shape[1] - 1) ** 0.5
+    return centered / (deviation + STANDARD_DEVIATION_EPSILON)
 
 
 def _deviations(values: tf.Tensor, axis: int) -> tf.Tensor:
-    """Differences from the mean along an axis; 0 where all values are equal but for rounding."""
+    """Returns differences from the mean along an axis; 0 if they are rounding errors only."""
     deviations = values - tf.reduce_mean(values, axis=axis, keepdims=True)
-    # Divided by its norm, a rounding error would count as much as any other deviation.
+    # After the division by its norm, a rounding error would count like any other deviation.
     is_rounding = lengths(deviations, axis) <= ROUNDING * lengths(values, axis)
     return tf.where(is_rounding, 0.0, deviations)
 
 
 def _decoupled(logits: tf.Tensor, is_target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logarithms of the probabilities of target and all others (B, 2), and among the others."""
+    """Returns log-probabilities of target and non-target (B, 2), and among non-targets (B, C)."""
     log_softmax = tf.nn.log_softmax(logits)
-    others = tf.where(is_target, EXCLUDED, logits)
-    of_target = tf.reduce_sum(tf.where(is_target, log_softmax, 0.0), axis=1)
-    of_others = tf.reduce_logsumexp(tf.where(is_target, EXCLUDED, log_softmax), axis=1)
-    return tf.stack([of_target, of_others], axis=1), tf.nn.log_softmax(others)
+    target = tf.reduce_sum(tf.where(is_target, log_softmax, 0.0), axis=1)
+    others = tf.reduce_logsumexp(tf.where(is_target, EXCLUDED, log_softmax), axis=1)
+    among_others = tf.nn.log_softmax(tf.where(is_target, EXCLUDED, logits))
+    return tf.stack([target, others], axis=1), among_others

@@ -1,28 +1,29 @@
-"""Optimizers with weight decay as the field's recipes mean it."""
+"""Optimizers with the weight decay of published recipes."""
 
 import keras
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class SGD(keras.optimizers.SGD):
-    """Momentum SGD with PyTorch's weight decay and PyTorch's momentum.
+    """Momentum SGD with PyTorch's definitions of weight decay and momentum.
 
-    Published recipes ("learning rate 0.1, momentum 0.9, weight decay 5e-4") mean this update:
+    This is the update that published recipes mean by "learning rate 0.1, momentum 0.9, weight
+    decay 5e-4":
 
-        gradient = gradient + l2 * weight          (not for biases and normalisation)
+        gradient = gradient + l2 * weight          (not for biases and normalization)
         velocity = momentum * velocity + gradient
         weight = weight - learning_rate * (gradient + momentum * velocity)   (Nesterov)
 
-    Keras's own `SGD(weight_decay=...)` is decoupled from momentum and so shrinks weights about
-    ten times less, and its velocity remembers the learning rates of the past.
+    Keras's own `SGD(weight_decay=...)` decouples the decay from momentum, which makes it about ten
+    times weaker, and its velocity contains past learning rates.
 
     Args:
         learning_rate: float or schedule.
         momentum: float in [0, 1).
-        nesterov: whether to look ahead.
-        l2: float, at least 0, the weight decay. Biases, scales and offsets of normalisation
-            are spared: weights of these names, or of fewer than two dimensions.
-        **kwargs: of `keras.optimizers.SGD`, as `clipnorm` or `use_ema`.
+        nesterov: whether to use Nesterov momentum.
+        l2: float, at least 0, the weight decay. It doesn't apply to biases and to the scales and
+            offsets of normalization: weights of these names, or with fewer than two dimensions.
+        **kwargs: arguments of `keras.optimizers.SGD`, such as `clipnorm` or `use_ema`.
 
     Example:
 
@@ -38,13 +39,11 @@ class SGD(keras.optimizers.SGD):
         self.l2 = l2
 
     def build(self, variables):
-        """Makes the velocities."""
         if not self.built:
             self._decays = [_decays(variable) for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        """Updates one weight from its gradient."""
         learning_rate = keras.ops.cast(learning_rate, variable.dtype)
         gradient = keras.ops.cast(gradient, variable.dtype)
         index = self._get_variable_index(variable)
@@ -59,20 +58,18 @@ class SGD(keras.optimizers.SGD):
         self.assign_sub(variable, learning_rate * direction)
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
         return {**super().get_config(), "l2": self.l2}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW, whose weight decay spares biases and normalisation.
+    """Keras's AdamW, without weight decay of biases and normalization.
 
-    The decay is decoupled (arXiv 1711.05101): each step a weight loses
-    learning_rate * weight_decay of itself, beside Adam's step. Biases, scales and offsets of
-    normalisation lose nothing, by the same rule as with `SGD`.
+    The decay is decoupled (arXiv 1711.05101): in addition to Adam's step, each step subtracts
+    learning_rate * weight_decay * weight. It spares the same weights as that of `SGD`.
 
     Args:
-        **kwargs: of `keras.optimizers.AdamW`.
+        **kwargs: arguments of `keras.optimizers.AdamW`.
 
     Example:
 
@@ -82,38 +79,29 @@ class AdamW(keras.optimizers.AdamW):
     """
 
     def build(self, variables):
-        """Makes the moments."""
         if not self.built:
             self.exclude_from_weight_decay([v for v in variables if not _decays(v)])
         super().build(variables)
 
 
 def _decays(variable) -> bool:
-    """Whether a weight is one that weight decay is meant for."""
+    """Whether weight decay applies to a variable."""
     return len(variable.shape) > 1 and variable.name not in ("bias", "gamma", "beta")
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class AfterPretraining(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that begins after some steps of a constant learning rate.
-
-    Args:
-        schedule: the schedule.
-        steps: integer, steps before it.
-        learning_rate: float, in those steps.
-    """
+    """A schedule that starts after `steps` steps with a constant learning rate."""
 
     def __init__(self, schedule, steps: int, learning_rate: float):
         super().__init__()
         self.schedule, self.steps, self.learning_rate = schedule, steps, learning_rate
 
     def __call__(self, step):
-        """Returns the learning rate of a step."""
         later = self.schedule(keras.ops.maximum(step - self.steps, 0))
         return keras.ops.where(step < self.steps, self.learning_rate, later)
 
     def get_config(self):
-        """Returns the arguments of the constructor."""
         return {
             "schedule": keras.optimizers.schedules.serialize(self.schedule),
             "steps": self.steps,
@@ -122,6 +110,5 @@ class AfterPretraining(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config):
-        """Makes it anew from what `get_config` returned."""
         schedule = keras.optimizers.schedules.deserialize(config["schedule"])
         return cls(**{**config, "schedule": schedule})

@@ -1,11 +1,11 @@
-"""SGD is PyTorch's, and AdamW is but for what it spares."""
+"""Tests of SGD and AdamW against PyTorch's."""
 
 import keras
 import numpy as np
 import pytest
 
 from stkd_keras import SGD
-from stkd_keras.optimizers import AdamW
+from stkd_keras.optimizers import AdamW, AfterPretraining
 
 L2, EPSILON, STEPS = 0.05, 1e-5, 20
 
@@ -23,8 +23,7 @@ def small_network():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("decays", [False, True])
-def test_twenty_steps_equal_pytorchs(nesterov, decays):
+def test_sgd_equals_pytorchs_for_twenty_steps(nesterov):
     torch = pytest.importorskip("torch")
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def test_twenty_steps_equal_pytorchs(nesterov, decays):
         momentum=0.9,
         nesterov=nesterov,
     )
-    rates = 0.1 * np.cos(np.linspace(0, 1.5, STEPS)) if decays else np.full(STEPS, 0.1)
+    rates = 0.1 * np.cos(np.linspace(0, 1.5, STEPS))
     model.compile(
         SGD(0.1, momentum=0.9, nesterov=nesterov, l2=L2),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -63,7 +62,7 @@ def test_twenty_steps_equal_pytorchs(nesterov, decays):
             twin(torch.tensor(x[step])), torch.tensor(y[step])
         ).backward()
         theirs.step()
-        # PyTorch's running variance is of the unbiased estimate, Keras's of the biased one.
+        # PyTorch's running variance uses the unbiased estimate, Keras's the biased one.
         variance = 0.9 * variance + 0.1 * hidden.var(axis=0)
 
     norm = model.layers[1]
@@ -81,8 +80,7 @@ def test_twenty_steps_equal_pytorchs(nesterov, decays):
     np.testing.assert_allclose(norm.moving_variance.numpy(), variance, atol=1e-4)
 
 
-@pytest.mark.parametrize("decays", [False, True])
-def test_twenty_steps_of_adamw_equal_pytorchs(decays):
+def test_adamw_equals_pytorchs_for_twenty_steps():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(size=(4, 3)), rng.normal(size=3)
@@ -96,7 +94,7 @@ def test_twenty_steps_of_adamw_equal_pytorchs(decays):
         lr=0.01,
         eps=1e-7,
     )
-    rates = 0.01 * np.cos(np.linspace(0, 1.5, STEPS)) if decays else np.full(STEPS, 0.01)
+    rates = 0.01 * np.cos(np.linspace(0, 1.5, STEPS))
     optimizer = AdamW(0.01, weight_decay=L2)
     for rate in rates:
         gradients = [rng.normal(size=x.shape).astype("float32") for x in (kernel, bias)]
@@ -116,7 +114,7 @@ def test_twenty_steps_of_adamw_equal_pytorchs(decays):
 )
 def test_weight_decay_spares_biases_and_normalisation(make):
     inputs = keras.Input((5, 4))
-    # Attention's biases have two dimensions.
+    # The biases of attention have two dimensions.
     x = keras.layers.MultiHeadAttention(2, 3)(inputs, inputs)
     x = keras.layers.BatchNormalization()(keras.layers.Flatten()(x))
     model = keras.Model(inputs, keras.layers.Dense(3)(x))
@@ -130,7 +128,15 @@ def test_weight_decay_spares_biases_and_normalisation(make):
         assert (weight.numpy() == (0.5 if decays else 1.0)).all(), weight.path
 
 
-def test_a_config_makes_the_same_optimizer():
+def test_an_optimizer_is_restored_from_its_config():
     optimizer = SGD(0.2, momentum=0.8, nesterov=False, l2=1e-3, clipnorm=1.0)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.get_config() == optimizer.get_config()
+
+
+def test_a_schedule_starts_after_pretraining():
+    schedule = AfterPretraining(keras.optimizers.schedules.PolynomialDecay(0.1, 10, 0.0), 3, 0.01)
+    restored = AfterPretraining.from_config(schedule.get_config())
+    for each in (schedule, restored):
+        rates = [float(each(step)) for step in (0, 2, 3, 8)]
+        np.testing.assert_allclose(rates, [0.01, 0.01, 0.1, 0.05], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A worker finds its place in a cluster, or says in one line what is wrong with its description."""
+"""Tests of reading a cluster's description, and of detecting lost workers."""
 
 import json
 
@@ -6,9 +6,8 @@ import pytest
 import tensorflow as tf
 
 from stkd_keras import InputError
-from stkd_keras.distribution.cluster import find_place, lost_workers_named
+from stkd_keras.distribution.cluster import detect_lost_workers, find_task
 from stkd_keras.distribution.strategy import make_strategy
-from stkd_keras.distribution.workers import _of_worker
 from stkd_keras.errors import WorkerLostError
 
 TWO = {"worker": ["a:1", "b:1"]}
@@ -16,7 +15,7 @@ TWO = {"worker": ["a:1", "b:1"]}
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets the variables that are given, and no others that matter."""
+    """Sets the variables that describe a cluster, and removes all others."""
 
     def set_variables(**variables):
         for name in ("TF_CONFIG", "SLURM_PROCID"):
@@ -27,17 +26,17 @@ def environment(monkeypatch):
     return set_variables
 
 
-def test_tf_config_says_where_a_worker_is(environment):
+def test_the_task_is_read_from_tf_config(environment):
     environment(TF_CONFIG={"cluster": TWO, "task": {"type": "worker", "index": 1}})
-    assert find_place() == (TWO, "worker", 1)
+    assert find_task() == (TWO, "worker", 1)
     cluster = {"chief": ["c:1"], **TWO}
-    # Kubernetes' training operator adds what isn't needed.
+    # Kubernetes' training operator adds more keys.
     task = {"type": "chief", "index": 0}
     environment(TF_CONFIG={"cluster": cluster, "task": task, "environment": "cloud"})
-    assert find_place() == (cluster, "chief", 0)
+    assert find_task() == (cluster, "chief", 0)
 
 
-def test_slurm_numbers_tasks_in_the_order_of_its_hosts(environment):
+def test_the_task_is_read_from_slurm_in_the_order_of_its_hosts(environment):
     environment(
         SLURM_PROCID="2",
         SLURM_STEP_NUM_TASKS="4",
@@ -45,7 +44,7 @@ def test_slurm_numbers_tasks_in_the_order_of_its_hosts(environment):
         SLURM_STEP_TASKS_PER_NODE="1,2,1",
     )
     hosts = ["n9:8888", "n10:8888", "n10:8889", "n11:8888"]
-    assert find_place() == ({"worker": hosts}, "worker", 2)
+    assert find_task() == ({"worker": hosts}, "worker", 2)
 
 
 WRONG = {
@@ -79,7 +78,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_cluster_that_cannot_be_is_refused_in_one_line(name, environment):
+def test_an_invalid_cluster_is_refused_in_one_line(name, environment):
     variables, named = WRONG[name]
     environment(**variables)
     with pytest.raises(InputError) as caught:
@@ -88,29 +87,18 @@ def test_a_cluster_that_cannot_be_is_refused_in_one_line(name, environment):
     assert "\n" not in str(caught.value)
 
 
-def test_the_loss_of_a_worker_is_told_from_other_errors():
+def test_the_loss_of_a_worker_is_distinguished_from_other_errors():
     lost = tf.errors.UnavailableError(None, None, "Collective ops is aborted by: connection reset")
-    with pytest.raises(WorkerLostError, match="the same command"), lost_workers_named():
+    with pytest.raises(WorkerLostError, match="the same command"), detect_lost_workers():
         raise lost
     wrapped = InputError("can't load teacher.keras")
     wrapped.__cause__ = lost
-    with pytest.raises(WorkerLostError), lost_workers_named():
+    with pytest.raises(WorkerLostError), detect_lost_workers():
         raise wrapped
     for other in (
         tf.errors.UnavailableError(None, None, "the bucket isn't reachable"),
         tf.errors.ResourceExhaustedError(None, None, "Collective ops is aborted by: no memory"),
         InputError("no"),
     ):
-        with pytest.raises(type(other)), lost_workers_named():
+        with pytest.raises(type(other)), detect_lost_workers():
             raise other
-
-
-def test_a_worker_with_several_gpus_reads_their_shares_one_after_another():
-    def share_of(shard_index, num_shards):
-        return tf.data.Dataset.from_tensors((shard_index, num_shards)).repeat()
-
-    context = tf.distribute.InputContext(
-        num_input_pipelines=2, input_pipeline_id=1, num_replicas_in_sync=6
-    )
-    shares = list(_of_worker(share_of, context).take(5).as_numpy_iterator())
-    assert shares == [(3, 6), (4, 6), (5, 6), (3, 6), (4, 6)]

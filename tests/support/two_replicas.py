@@ -1,8 +1,8 @@
-"""What must hold on two replicas: run as a process, since devices are divided at the start.
+"""Checks of training on two replicas, as a script because TensorFlow splits the CPU only once.
 
-    python tests/two_replicas.py results.json
+    python tests/support/two_replicas.py results.json
 
-writes, for each function below, null or the traceback of what didn't hold.
+runs every function whose name starts with `check_`, and writes null or a traceback for each.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ local = STRATEGY.experimental_local_results
 
 
 def make(strategy=STRATEGY, convolutional=False, compiled=True, **settings):
-    """A distiller made under a strategy, always with the same initial weights."""
+    """Returns a distiller made under a strategy, always with the same initial weights."""
     keras.utils.set_random_seed(0)
     build = networks.convolutional_classifier if convolutional else networks.dense_classifier
     teacher = build(width=16)
@@ -48,14 +48,14 @@ def make(strategy=STRATEGY, convolutional=False, compiled=True, **settings):
     return distiller
 
 
-def two_replicas_of_32_log_and_train_as_one_device_of_64():
-    """Without mixing and batch normalisation, whatever the number of validation examples."""
+def check_two_replicas_train_like_one_device():
+    """Without mixing and batch normalization."""
     x, y = networks.vectors(192)
     histories, weights = [], []
     for strategy in (STRATEGY, ONE_DEVICE):
         distiller = make(strategy, mixing=None)
         history = distiller.fit(
-            x, y, batch_size=64, epochs=3, shuffle=False, verbose=0,
+            x, y, batch_size=64, epochs=2, shuffle=False, verbose=0,
             validation_data=(x[:101], y[:101]),
         )  # fmt: skip
         histories.append(history.history)
@@ -70,8 +70,8 @@ def two_replicas_of_32_log_and_train_as_one_device_of_64():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
 
 
-def terms_of_samples_count_and_train_as_on_one_device():
-    """And a replica without examples leaves nothing that is not a number."""
+def check_loss_terms_train_like_on_one_device():
+    """Even if a replica gets an empty batch."""
     x, y = networks.vectors(128)
     results = []
     for strategy in (STRATEGY, ONE_DEVICE):
@@ -88,8 +88,7 @@ def terms_of_samples_count_and_train_as_on_one_device():
     assert np.isfinite([history["loss"], history["rkd"], history["cc"]]).all()
 
 
-def what_a_stage_beforehand_trained_stays_as_it_is():
-    """Also with momentum."""
+def check_pretrained_layers_are_frozen_after_their_stage():
     x, y = networks.images(64)
     term = methods.FT(features=("map",), pretraining_steps=1)
     keras.utils.set_random_seed(0)
@@ -109,13 +108,13 @@ def what_a_stage_beforehand_trained_stays_as_it_is():
         np.testing.assert_array_equal(first, last)
 
 
-def a_term_with_a_memory_is_refused():
+def check_a_term_with_a_memory_is_refused():
     with pytest.raises(InputError, match="crd keeps a memory of all images"):
         make(mixing=None, terms=[methods.CRD(64)])
 
 
-def images_without_labels_count_as_on_one_device():
-    """Also where one of the replicas has no label at all, and where nothing has."""
+def check_unlabeled_images_count_like_on_one_device():
+    """Even if a replica has no labels, or if there are none at all."""
     x, y = networks.vectors(128)
     y[::2] = -1
     y[64:96] = -1
@@ -133,8 +132,8 @@ def images_without_labels_count_as_on_one_device():
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def replicas_draw_different_mixtures_of_their_step():
-    """Each is given the seed of its step and its number."""
+def check_replicas_draw_different_mixtures():
+    """The seed depends on the step and the replica."""
     seeds = []
 
     class Recorder(Mixup):
@@ -149,18 +148,18 @@ def replicas_draw_different_mixtures_of_their_step():
     assert set(seeds) == expected
 
 
-def evaluation_is_that_of_one_device_for_any_number_of_examples():
-    """Also where a replica has none."""
+def check_evaluation_equals_that_of_one_device():
+    """For any number of examples, even if a replica gets none."""
     two, one = make(convolutional=True), make(ONE_DEVICE, convolutional=True)
-    for count in (1, 33, 64, 65, 101):
+    for count in (1, 64, 101):
         x, y = networks.images(count)
         a, b = (d.evaluate(x, y, batch_size=64, verbose=0, return_dict=True) for d in (two, one))
         for name, value in b.items():
             np.testing.assert_allclose(a[name], value, rtol=1e-5, err_msg=f"{name}, {count}")
 
 
-def batch_statistics_are_averaged_before_validation_and_before_saving():
-    """They differ within the epoch, or this would show nothing."""
+def check_batch_statistics_are_averaged_before_validation_and_saving():
+    """They differ between replicas within the epoch."""
     distiller = make(convolutional=True)
     statistics = [v for v in distiller.student.non_trainable_variables if "moving" in v.path]
     averaged, different = [], []
@@ -178,7 +177,7 @@ def batch_statistics_are_averaged_before_validation_and_before_saving():
 
         on_test_begin = on_epoch_end = check
 
-    class SavesWhatIsAveraged(Averaged):
+    class AveragedAfterSaving(Averaged):
         def on_train_batch_end(self, batch, logs=None):
             self.check()
 
@@ -186,7 +185,7 @@ def batch_statistics_are_averaged_before_validation_and_before_saving():
     checkpoint = keras.callbacks.ModelCheckpoint("checkpoint.keras", save_freq=1)
     distiller.fit(
         x, y, batch_size=64, epochs=2, verbose=0, validation_data=(x, y),
-        callbacks=[Different(), checkpoint, SavesWhatIsAveraged(), Averaged()],
+        callbacks=[Different(), checkpoint, AveragedAfterSaving(), Averaged()],
     )  # fmt: skip
     assert averaged
     assert all(different)
@@ -196,8 +195,8 @@ def batch_statistics_are_averaged_before_validation_and_before_saving():
     np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-5)
 
 
-def a_replica_without_examples_leaves_nothing_that_is_not_a_number():
-    """65 examples in batches of 64: the second replica's last batch is empty."""
+def check_an_empty_batch_of_a_replica_leaves_no_nan():
+    """With 65 examples in batches of 64, the second replica's last batch is empty."""
     for fuse in (fuse_batch_normalization, lambda student: student):
         distiller = make(convolutional=True)
         fuse(distiller.student)
@@ -207,38 +206,37 @@ def a_replica_without_examples_leaves_nothing_that_is_not_a_number():
                 assert np.isfinite(value.numpy()).all(), variable.path
 
 
-def a_pipeline_may_begin_with_one_of_the_last_two_batches():
-    """Of 33 and 32 images, in an epoch of two batches and of four, also from a recording."""
+def check_a_pipeline_may_start_with_a_small_batch():
+    """An epoch's last two batches share the remaining images. Also with a recorded teacher."""
     digits = data.load("digits")
     teacher = networks.convolutional_classifier(width=4)
-    for count, start_step in ((65, 0), (193, 2)):
-        split = data.Split(digits.train.images[:count], digits.train.labels[:count])
-        batches = data.pipeline(digits, split, 64, 0, start_step=start_step)
-        for recorded in (False, True):
-            with STRATEGY.scope():
-                student = networks.convolutional_classifier(width=4)
-                asked, given = teacher, batches
-                if recorded:
-                    path = f"{count}-{start_step}.safetensors"
-                    from_the_start = data.pipeline(digits, split, 64, 0)
-                    asked = record_teacher(path, teacher, from_the_start, Mixup(), 0, 6)
-                    given = asked.attach(batches)
-                distiller = SimilarityTransferDistiller(student, asked, Mixup())
-                distiller.compile(keras.optimizers.SGD(0.01))
-                distiller.step.assign(start_step)
-            history = distiller.fit(given, steps_per_epoch=2, verbose=0, shuffle=False)
-            assert np.isfinite(history.history["loss"]).all()
-            assert distiller.step.numpy() == start_step + 2
+    count, start_step = 193, 2
+    split = data.Split(digits.train.images[:count], digits.train.labels[:count])
+    batches = data.pipeline(digits, split, 64, 0, start_step=start_step)
+    for recorded in (False, True):
+        with STRATEGY.scope():
+            student = networks.convolutional_classifier(width=4)
+            source, given = teacher, batches
+            if recorded:
+                path = f"{count}-{start_step}.safetensors"
+                from_the_start = data.pipeline(digits, split, 64, 0)
+                source = record_teacher(path, teacher, from_the_start, Mixup(), 0, 6)
+                given = source.attach(batches)
+            distiller = SimilarityTransferDistiller(student, source, Mixup())
+            distiller.compile(keras.optimizers.SGD(0.01))
+            distiller.step.assign(start_step)
+        history = distiller.fit(given, steps_per_epoch=2, verbose=0, shuffle=False)
+        assert np.isfinite(history.history["loss"]).all()
+        assert distiller.step.numpy() == start_step + 2
 
 
-def a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken():
+def check_the_suggested_batch_size_splits_evenly():
     x, y = networks.images(65)
     with pytest.warns(UserWarning, match=r"batch_size=\d*[02468] "):
         make(convolutional=True).fit(x, y, batch_size=64, verbose=0)
 
 
-def precision_and_optimizer_options_work():
-    """As on one device."""
+def check_precision_and_optimizer_options_work():
     x, y = networks.images(65)
     for policy, optimizer, options in [
         ("mixed_float16", lambda: keras.optimizers.SGD(0.01), {}),
@@ -260,8 +258,7 @@ def precision_and_optimizer_options_work():
         assert distiller.step.numpy() == 2
 
 
-def what_keras_cannot_do_is_refused_in_one_line():
-    """Before the first step."""
+def check_unsupported_options_are_refused_in_one_line():
     x, y = networks.vectors(66)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(33)
     sgd = keras.optimizers.SGD
@@ -283,26 +280,13 @@ def what_keras_cannot_do_is_refused_in_one_line():
         assert "\n" not in str(caught.value)
 
 
-PROMISES = (
-    two_replicas_of_32_log_and_train_as_one_device_of_64,
-    images_without_labels_count_as_on_one_device,
-    replicas_draw_different_mixtures_of_their_step,
-    evaluation_is_that_of_one_device_for_any_number_of_examples,
-    batch_statistics_are_averaged_before_validation_and_before_saving,
-    a_replica_without_examples_leaves_nothing_that_is_not_a_number,
-    precision_and_optimizer_options_work,
-    what_keras_cannot_do_is_refused_in_one_line,
-    terms_of_samples_count_and_train_as_on_one_device,
-    what_a_stage_beforehand_trained_stays_as_it_is,
-    a_term_with_a_memory_is_refused,
-    a_pipeline_may_begin_with_one_of_the_last_two_batches,
-    a_warning_of_a_small_last_batch_names_a_size_that_can_be_taken,
-)
+def _checks():
+    return [value for name, value in list(globals().items()) if name.startswith("check_")]
 
 
-def _failure(promise) -> str | None:
+def _failure(check) -> str | None:
     try:
-        promise()
+        check()
     except BaseException:
         return traceback.format_exc()
     return None
@@ -311,5 +295,5 @@ def _failure(promise) -> str | None:
 if __name__ == "__main__":
     output = pathlib.Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        results = {promise.__name__: _failure(promise) for promise in PROMISES}
+        results = {check.__name__: _failure(check) for check in _checks()}
     output.write_text(json.dumps(results))

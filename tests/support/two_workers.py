@@ -1,9 +1,9 @@
-"""What each of two workers finds: run as a process for each, as a cluster's are.
+"""Trains as one of two workers, as a script because each worker is a process.
 
-    TF_CONFIG=... python tests/two_workers.py results.npz
+    TF_CONFIG=... python tests/support/two_workers.py results.npz
 
-writes numbers by name, which are to be the same for all workers. Without TF_CONFIG it is one
-process with two logical devices, whose numbers are to be the same, too.
+writes numbers by name, which must be equal for all workers. Without TF_CONFIG the script trains on
+two logical devices of one process, which must give the same numbers.
 """
 
 import functools
@@ -25,12 +25,12 @@ from stkd_keras.distribution.workers import check_alike, distributed, mean_over_
 
 IS_WORKER = "TF_CONFIG" in os.environ
 STRATEGY = make_strategy(*(("multi_worker",) if IS_WORKER else ("mirrored", 2)))
-# The last of an epoch's four batches has 9 images for two replicas.
+# The last of an epoch's four batches has only 9 images for two replicas.
 NUM_IMAGES, BATCH_SIZE, EPOCHS = 201, 64, 5
 
 
 def without_normalization(width: int) -> keras.Model:
-    """A classifier of images whose replicas have nothing of their own."""
+    """Returns an image classifier without batch statistics."""
     layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(width, 3, activation="relu")]
     return keras.Sequential(
         [keras.Input((8, 8, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(10)]
@@ -38,7 +38,7 @@ def without_normalization(width: int) -> keras.Model:
 
 
 def make(build) -> SimilarityTransferDistiller:
-    """A distiller of mixtures, always with the same initial weights."""
+    """Returns a distiller with mixing, always with the same initial weights."""
     keras.utils.set_random_seed(0)
     with STRATEGY.scope():
         teacher = FrozenTeacher(build(width=16))
@@ -48,7 +48,7 @@ def make(build) -> SimilarityTransferDistiller:
 
 
 def shares() -> functools.partial:
-    """The pipeline, whose share is yet to be said."""
+    """Returns the pipeline, to be called with a share."""
     x, y = networks.images(NUM_IMAGES)
     x = np.uint8(x)
     dataset = data.from_arrays(x, y, x[:101], y[:101])
@@ -56,7 +56,7 @@ def shares() -> functools.partial:
 
 
 def twenty_steps_of_shares(build=without_normalization) -> dict:
-    """The losses of each step, the history, and the weights."""
+    """Returns the losses of each step, the history, and the weights."""
     distiller, steps = make(build), []
     x, y = networks.images(101)
     history = distiller.fit(
@@ -73,12 +73,12 @@ def twenty_steps_of_shares(build=without_normalization) -> dict:
 
 
 def twenty_steps_with_batch_statistics() -> dict:
-    """The same with batch normalisation, whose statistics are to be averaged."""
+    """The same with batch normalization, whose statistics are averaged."""
     return twenty_steps_of_shares(networks.small_convolutional_classifier)
 
 
-def arrays_that_tensorflow_divides() -> dict:
-    """What a user passes to `fit`, `evaluate` and `predict`, also where a replica gets nothing."""
+def arrays_that_tensorflow_shards() -> dict:
+    """Arrays for `fit`, `evaluate` and `predict`, even if a replica gets an empty batch."""
     distiller = make(without_normalization)
     x, y = networks.images(201)
     found = dict(distiller.fit(x, y, batch_size=64, shuffle=False, verbose=0).history)
@@ -90,8 +90,8 @@ def arrays_that_tensorflow_divides() -> dict:
     return found
 
 
-def a_share_is_all_that_a_worker_reads() -> dict:
-    """And all together read the batch."""
+def workers_read_only_their_share() -> dict:
+    """All shares together are the whole batch."""
     share = next(iter(distributed(shares(), STRATEGY)))[1]
     labels = np.concatenate([v.numpy() for v in STRATEGY.experimental_local_results(share)])
     assert len(labels) == BATCH_SIZE // (2 if IS_WORKER else 1)
@@ -103,8 +103,8 @@ def a_share_is_all_that_a_worker_reads() -> dict:
     return {"labels": whole}
 
 
-def what_cannot_work_is_refused() -> dict:
-    """Another version of Keras, and workers that don't see the same."""
+def unsupported_setups_are_refused() -> dict:
+    """Another version of Keras, and workers that don't share a file system."""
     if not IS_WORKER:
         return {}
     number = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -120,9 +120,9 @@ def what_cannot_work_is_refused() -> dict:
 PROMISES = (
     twenty_steps_of_shares,
     twenty_steps_with_batch_statistics,
-    arrays_that_tensorflow_divides,
-    a_share_is_all_that_a_worker_reads,
-    what_cannot_work_is_refused,
+    arrays_that_tensorflow_shards,
+    workers_read_only_their_share,
+    unsupported_setups_are_refused,
 )
 
 

@@ -27,7 +27,7 @@ from stkd_keras import data, experiment, recipes
 from stkd_keras.classifiers.features import with_features
 from stkd_keras.cli import app
 from stkd_keras.distillation.checks import SOFT_TARGETS, check_settings, check_soft_target
-from stkd_keras.distribution.cluster import lost_workers_named
+from stkd_keras.distribution.cluster import detect_lost_workers
 from stkd_keras.distribution.strategy import (
     MOST_LOGICAL_DEVICES,
     STRATEGIES,
@@ -330,7 +330,7 @@ DRY_RUN = flags.DEFINE_bool(
 )
 
 
-@lost_workers_named()
+@detect_lost_workers()
 def main() -> None:
     """Runs the command."""
     recipe = recipe_from_flags()

@@ -1,4 +1,4 @@
-"""The cluster that several workers form, as TF_CONFIG or Slurm describes it."""
+"""The cluster of a multi-worker training (experimental), from TF_CONFIG or Slurm."""
 
 import contextlib
 import json
@@ -15,14 +15,7 @@ from stkd_keras.errors import InputError, WorkerLostError, one_line
 
 SLURM_PORT = 8888
 JOBS = ("chief", "worker")
-_NOT_AS_EXPECTED = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -32,79 +25,70 @@ _LOST = (
 )
 
 
-class Place(NamedTuple):
-    """Where this process is in a cluster.
-
-    Attributes:
-        cluster: "host:port" of every task, by job.
-        job: this process's job.
-        number: its number within the job.
-    """
+class Task(NamedTuple):
+    """This process's part in a cluster: "host:port" of every task by job, and its own task."""
 
     cluster: dict[str, list[str]]
     job: str
-    number: int
+    index: int
 
 
 def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Returns the strategy of this process and the others of its cluster, once all are there.
+    """Waits for the other workers of the cluster and returns the strategy that they share.
 
     Raises:
-        InputError: where the cluster isn't described, or not rightly.
+        InputError: if the environment doesn't describe a valid cluster.
     """
-    place = find_place()
-    _check_addresses(place.cluster)
+    task = find_task()
+    _check_addresses(task.cluster)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(place.cluster),
-        task_type=place.job,
-        task_id=place.number,
+        tf.train.ClusterSpec(task.cluster),
+        task_type=task.job,
+        task_id=task.index,
         rpc_layer="grpc",
     )
-    size = sum(map(len, place.cluster.values()))
-    print(f"waiting for all {size} workers: this is {place.job} {place.number}", flush=True)
+    size = sum(map(len, task.cluster.values()))
+    print(f"waiting for all {size} workers: this is {task.job} {task.index}", flush=True)
     try:
-        with _signals_kept():
+        with _signal_handlers_kept():
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.UnknownError as error:
         if "gRPC server" not in str(error):
             raise
-        address = place.cluster[place.job][place.number]
+        address = task.cluster[task.job][task.index]
         raise InputError(
-            f"{place.job} {place.number} can't listen at {address} ({one_line(error)}); choose a "
+            f"{task.job} {task.index} can't listen at {address} ({one_line(error)}); choose a "
             "port that is free there"
         ) from error
 
 
-def find_place() -> Place:
-    """Reads where this process is: from TF_CONFIG, or without it from Slurm's environment.
+def find_task() -> Task:
+    """Returns this process's task from TF_CONFIG or, if that isn't set, from Slurm's variables.
 
     Raises:
-        InputError: where neither is there, or what is there can't be right.
+        InputError: if neither is set, or if they don't describe a valid cluster.
     """
     if os.environ.get("TF_CONFIG"):
-        return _place_in_tf_config(os.environ["TF_CONFIG"])
+        return _task_from_tf_config(os.environ["TF_CONFIG"])
     if "SLURM_PROCID" in os.environ:
-        return _place_in_slurm()
+        return _task_from_slurm()
     raise InputError(
-        "several workers need to know of each other: set TF_CONFIG, or start them with Slurm's "
-        "srun; README shows both"
+        "multi-worker training needs a description of the cluster: set TF_CONFIG, or start the "
+        "workers with Slurm's srun; README shows both"
     )
 
 
 @contextlib.contextmanager
-def lost_workers_named() -> Iterator[None]:
-    """Gives the loss of another worker a name.
+def detect_lost_workers() -> Iterator[None]:
+    """Raises WorkerLostError instead of TensorFlow's various errors when a worker was lost.
 
-    TensorFlow's coordination service misses the heartbeats of a worker that is gone after 10
-    seconds, and then breaks off what waits for it.
-
-    Raises:
-        WorkerLostError: in place of what TensorFlow says then.
+    TensorFlow's coordination service gives up on a worker after 10 seconds without a heartbeat,
+    and then cancels the operations that wait for it.
     """
     try:
         yield
     except Exception as error:
-        if not _tells_of_a_loss(error):
+        if not _is_worker_loss(error):
             raise
         raise WorkerLostError(
             "another worker was lost; start all of them again with the same command, which "
@@ -112,24 +96,24 @@ def lost_workers_named() -> Iterator[None]:
         ) from error
 
 
-def _tells_of_a_loss(error: BaseException | None) -> bool:
-    """Whether an error is TensorFlow's for it, or comes of that."""
+def _is_worker_loss(error: BaseException | None) -> bool:
+    """Whether the loss of a worker caused an error, directly or not."""
     if error is None:
         return False
     if isinstance(error, _LOST) and "collective" in str(error).lower():
         return True
-    return _tells_of_a_loss(error.__cause__ or error.__context__)
+    return _is_worker_loss(error.__cause__ or error.__context__)
 
 
-def _place_in_tf_config(text: str) -> Place:
+def _task_from_tf_config(text: str) -> Task:
     try:
         config = json.loads(text)
         cluster = {job: _strings(addresses) for job, addresses in config["cluster"].items()}
         [job] = _strings([config["task"]["type"]])
         index = int(config["task"]["index"])
-    except _NOT_AS_EXPECTED as error:
+    except _MALFORMED as error:
         raise InputError(
-            f"TF_CONFIG is {one_line(repr(text))}, but must be as "
+            f"TF_CONFIG is {one_line(repr(text))}, but must look like "
             '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
             f'"task": {{"type": "worker", "index": 0}}}} ({type(error).__name__}: {error})'
         ) from error
@@ -140,33 +124,14 @@ def _place_in_tf_config(text: str) -> Place:
     if not 0 <= index < len(cluster.get(job, [])):
         raise InputError(
             f"TF_CONFIG says that this is {job} {index}, but its cluster has {_sizes(cluster)}; "
-            "numbers begin at 0"
+            "the index starts at 0"
         )
-    return Place(cluster, job, index)
+    return Task(cluster, job, index)
 
 
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Has the process end by Ctrl-C while it waits in TensorFlow, and by SIGTERM ever after.
-
-    Python's own handler wouldn't have its turn, and TensorFlow takes SIGTERM for a notice, after
-    which it does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _task_from_slurm() -> Task:
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _place_in_slurm() -> Place:
-    try:
-        # Slurm gives each task its GPUs already.
+        # Slurm has already assigned GPUs to each task.
         slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
             gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
         )
@@ -174,7 +139,7 @@ def _place_in_slurm() -> Place:
         raise InputError(
             f"Slurm's environment doesn't describe the workers: {error}; start them with srun"
         ) from error
-    # Its `cluster_spec` sorts the hosts by name, n10 before n2, but Slurm's own order numbers them.
+    # The resolver's `cluster_spec` sorts hosts by name (n10 before n2), unlike Slurm's ranks.
     addresses = [
         f"{host}:{SLURM_PORT + n}"
         for host, tasks in slurm._task_configuration.items()
@@ -183,19 +148,37 @@ def _place_in_slurm() -> Place:
     if not 0 <= slurm._rank < len(addresses):
         raise InputError(
             f"SLURM_PROCID is {slurm._rank}, but Slurm's environment has {len(addresses)} tasks, "
-            "whose numbers begin at 0; start them with srun"
+            "numbered from 0; start them with srun"
         )
-    return Place({"worker": addresses}, "worker", slurm._rank)
+    return Task({"worker": addresses}, "worker", slurm._rank)
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Lets Ctrl-C end the process while TensorFlow waits, and restores the handlers afterwards.
+
+    A Python handler wouldn't run during the wait, and TensorFlow replaces the one for SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _strings(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{one_line(repr(values))} isn't made of strings")
+        raise TypeError(f"{one_line(repr(values))} isn't a list of strings")
     return values
 
 
 def _check_addresses(cluster: dict[str, list[str]]) -> None:
-    """Refuses addresses with which the workers would wait for each other for ever."""
+    """Refuses addresses that would make the workers wait for each other forever."""
     addresses = [address for job in cluster.values() for address in job]
     for address in addresses:
         host, _, port = address.rpartition(":")

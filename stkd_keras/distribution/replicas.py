@@ -1,39 +1,35 @@
-"""Steps that run on every replica."""
+"""What Keras leaves to do when several replicas train a model."""
 
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from stkd_keras.distribution.workers import _means_over_workers, is_multi_worker
+from stkd_keras.distribution.workers import is_multi_worker, means_over_workers
 
 
 def average_batch_statistics(model: keras.Model) -> None:
-    """Gives every replica the mean of the replicas' batch statistics.
+    """Averages the moving statistics of batch normalization over all replicas and workers.
 
-    Keras keeps the moving mean and variance of batch normalisation for each replica. Without
-    this, what is validated and saved would be the first replica's. All workers have to take part.
+    Keras keeps them per replica, and would validate and save those of the first one.
     """
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1:
         return
-    variables = [v for v in model.non_trainable_variables if _is_float(v)]
+    is_float = keras.backend.is_float_dtype
+    variables = [v for v in model.non_trainable_variables if is_float(v.dtype)]
     means = [
         tf.reduce_mean(tf.stack(strategy.experimental_local_results(v.value)), axis=0)
         for v in variables
     ]
-    for variable, mean in zip(variables, _means_over_workers(means, strategy), strict=True):
+    for variable, mean in zip(variables, means_over_workers(means, strategy), strict=True):
         variable.assign(mean)
 
 
 def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Returns a step's metrics in the shape of which Keras can take the mean over workers.
+    """Adds an axis to a replica's logs, over which Keras averages if there are several workers.
 
-    With several workers Keras takes the mean over axis 0, which a scalar hasn't
-    (github.com/keras-team/keras/issues/20585, keras-team/keras/issues/20329).
-
-    Args:
-        logs: what `train_step` or `test_step` returned in a replica.
+    Keras fails on scalars there (github.com/keras-team/keras/issues/20585 and issues/20329).
     """
     if not is_multi_worker(tf.distribute.get_strategy()):
         return logs
@@ -41,28 +37,27 @@ def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def first_local_batch(batch, strategy: tf.distribute.Strategy):
-    """Returns the batch of this worker's first replica.
+    """Returns the batch of this worker's first replica, from which Keras builds the model.
 
-    Keras builds the model from the mean of the replicas' first batches, which fails where they
-    differ in size, as in a validation set of an odd number of examples, and with several workers
-    always (github.com/keras-team/keras/issues/20585, keras-team/keras/issues/20329).
+    Keras itself would average the replicas' first batches. That fails if their sizes differ, and
+    always with several workers (github.com/keras-team/keras/issues/20585 and issues/20329).
     """
     return keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
 
 
 def call_unless_empty(function, x, outputs):
-    """Calls a model, but not on the empty batch that a replica is given at the end of data.
+    """Calls a model, except on the empty batch that a replica may get at the end of the data.
 
-    On a CPU, TensorFlow's convolution gives an empty batch the wrong shape, and batch normalisation
-    makes its statistics not a number.
+    On the CPU, TensorFlow's convolution returns a wrong shape for an empty batch, and batch
+    normalization returns NaN statistics.
 
     Args:
-        function: a model.
+        function: the model.
         x: tensor (B, ...).
-        outputs: the shapes of what it gives, (None, ...): a `tf.TensorShape`, or a dict of them.
+        outputs: `tf.TensorShape` of the output, (None, ...), or a dict of them.
 
     Returns:
-        What the model gives, as float32.
+        The model's output as float32.
     """
 
     def call():
@@ -73,12 +68,12 @@ def call_unless_empty(function, x, outputs):
     return tf.cond(
         tf.shape(x)[0] > 0,
         lambda: tf.nest.map_structure(tf.ensure_shape, call(), outputs),
-        lambda: tf.nest.map_structure(_no_rows, outputs),
+        lambda: tf.nest.map_structure(_empty, outputs),
     )
 
 
 def assign(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
-    """Gives variables values within a training step, each replica its own."""
+    """Assigns each replica's values to its variables within a training step."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
@@ -91,9 +86,5 @@ def assign(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> 
     tf.distribute.get_replica_context().merge_call(update, args=tuple(values))
 
 
-def _is_float(variable: keras.Variable) -> bool:
-    return keras.backend.is_float_dtype(variable.dtype)
-
-
-def _no_rows(shape: tf.TensorShape) -> tf.Tensor:
+def _empty(shape: tf.TensorShape) -> tf.Tensor:
     return tf.zeros([0, *(size or 0 for size in shape[1:])])

@@ -1,4 +1,4 @@
-"""Several devices: which strategy, and what Keras leaves to do under one."""
+"""The choice of a distribution strategy, and checks of what it can do."""
 
 import keras
 import tensorflow as tf
@@ -7,28 +7,29 @@ from stkd_keras.distribution.cluster import make_multi_worker_strategy
 from stkd_keras.distribution.workers import is_multi_worker
 from stkd_keras.errors import InputError, unknown_name
 
-# The version of Keras that `reducible` and `first_local_batch` were tried with.
-TRIED_WITH_WORKERS = "3.15"
+# Multi-worker training relies on private parts of Keras, tested with this version only.
+TESTED_WITH_WORKERS = "3.15"
 MOST_LOGICAL_DEVICES = 64
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 
 
 def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.Strategy | None:
-    """Returns the strategy for this machine.
+    """Returns a distribution strategy for this machine, or for a cluster.
 
     Args:
-        distribute: "none"; "mirrored" for one replica a device; "auto", which is "mirrored"
-            where there are two or more GPUs; or "multi_worker" for the processes of a cluster,
-            which TF_CONFIG or Slurm's environment describes. All of them have to call it.
-        logical_devices: where positive, the CPU is divided into so many devices, to try several
-            replicas without GPUs. It has to come before TensorFlow's first operation.
+        distribute: "none"; "mirrored" for one replica per device; "auto" for "mirrored" if there
+            are at least two GPUs, else "none"; or "multi_worker" for the processes of a cluster,
+            which must all call this function. TF_CONFIG or Slurm's environment variables describe
+            the cluster. Multi-worker training is experimental: it relies on private Keras API.
+        logical_devices: if positive, splits the CPU into that many devices, to try several
+            replicas without GPUs. Requires that TensorFlow hasn't run an operation yet.
 
     Returns:
-        A MirroredStrategy or MultiWorkerMirroredStrategy, or None for a single device.
+        A MirroredStrategy, a MultiWorkerMirroredStrategy, or None for a single device.
 
     Raises:
-        InputError: for another word, where devices can't be divided any more, or where the
-            cluster isn't described, or not rightly.
+        InputError: if `distribute` is unknown, if the CPU can't be split any more, or if the
+            environment doesn't describe a valid cluster.
     """
     if distribute not in STRATEGIES:
         raise unknown_name("way to distribute", distribute, STRATEGIES)
@@ -39,8 +40,8 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
     if distribute == "multi_worker":
         if logical_devices:
             raise InputError(
-                f"logical_devices is {logical_devices}, but a worker of several has one replica a "
-                "GPU, or one on its CPU; leave it out"
+                f"logical_devices is {logical_devices}, but each worker has one replica per GPU, "
+                "or one on its CPU; leave it out"
             )
         return make_multi_worker_strategy()
     if logical_devices:
@@ -49,7 +50,7 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
         try:
             tf.config.set_logical_device_configuration(cpu, parts)
         except RuntimeError as error:
-            raise InputError(f"the CPU can't be divided any more: {error}") from error
+            raise InputError(f"the CPU can't be split any more: {error}") from error
     gpus = tf.config.list_logical_devices("GPU")
     if distribute == "none" or (distribute == "auto" and len(gpus) < 2):
         return None
@@ -60,12 +61,13 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
 def largest_batch(
     batch_size: int, num_images: int, strategy: tf.distribute.Strategy | None = None
 ) -> int:
-    """Returns a batch size, or all the images where there are fewer.
+    """Returns `batch_size`, or the largest batch of all images if there are fewer.
 
     Args:
-        batch_size: images a step, over all replicas.
-        num_images: how many there are; what is returned splits evenly over the replicas.
-        strategy: the strategy, None for the current one.
+        batch_size: images per step, over all replicas.
+        num_images: the number of images. If there are fewer than `batch_size`, the result is
+            rounded down to a multiple of the number of replicas.
+        strategy: the strategy, or None for the current one.
     """
     replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
     return min(batch_size, max(replicas, num_images // replicas * replicas))
@@ -74,38 +76,30 @@ def largest_batch(
 def check_batch_size(
     what: str, batch_size: int, strategy: tf.distribute.Strategy | None = None
 ) -> None:
-    """Refuses a batch that doesn't split evenly over the replicas.
+    """Refuses a batch size that doesn't split evenly over the replicas.
 
     Args:
-        what: whose size it is, for the error.
-        batch_size: images a step, over all replicas.
-        strategy: the strategy, None for the current one.
-
-    Raises:
-        InputError: likewise.
+        what: name of the batch size, for the error message.
+        batch_size: images per step, over all replicas.
+        strategy: the strategy, or None for the current one.
     """
     replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
     if batch_size % replicas:
         raise InputError(
             f"{what} is {batch_size}, which doesn't split evenly over {replicas} replicas; choose "
-            "a multiple, or --distribute=none"
+            "a multiple, or train on one device"
         )
 
 
 def refuse_what_keras_cannot_do(
     strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int, jit_compile
 ) -> None:
-    """Refuses arguments of `compile` under which Keras 3.15 fails on several replicas.
-
-    Raises:
-        InputError: with the argument, before the first step; with several workers also for a
-            version of Keras with which its remedies weren't tried.
-    """
-    if is_multi_worker(strategy) and not keras.__version__.startswith(f"{TRIED_WITH_WORKERS}."):
+    """Refuses arguments of `compile` with which Keras fails on several replicas."""
+    if is_multi_worker(strategy) and not keras.__version__.startswith(f"{TESTED_WITH_WORKERS}."):
         raise InputError(
-            f"keras is {keras.__version__}, but several workers were tried with "
-            f"{TRIED_WITH_WORKERS} only, where `fit` needs two remedies: pip install "
-            f'"keras=={TRIED_WITH_WORKERS}.*", or train on one machine'
+            f"keras is {keras.__version__}, but multi-worker training relies on internals of "
+            f'Keras {TESTED_WITH_WORKERS}: pip install "keras=={TESTED_WITH_WORKERS}.*", or train '
+            "on one machine"
         )
     if strategy.num_replicas_in_sync == 1:
         return
@@ -119,6 +113,6 @@ def refuse_what_keras_cannot_do(
     for option, value in given.items():
         if value:
             raise InputError(
-                f"{option} is {value}, which Keras can't do on several replicas; leave it out, or "
-                "train on one device"
+                f"{option} is {value}, which Keras doesn't support on several replicas; leave it "
+                "out, or train on one device"
             )

@@ -1,4 +1,4 @@
-"""Coordinates several workers."""
+"""Coordination of several workers (experimental)."""
 
 import functools
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from stkd_keras.errors import InputError
 
 
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
-    """Whether other processes train the same model."""
-    # What Keras asks before it reduces metrics, too: a cluster may have a single worker.
+    """Whether a strategy is for the workers of a cluster, even if there is only one."""
+    # Keras makes the same check before it reduces metrics.
     return (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         and strategy.extended._in_multi_worker_mode()
@@ -18,30 +18,49 @@ def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes what all have made."""
+    """Returns whether this process is the worker that writes the results.
+
+    Args:
+        strategy: the strategy of the training. With a single process, that process is the chief.
+    """
     return strategy.extended.should_checkpoint
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Waits until all workers are here."""
+    """Blocks until all workers have called this function. Multi-worker training is experimental.
+
+    Args:
+        strategy: the strategy of the training.
+    """
     mean_over_workers(0.0, strategy)
 
 
 def mean_over_workers(number: float, strategy: tf.distribute.Strategy) -> float:
-    """Returns the mean of a number of each worker; all have to take part."""
-    return float(_means_over_workers([tf.constant(float(number))], strategy)[0])
+    """Returns the mean of a number over all workers, which must all call this function."""
+    return float(means_over_workers([tf.constant(float(number))], strategy)[0])
+
+
+def means_over_workers(
+    tensors: list[tf.Tensor], strategy: tf.distribute.Strategy
+) -> list[tf.Tensor]:
+    """Returns the means of tensors over all workers, in a single all-reduce."""
+    if not tensors or not is_multi_worker(strategy):
+        return tensors
+    flat = tf.concat([tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors], axis=0)
+    means = tf.split(strategy.reduce("MEAN", flat, axis=None), [tf.size(t) for t in tensors])
+    return [tf.reshape(mean, t.shape) for mean, t in zip(means, tensors, strict=True)]
 
 
 def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> None:
-    """Refuses to go on where the workers don't see the same.
+    """Checks that all workers found the same number in a shared folder.
 
     Args:
-        what: where each of them looked, for the error.
-        number: what this worker sees there.
-        strategy: what they share.
+        what: the folder, for the error message.
+        number: what this worker found.
+        strategy: the strategy of the training.
 
     Raises:
-        InputError: likewise.
+        InputError: if the numbers differ.
     """
     if abs(mean_over_workers(number, strategy) - number) > 1e-3:
         raise InputError(
@@ -51,29 +70,26 @@ def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> Non
 
 
 def distributed(
-    share_of: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy
+    make_share: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Returns training batches as `fit` takes them, of which each worker reads its share only.
+    """Returns training batches for `fit`, of which each worker reads only its share.
 
-    TensorFlow would have each worker read all the data and throw the others' away.
+    By default, each worker would read all data and drop what belongs to the others.
 
     Args:
-        share_of: as `stkd_keras.data.pipeline` with `shard_index` and `num_shards` yet to be
-            given; without them it returns the whole batches.
-        strategy: that of `fit`.
+        make_share: makes a replica's share of the batches from `shard_index` and `num_shards`, and
+            whole batches without arguments.
+        strategy: the strategy of the training.
     """
     if not is_multi_worker(strategy):
-        return share_of()
-    return strategy.distribute_datasets_from_function(functools.partial(_of_worker, share_of))
+        return make_share()
+    return strategy.distribute_datasets_from_function(functools.partial(_worker_share, make_share))
 
 
 def distributed_by_example(
     batches: tf.data.Dataset, strategy: tf.distribute.Strategy
 ) -> tf.data.Dataset:
-    """Returns batches to evaluate, which TensorFlow is to divide by example and not by file.
-
-    There may be fewer files than workers.
-    """
+    """Has TensorFlow shard evaluation batches by example, since there may be too few files."""
     if not is_multi_worker(strategy):
         return batches
     options = tf.data.Options()
@@ -81,25 +97,14 @@ def distributed_by_example(
     return batches.with_options(options)
 
 
-def _of_worker(
-    share_of: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext
+def _worker_share(
+    make_share: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
-    """What a worker reads: TensorFlow gives its replicas one element after another."""
+    """Interleaves the shares of a worker's replicas, which take one element each in turn."""
     replicas = context.num_replicas_in_sync
-    here = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * here
-    shares = [share_of(shard_index=first + n, num_shards=replicas) for n in range(here)]
-    if here == 1:
+    local = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * local
+    shares = [make_share(shard_index=first + n, num_shards=replicas) for n in range(local)]
+    if local == 1:
         return shares[0]
-    return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(here).repeat())
-
-
-def _means_over_workers(
-    tensors: list[tf.Tensor], strategy: tf.distribute.Strategy
-) -> list[tf.Tensor]:
-    """The means of what each worker has, by one message."""
-    if not tensors or not is_multi_worker(strategy):
-        return tensors
-    flat = tf.concat([tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors], axis=0)
-    means = tf.split(strategy.reduce("MEAN", flat, axis=None), [tf.size(t) for t in tensors])
-    return [tf.reshape(mean, t.shape) for mean, t in zip(means, tensors, strict=True)]
+    return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(local).repeat())

@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
     cluster: dict[str, list[str]]
     job: str
-    index: int
+    task_index: int
 
 
 def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
@@ -44,20 +44,20 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(task.cluster),
         task_type=task.job,
-        task_id=task.index,
+        task_id=task.task_index,
         rpc_layer="grpc",
     )
     size = sum(map(len, task.cluster.values()))
-    print(f"waiting for all {size} workers: this is {task.job} {task.index}", flush=True)
+    print(f"waiting for all {size} workers: this is {task.job} {task.task_index}", flush=True)
     try:
         with _signal_handlers_kept():
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.UnknownError as error:
         if "gRPC server" not in str(error):
             raise
-        address = task.cluster[task.job][task.index]
+        address = task.cluster[task.job][task.task_index]
         raise InputError(
-            f"{task.job} {task.index} can't listen at {address} ({one_line(error)}); choose a "
+            f"{task.job} {task.task_index} can't listen at {address} ({one_line(error)}); choose a "
             "port that is free there"
         ) from error
 

@@ -101,7 +101,9 @@ def _guarded(main: Callable[[], None]) -> None:
         leave(WORKER_LOST)
     except Interrupted as error:
         ignore_signals()
-        where = f"after {error}; the same command goes on from there"
+        overwrites = flags.FLAGS.get_flag_value("overwrite", False)
+        command = f"the same command{' without --overwrite' if overwrites else ''}"
+        where = f"after {error}; {command} resumes there"
         with contextlib.suppress(OSError):
             print(flush=True)
         with contextlib.suppress(OSError):

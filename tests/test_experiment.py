@@ -4,7 +4,6 @@ import keras
 import networks
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from stkd_keras import InputError, SimilarityTransferDistiller, data, experiment, methods, recipes
 from stkd_keras.training.run_directory import RunDirectory
@@ -93,7 +92,7 @@ def test_a_loss_of_nan_stops_with_step_terms_rate_and_backup_and_leaves_no_row(t
     message = str(caught.value)
     for part in (
         "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
-        "learning rate was 0.0", "backup/step-0000000005", "lower learning rate",
+        "learning rate 0.0", "backup/step-0000000005", "lower learning rate",
     ):  # fmt: skip
         assert part in message
     assert len((tmp_path / "run" / "history.csv").read_text().split()) == 2
@@ -104,8 +103,8 @@ def test_a_weight_of_nan_is_never_backed_up(tmp_path):
     with pytest.raises(InputError, match="a weight stopped being finite at step 5"):
         start(tmp_path / "run", [After(5, spoil)])
     for file in (tmp_path / "run" / "backup").glob("step-*"):
-        for name, value in safetensors.numpy.load_file(file).items():
-            assert np.isfinite(value).all(), name
+        for name, value in np.load(file).items():
+            assert value.dtype.kind == "U" or np.isfinite(value).all(), name
 
 
 def test_each_optimizer_has_defaults_of_its_own():

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Callable
 
 import keras
@@ -42,13 +43,20 @@ def predict_logits(
         labels: integer array (N,).
     """
     size = int(dataset.cardinality())
-    progress = keras.utils.Progbar(size if size > 0 else None, verbose=int(verbose))
+    progress = keras.utils.Progbar(
+        size if size > 0 else None, verbose=verbosity() if verbose else 0
+    )
     logits, labels = [], []
     for x, y in dataset:
         logits.append(classifier(x).numpy())
         labels.append(y.numpy())
         progress.add(1)
     return np.concatenate(logits), np.concatenate(labels)
+
+
+def verbosity() -> int:
+    """Returns Keras's `verbose`: a progress bar in a terminal, a line per epoch in a log."""
+    return 1 if sys.stdout.isatty() else 2
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -29,7 +29,7 @@ from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.teacher.recorded import RecordedTeacher
 from stkd_keras.training.checkpoints import newest_step
-from stkd_keras.training.loop import Place, Training, fit_resumably, largest_divisor
+from stkd_keras.training.loop import BackupConfig, Training, fit_resumably, largest_divisor
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, VirtualSamplePanel
 from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard
@@ -184,11 +184,11 @@ def train(
     training = Training(
         distiller, compile_for, batches, validation, all_epochs, steps, validation_freq
     )
-    place = Place(run.backup, run.settings, run.history, backup_steps)
+    config = BackupConfig(run.backup, run.settings, run.history, backup_steps)
     with unwritable_named(run.path):
         if chief:
             _write_description(run, describe(dataset, train_split, validation_split))
-        fit_resumably(training, place, loggers, callbacks)
+        fit_resumably(training, config, loggers, callbacks)
     if chief:
         run.save_model(distiller.student)
 

@@ -122,7 +122,7 @@ def test_a_killed_and_an_interrupted_runner_go_on_to_the_same_table(
     assert end_while_training(repository, folder, "kd-d0-s0", signal.SIGTERM) == 143
     assert not training_processes(folder)
     output = (folder / "output").read_text()
-    assert "ended by SIGTERM after 3 of 4 runs; the same command goes on from there" in output
+    assert "ended by SIGTERM after 3 of 4 runs; the same command resumes there" in output
     process = start(repository, folder)
     assert process.wait(300) == 0, (folder / "output").read_text()
     assert without_times((runs / "table.md").read_text()) == without_times(

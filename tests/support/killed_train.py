@@ -1,11 +1,11 @@
-"""Runs train.py, and sends it a signal when it is at a certain moment for the nth time.
+"""Runs train.py, and sends it a signal when it reaches a moment for the nth time.
 
 python killed_train.py LOG SIGNAL MOMENT N [flags of train.py]
 
-The moments are "before the configuration's rename", "before a step", "after a step", "before a
-backup's rename", "in the validation" and "before the student's rename". LOG has a line for each of
-them until then. With SIGNAL "hang", the process stays where it is for a minute. Nothing of the
-project is changed: it is Keras and the operating system that are listened to.
+The moments are "before config.json's rename", "before a step", "after a step", "while a backup is
+written", "before a backup's rename", "in the validation" and "before the student's rename". LOG
+gets a line for each of them. With SIGNAL "hang" the process sleeps for a minute instead. It
+patches Keras, NumPy and os, but nothing of the project.
 """
 
 import os
@@ -22,10 +22,11 @@ left = {moment: count}
 
 import quiet_tensorflow  # noqa: E402, F401, I001
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 
 
 def reached(name, detail=""):
-    """Writes down where the process is, and ends it if this is what it waits for."""
+    """Logs the moment, and sends the signal if it is the one asked for."""
     with open(log, "a") as file:
         file.write(f"{name} {detail}\n")
     if name not in left:
@@ -40,11 +41,11 @@ def reached(name, detail=""):
             os.kill(os.getpid(), signal.Signals[what])
 
 
-def listen(owner, name, before=None, after=None):
-    """Has a function of somebody else's say when it is called."""
+def patch(owner, name, before=None, after=None):
+    """Calls a function before or after each call of another."""
     original = getattr(owner, name)
 
-    def heard(*args, **kwargs):
+    def patched(*args, **kwargs):
         if before:
             before(*args)
         result = original(*args, **kwargs)
@@ -52,24 +53,25 @@ def listen(owner, name, before=None, after=None):
             after(*args)
         return result
 
-    setattr(owner, name, heard)
+    setattr(owner, name, patched)
 
 
 def before_rename(source, target):
-    """Sees what a whole file is about to be put in the place of."""
+    """Notes which file is about to be replaced."""
     if "step-" in str(target):
         reached("before a backup's rename", f"{os.path.getsize(source)} bytes for {target}")
     if str(target).endswith("config.json"):
-        reached("before the configuration's rename")
+        reached("before config.json's rename")
     if str(target).endswith("student.keras"):
         reached("before the student's rename", f"{os.path.getsize(source)} bytes for {target}")
 
 
 callbacks = keras.callbacks.CallbackList
-listen(callbacks, "on_train_batch_begin", lambda *_: reached("before a step"))
-listen(callbacks, "on_train_batch_end", after=lambda _, n, *__: reached("after a step", n))
-listen(callbacks, "on_test_batch_begin", lambda _, n, *__: reached("in the validation", n))
-listen(os, "replace", before_rename)
+patch(callbacks, "on_train_batch_begin", lambda *_: reached("before a step"))
+patch(callbacks, "on_train_batch_end", after=lambda _, n, *__: reached("after a step", n))
+patch(callbacks, "on_test_batch_begin", lambda _, n, *__: reached("in the validation", n))
+patch(np.lib.format, "write_array", lambda *_: reached("while a backup is written"))
+patch(os, "replace", before_rename)
 
 sys.argv = [str(REPOSITORY / "train.py"), *sys.argv[5:]]
 runpy.run_path(sys.argv[0], run_name="__main__")

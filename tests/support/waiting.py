@@ -1,10 +1,10 @@
-"""Waiting for what another process does."""
+"""Waits for other processes."""
 
 import time
 
 
-def wait_for(condition, process, seconds=150):
-    """Waits until something is so, as long as a process runs."""
+def wait_for(condition, process, seconds=600):
+    """Waits until a condition holds, while a process runs."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None

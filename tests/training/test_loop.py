@@ -1,9 +1,8 @@
-"""Runs that are broken off: by SIGKILL at any moment, by signals, by a loss that is no number."""
+"""Interrupted runs: by SIGKILL at any moment, and by signals."""
 
 import json
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,107 +11,98 @@ import time
 import keras
 import networks
 import numpy as np
-import PIL.Image
 import pytest
-import safetensors.numpy
+from forked_command import ForkedCommands
 from waiting import wait_for
 
-import models
+from stkd_keras.training import loop
+
+pytestmark = pytest.mark.process
 
 KILLER = pathlib.Path(__file__).parents[1] / "support" / "killed_train.py"
-# When each kill comes, counted from the start of its process.
+# Moments of the kills, each counted from the start of its process.
+SOME_KILLS = [
+    ("after a step", 7),
+    ("while a backup is written", 40),
+    ("before a backup's rename", 2),
+    ("before the student's rename", 1),
+]
 ALL_KILLS = [
     ("before a step", 1),
-    ("after a step", 7),
-    ("before a backup's rename", 1),
+    *SOME_KILLS[:3],
     ("before a step", 1),
-    ("before a backup's rename", 2),
     ("after a step", 11),
     ("in the validation", 1),
     ("before a backup's rename", 4),
     ("after a step", 2),
-    ("before the student's rename", 1),
+    *SOME_KILLS[3:],
 ]
-SOME_KILLS = [ALL_KILLS[1], ALL_KILLS[4], ALL_KILLS[9]]
 
 
-def digits(folder):
-    """Flags of a small run, whose teacher and student (with dropout) are made in the folder."""
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """Runs commands as forks of one process."""
+    forked = ForkedCommands(tmp_path_factory.mktemp("commands"))
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a teacher and a student that has dropout."""
+    folder = tmp_path_factory.mktemp("models")
     keras.utils.set_random_seed(0)
     networks.small_convolutional_classifier().save(folder / "teacher.keras")
     student = networks.small_convolutional_classifier()
     layers = [keras.layers.Dropout(0.2), keras.layers.Dense(10)]
     keras.Sequential([*student.layers[:-1], *layers]).save(folder / "own.keras")
+    return folder
+
+
+@pytest.fixture
+def train(commands, tmp_path):
+    """Runs train.py to its end, which may be a signal at a moment; returns how it ended."""
+
+    def run(*flags, send="SIGKILL", at=("never", 0)):
+        arguments = map(str, (tmp_path / "log", send, *at, *flags))
+        return commands.run(str(KILLER), *arguments, cwd=tmp_path, limit=600)
+
+    return run
+
+
+def flags_of(models):
+    """Flags of a small run: 14 steps per epoch."""
     return [
-        "--teacher=teacher.keras", "--student=own.keras", "--epochs=3", "--backup_steps=4",
-        "--deterministic",
+        f"--teacher={models / 'teacher.keras'}", f"--student={models / 'own.keras'}",
+        "--train_images_per_class=112", "--batch_size=80", "--validation_fraction=0.1",
+        "--epochs=2", "--backup_steps=4", "--deterministic",
     ]  # fmt: skip
 
 
-def cifar10(shared):
-    """Flags of two epochs of 100 steps from resnet56 to resnet8."""
-    return [
-        "--dataset=cifar10",
-        f"--data_dir={shared / 'data' / 'tfds'}",
-        "--teacher=resnet56",
-        f"--teacher_weights={shared / 'weights' / 'resnet56-cifar10.safetensors'}",
-        "--teacher_normalization=imagenet",
-        "--student=resnet8",
-        "--train_images_per_class=1280",
-        "--epochs=2",
-        "--backup_steps=20",
-        "--deterministic",
-    ]
+STEPS_PER_EPOCH = 14
 
 
-def start(folder, *flags, send="SIGKILL", at=("never", 0)):
-    """Starts train.py, which gets a signal at a moment or not."""
+def start(folder, *flags, send, at):
+    """Starts train.py in a process of its own."""
     command = [sys.executable, KILLER, folder / "log", send, *at, *flags]
-    with (folder / "output").open("a") as output, (folder / "errors").open("w") as errors:
+    with (folder / "output").open("w") as output, (folder / "errors").open("w") as errors:
         return subprocess.Popen(list(map(str, command)), cwd=folder, stdout=output, stderr=errors)
 
 
-def train(folder, *flags, **signals):
-    """Runs train.py to its end; its status."""
-    return start(folder, *flags, **signals).wait(timeout=900)
+def one_line(stderr):
+    """The only line of standard error."""
+    (line,) = stderr.splitlines()
+    return line
 
 
-def errors(folder):
-    """What the last process wrote to the standard error, which has to be one line."""
-    lines = (folder / "errors").read_text().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def assert_ends_alike(folder, flags, kills, random_kills=0):
-    """Kills and restarts a run until it ends, and compares it with one that nobody disturbed."""
-    assert train(folder, *flags, "--run_dir=whole") == 0, (folder / "errors").read_text()
-    for kill in kills:
-        assert train(folder, *flags, "--run_dir=broken", at=kill) == -signal.SIGKILL
-    sent = [line for line in (folder / "log").read_text().splitlines() if "SIGKILL" in line]
-    assert sent == [f"SIGKILL {moment}" for moment, _ in kills]
-    assert train(folder, *flags, "--run_dir=broken") == 0
-    assert_equal_runs(folder / "whole", folder / "broken")
-    if random_kills:
-        kill_at_random(folder, [*flags, "--run_dir=random"], random_kills)
-        assert_equal_runs(folder / "whole", folder / "random")
-
-
-def kill_at_random(folder, flags, times):
-    """Kills a run so often, a random time after it has begun to train, and lets it end."""
-    rng = random.Random(0)
-    for _ in range(times):
-        (folder / "log").write_text("")
-        process = start(folder, *flags)
-        wait_for(lambda: (folder / "log").stat().st_size > 0, process)
-        time.sleep(rng.uniform(0, 2))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert train(folder, *flags) == 0, (folder / "errors").read_text()
+def log_of(folder):
+    """The moments that train.py reached."""
+    log = folder / "log"
+    return log.read_text() if log.exists() else ""
 
 
 def assert_equal_runs(one, other):
-    """Compares what two runs have left."""
+    """Compares the files of two runs."""
     assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
     assert scalars(one) == scalars(other)
     assert len(scalars(one)) >= 10
@@ -121,25 +111,17 @@ def assert_equal_runs(one, other):
         np.testing.assert_array_equal(a, b)
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
     assert metrics[0] == metrics[1]
-    assert newest(one)[1] == newest(other)[1] == steps_of(one)
+    assert newest(one) == newest(other) == (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)
 
 
 def newest(run):
-    """The step of a run's newest backup, and how many steps its optimizer has made."""
-    path = max((run / "backup").glob("step-*"))
-    values = safetensors.numpy.load_file(path)
-    return int(values["step"]), int(values["optimizer/00000"])
-
-
-def steps_of(run):
-    """The steps that a whole run makes."""
-    config = json.loads((run / "config.json").read_text())
-    images = config["data"]["images"]["train"]
-    return config["settings"]["epochs"] * -(-images // config["settings"]["batch_size"])
+    """The distiller's and the optimizer's steps in a run's newest backup."""
+    with np.load(max((run / "backup").glob("step-*"))) as values:
+        return int(values["step"]), int(values["optimizer/00000"])
 
 
 def scalars(run):
-    """TensorBoard's scalars as (split, tag, step) to value; each has but one."""
+    """TensorBoard's scalars by (split, tag, step); each has one value."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util import tensor_util
 
@@ -157,173 +139,127 @@ def scalars(run):
     return values
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    assert_ends_alike(tmp_path, digits(tmp_path), SOME_KILLS)
+def assert_kills_change_nothing(train, folder, flags, kills):
+    """Compares a run that is killed and restarted with an undisturbed one."""
+    whole = train(*flags, "--run_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    for kill in kills:
+        assert train(*flags, "--run_dir=broken", at=kill).returncode == -signal.SIGKILL
+    sent = [line for line in log_of(folder).splitlines() if "SIGKILL" in line]
+    assert sent == [f"SIGKILL {moment}" for moment, _ in kills]
+    assert train(*flags, "--run_dir=broken").returncode == 0
+    assert_equal_runs(folder / "whole", folder / "broken")
+
+
+def test_a_killed_run_resumes_bit_for_bit(train, models, tmp_path):
+    assert_kills_change_nothing(train, tmp_path, flags_of(models), SOME_KILLS)
 
 
 @pytest.mark.slow
-def test_ten_kills_at_chosen_and_ten_at_random_moments_change_nothing(tmp_path):
-    assert_ends_alike(tmp_path, digits(tmp_path), ALL_KILLS, random_kills=10)
-
-
-@pytest.mark.slow
-def test_ten_and_ten_kills_change_nothing_of_a_cifar_run(tmp_path, shared):
-    assert_ends_alike(tmp_path, cifar10(shared), ALL_KILLS, random_kills=10)
+def test_ten_kills_at_chosen_and_ten_at_random_moments_change_nothing(train, models, tmp_path):
+    flags = flags_of(models)
+    assert_kills_change_nothing(train, tmp_path, flags, ALL_KILLS)
+    rng = random.Random(0)
+    for _ in range(10):
+        (tmp_path / "log").write_text("")
+        process = start(tmp_path, *flags, "--run_dir=random", send="SIGKILL", at=("never", 0))
+        wait_for(lambda: log_of(tmp_path), process)
+        time.sleep(rng.uniform(0, 2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert train(*flags, "--run_dir=random").returncode == 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "random")
 
 
 @pytest.mark.parametrize("send", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
-def test_a_signal_within_an_epoch_loses_no_step(send, tmp_path):
-    flags = [*digits(tmp_path), "--run_dir=run"]
-    status = train(tmp_path, *flags, send=send, at=("after a step", 30))
-    assert status == 128 + signal.Signals[send]
-    steps = (tmp_path / "log").read_text().count("after a step")
+def test_a_signal_within_an_epoch_loses_no_step(send, train, models, tmp_path):
+    flags = [*flags_of(models), "--run_dir=run"]
+    ended = train(*flags, send=send, at=("after a step", STEPS_PER_EPOCH + 5))
+    assert ended.returncode == 128 + signal.Signals[send]
+    steps = log_of(tmp_path).count("after a step")
     assert newest(tmp_path / "run") == (steps, steps)
-    assert 30 <= steps <= 31
-    line = errors(tmp_path)
-    assert send in line
-    assert f"epoch 1 of 3 and {steps - 21} steps of the next (step {steps}) of run" in line
-    assert "same command" in line
-    assert train(tmp_path, *flags) == 0
-    assert (tmp_path / "log").read_text().count("after a step") == 63
+    assert STEPS_PER_EPOCH + 5 <= steps <= STEPS_PER_EPOCH + 6
+    line = one_line(ended.stderr)
+    of_epoch = steps - STEPS_PER_EPOCH
+    assert f"ended by {send} after epoch 1 of 2 and {of_epoch} steps of the next (step" in line
+    assert "of run; the same command resumes there" in line
+    assert train(*flags).returncode == 0
+    assert log_of(tmp_path).count("after a step") == 2 * STEPS_PER_EPOCH
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_validation_and_a_kill_there_lose_no_step(tmp_path):
-    flags = digits(tmp_path)
-    assert train(tmp_path, *flags, "--run_dir=whole") == 0
+def test_a_signal_and_a_kill_in_the_validation_lose_no_step(train, models, tmp_path):
+    flags = flags_of(models)
+    assert train(*flags, "--run_dir=whole").returncode == 0
     broken = [*flags, "--run_dir=broken"]
     (tmp_path / "log").unlink()
-    assert train(tmp_path, *broken, send="SIGTERM", at=("in the validation", 2)) == 143
-    assert newest(tmp_path / "broken") == (42, 42)
-    assert train(tmp_path, *broken, at=("in the validation", 1)) == -signal.SIGKILL
-    assert train(tmp_path, *broken) == 0
-    assert (tmp_path / "log").read_text().count("after a step") == 63
+    # One validation batch per epoch: the second is the last epoch's.
+    assert train(*broken, send="SIGTERM", at=("in the validation", 2)).returncode == 143
+    assert newest(tmp_path / "broken") == (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)
+    assert train(*broken, at=("in the validation", 1)).returncode == -signal.SIGKILL
+    assert train(*broken).returncode == 0
+    assert log_of(tmp_path).count("after a step") == 2 * STEPS_PER_EPOCH
     assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
 
 
-@pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once_and_the_last_backup_is_whole(tmp_path):
-    flags = [*digits(tmp_path), "--run_dir=run"]
-    process = start(tmp_path, *flags, send="hang", at=("before a step", 7))
-    wait_for(lambda: "hang" in log_of(tmp_path), process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 130
-    assert newest(tmp_path / "run") == (4, 4)
-    assert "the last backup is whole" in errors(tmp_path)
-    assert train(tmp_path, *flags) == 0
-
-
-def test_a_second_process_is_refused_until_the_first_has_ended_however_it_ended(tmp_path):
-    flags = [*digits(tmp_path), "--run_dir=run"]
-    first = start(tmp_path, *flags, send="hang", at=("after a step", 5))
+def test_a_second_process_is_refused_and_a_second_signal_stops_at_once(train, models, tmp_path):
+    flags = [*flags_of(models), "--run_dir=run"]
+    first = start(tmp_path, *flags, send="hang", at=("before a step", 7))
     wait_for(lambda: "hang" in log_of(tmp_path), first)
     before = contents(tmp_path / "run")
     for more in ([], ["--overwrite"]):
-        assert train(tmp_path, *flags, *more) == 2
-        assert f"is being written by process {first.pid}" in errors(tmp_path)
+        ended = train(*flags, *more)
+        assert ended.returncode == 2
+        assert f"is being written by process {first.pid}" in one_line(ended.stderr)
     assert contents(tmp_path / "run") == before
-    first.kill()
-    first.wait()
-    assert train(tmp_path, *flags) == 0
+    first.send_signal(signal.SIGINT)
+    wait_for(lambda: "second signal stops at once" in (tmp_path / "output").read_text(), first)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=600) == -signal.SIGINT
+    assert newest(tmp_path / "run") == (4, 4)
+    resumed = train(*flags)
+    assert resumed.returncode == 0
+    assert "resuming after epoch 0 of 2 and 4 steps of the next (step 4)" in resumed.stdout
 
 
 @pytest.mark.slow
-def test_the_same_for_the_teacher_that_is_trained_by_the_same_command(tmp_path):
-    flags = ["--teacher=resnet8", "--student=resnet8", "--teacher_epochs=2", "--epochs=1",
-             "--backup_steps=4", "--deterministic"]  # fmt: skip
-    assert train(tmp_path, *flags, "--teacher_dir=whole", "--run_dir=run") == 0
-    broken = [*flags, "--teacher_dir=broken", "--run_dir=another"]
-    assert train(tmp_path, *broken, at=("after a step", 6)) == -signal.SIGKILL
-    assert train(tmp_path, *broken, send="SIGTERM", at=("after a step", 6)) == 143
-    assert train(tmp_path, *broken) == 0
-    output = (tmp_path / "output").read_text()
-    assert "resuming after epoch 0 of 2 and 4 steps of the next (step 4)" in output
-    teachers = [next((tmp_path / name).iterdir()) for name in ("whole", "broken")]
-    assert (teachers[0] / "history.csv").read_bytes() == (teachers[1] / "history.csv").read_bytes()
-    assert_equal_runs(tmp_path / "run", tmp_path / "another")
+def test_the_training_of_a_teacher_resumes_too(train, tmp_path):
+    flags = ["--teacher=resnet8", "--student=resnet8", "--teacher_epochs=1", "--epochs=1",
+             "--backup_steps=4", "--deterministic", "--teacher_dir=teachers"]  # fmt: skip
+    ended = train(*flags, "--run_dir=run", send="SIGTERM", at=("after a step", 6))
+    assert ended.returncode == 143
+    resumed = train(*flags, "--run_dir=run")
+    assert resumed.returncode == 0
+    assert "resuming after epoch 0 of 1 and 6 steps of the next (step 6)" in resumed.stdout
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    assert len((teacher / "history.csv").read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
-def test_what_changes_a_run_is_refused_by_name_and_what_doesnt_is_accepted(tmp_path):
-    folder_of_images(tmp_path / "images", seed=0)
-    teacher = models.build("resnet8", (8, 8, 3), 2)
-    teacher.save_weights(tmp_path / "teacher.weights.h5")
-    flags = {
-        "dataset": "folder", "data_dir": "images", "teacher": "resnet8", "student": "resnet8",
-        "teacher_weights": "teacher.weights.h5", "epochs": 2, "batch_size": 8, "run_dir": "run",
-        "validation_fraction": 0.0,
-    }  # fmt: skip
-
-    def run(changes, **signals):
-        return train(
-            tmp_path, *[f"--{name}={value}" for name, value in {**flags, **changes}.items()],
-            **signals,
-        )  # fmt: skip
-
-    assert run({}, at=("after a step", 3)) == -signal.SIGKILL
-    before = contents(tmp_path / "run")
-    folder_of_images(tmp_path / "others", seed=1)
-    teacher.set_weights([weight + 1 for weight in teacher.get_weights()])
-    teacher.save_weights(tmp_path / "another.weights.h5")
-    for name, value, what in (
-        ("epochs", 3, "epochs was 2 and is 3"),
-        ("temperature", 2, "temperature was 4.0 and is 2.0"),
-        ("data_dir", "others", "images was"),
-        ("teacher_weights", "another.weights.h5", "teacher_weights was"),
-    ):
-        assert run({name: value}) == 2
-        assert what in errors(tmp_path)
-    assert {**contents(tmp_path / "run"), tmp_path / "run" / "backup" / "lock": b""} == {
-        **before, tmp_path / "run" / "backup" / "lock": b"",
-    }  # fmt: skip
-    shutil.copytree(tmp_path / "images", tmp_path / "copy")
-    shutil.copy(tmp_path / "teacher.weights.h5", tmp_path / "copied.weights.h5")
-    moved = {"data_dir": "copy", "teacher_weights": "copied.weights.h5", "backup_steps": 3}
-    assert run({**moved, "steps_per_execution": 2}) == 0
-    assert "resuming after" in (tmp_path / "output").read_text()
-
-
-def folder_of_images(folder, seed):
-    """A data set of two classes of random images."""
-    rng = np.random.default_rng(seed)
-    for split, count in (("train", 16), ("test", 4)):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for n in range(count):
-                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / name / f"{n}.png")
-
-
-def log_of(folder):
-    """What has been written down, if anything has."""
-    log = folder / "log"
-    return log.read_text() if log.exists() else ""
-
-
-def contents(folder):
-    """All the files of a folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_run_that_is_killed_before_it_has_a_configuration_can_be_started_again(tmp_path):
-    flags = [*digits(tmp_path), "--run_dir=run"]
-    assert train(tmp_path, *flags, at=("before the configuration's rename", 1)) == -signal.SIGKILL
+def test_a_run_killed_before_it_has_a_config_can_be_started_again(train, models, tmp_path):
+    flags = [*flags_of(models), "--run_dir=run"]
+    killed = train(*flags, at=("before config.json's rename", 1))
+    assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert "backup" in left
     assert "config.json" not in left
-    assert train(tmp_path, *flags, send="SIGTERM", at=("after a step", 2)) == 143
+    assert train(*flags, send="SIGTERM", at=("after a step", 2)).returncode == 143
+    # With other settings it is another run, which needs --overwrite.
+    ended = train(*flags, "--temperature=2")
+    assert ended.returncode == 2
+    assert "temperature was 4.0 and is 2.0" in one_line(ended.stderr)
+    again = train(*flags, "--temperature=2", "--overwrite", send="SIGTERM", at=("after a step", 1))
+    assert again.returncode == 143
+    assert "resuming" not in again.stdout
+    assert "the same command without --overwrite resumes there" in one_line(again.stderr)
 
 
-@pytest.mark.slow
-def test_with_overwrite_too_the_same_command_goes_on_and_another_starts_anew(tmp_path):
-    flags = [*digits(tmp_path), "--run_dir=run"]
-    assert train(tmp_path, *flags, send="SIGTERM", at=("after a step", 2)) == 143
-    again = [*flags, "--overwrite"]
-    assert train(tmp_path, *again, send="SIGTERM", at=("after a step", 9)) == 143
-    assert "resuming" not in (tmp_path / "output").read_text()
-    assert train(tmp_path, *again, send="SIGTERM", at=("after a step", 3)) == 143
-    assert "resuming after epoch 0 of 3 and" in (tmp_path / "output").read_text()
-    assert newest(tmp_path / "run")[0] >= 12
+def contents(folder):
+    """The content of all files of a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers", "expected"), [(10, (21,), 7), (5, (21,), 3), (10, (20, 8), 4), (1, (7,), 1)]
+)
+def test_largest_divisor(most, numbers, expected):
+    assert loop.largest_divisor(most, *numbers) == expected

@@ -215,9 +215,6 @@ SOFT_TARGET = flags.DEFINE_enum(
     "virtual: the teacher's answer on the virtual sample; mixed: the mixture of its answers on the "
     "clean images (default: virtual)",
 )
-CLEAN_SOFT_WEIGHT = flags.DEFINE_float(
-    "clean_soft_weight", None, "weight of a soft loss on the clean images beside it (default: 0)"
-)
 MIXING = flags.DEFINE_enum(
     "mixing", None, list(recipes.MIXINGS), "how images are mixed (default: by method)"
 )
@@ -439,10 +436,10 @@ def check_flags(
     recipe: dict, method: dict, mixing: stkd_keras.Mixup | stkd_keras.CutMix | None
 ) -> list[teachers.TeacherSource]:
     """Refuses what can be seen to be wrong before anything is loaded; returns the teachers."""
-    weights = method["soft_weight"], method["label_weight"], method["clean_soft_weight"]
+    weights = method["soft_weight"], method["label_weight"]
     has_term = METHOD.value not in recipes.OWN_METHODS
     check_settings(mixing, None, method["temperature"], *weights, has_terms=has_term)
-    check_soft_target(method["soft_target"], method["clean_soft_weight"], mixing, None)
+    check_soft_target(method["soft_target"], mixing)
     feature_layers(STUDENT_FEATURES)
     feature_layers(TEACHER_FEATURES)
     recipes.check_recipe(recipe["learning_rate"], recipe["weight_decay"])
@@ -484,10 +481,9 @@ def check_combinations(recipe: dict, method: dict) -> None:
             "or --method=kd, or leave it out"
         )
     if REPLAY.value is not None and not recipes.can_replay(METHOD.value, method):
-        what = "--clean_soft_weight" if method["clean_soft_weight"] else f"--method={METHOD.value}"
         raise InputError(
-            f"--replay records the teacher's logits on the samples that are trained on, but {what} "
-            "needs more of it: leave one of them out"
+            "--replay records the teacher's logits on the samples that are trained on, but "
+            f"--method={METHOD.value} needs more of it: leave one of them out"
         )
     for flag in (STUDENT_FEATURES, TEACHER_FEATURES):
         if flag.value and not recipes.needs_features(METHOD.value):

@@ -36,7 +36,7 @@ ASIDE = frozenset(
 _STUDENTS_OWN = frozenset(
     {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
     | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
-    | {"temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"}
+    | {"temperature", "soft_weight", "label_weight", "soft_target"}
     | {"optimizer", "learning_rate", "weight_decay", "deterministic"}
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}

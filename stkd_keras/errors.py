@@ -82,6 +82,25 @@ def differences(before: dict, now: dict) -> str:
     )
 
 
+def without_removed(config: dict, neutral: dict) -> dict:
+    """Returns a saved configuration without options that no longer exist.
+
+    Args:
+        config: settings by name.
+        neutral: the removed options, each with the value that changed nothing.
+
+    Raises:
+        InputError: if a removed option has another value.
+    """
+    for name, value in neutral.items():
+        if config.get(name, value) != value:
+            raise InputError(
+                f"{name} is {one_line(config[name])}, but this option was removed; use commit "
+                "1f4727a, the last one that has it"
+            )
+    return {name: value for name, value in config.items() if name not in neutral}
+
+
 def _shown(value: Any) -> str:
     """A setting's value: of a hash the beginning, of an object its class and arguments."""
     if isinstance(value, dict) and "config" in value:

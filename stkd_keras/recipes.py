@@ -57,7 +57,6 @@ _DEFAULTS: dict[str, Any] = {
     "mixing_partners": "any",
     "mixing_labels": "mixed",
     "soft_target": "virtual",
-    "clean_soft_weight": 0.0,
     "method_weight": None,
     "pretraining_epochs": None,
 }
@@ -66,7 +65,7 @@ SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
 # What says how to mix, and is nothing where nothing is mixed.
 _OF_MIXING = (
     "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
-    "mixing_partners", "mixing_labels", "soft_target", "clean_soft_weight",
+    "mixing_partners", "mixing_labels", "soft_target",
 )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
         **explicit: `soft_weight`, `label_weight`, `temperature`, `mixing` ("none", "mixup" or
             "cutmix"), `mixup_alpha`, `mixup_probability`, `num_images`, `mixing_epochs`,
             `mixing_per_batch`, `mixing_partners`, `mixing_labels`, `soft_target`,
-            `clean_soft_weight`, `method_weight`, `pretraining_epochs`; None stands for not given.
+            `method_weight`, `pretraining_epochs`; None stands for not given.
             To give one that says how to mix is to mix, also where the method doesn't by itself.
 
     Raises:
@@ -117,8 +116,7 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
 
 def needs_teacher(method: str, settings: dict[str, Any]) -> bool:
     """Whether a method with these settings asks a teacher."""
-    soft_weights = settings["soft_weight"], settings["clean_soft_weight"]
-    return method not in OWN_METHODS or any(weight > 0 for weight in soft_weights)
+    return method not in OWN_METHODS or settings["soft_weight"] > 0
 
 
 def needs_features(method: str) -> bool:
@@ -128,8 +126,7 @@ def needs_features(method: str) -> bool:
 
 def can_replay(method: str, settings: dict[str, Any]) -> bool:
     """Whether a recording of the teacher's logits is all that such a training needs of it."""
-    asks_once = needs_teacher(method, settings) and not settings["clean_soft_weight"]
-    return asks_once and not needs_features(method)
+    return needs_teacher(method, settings) and not needs_features(method)
 
 
 def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
@@ -208,9 +205,7 @@ def distiller_arguments(
     if settings["mixing_epochs"] is not None:
         # Epochs of a stage before the main training don't count.
         mixing_steps = ((settings["pretraining_epochs"] or 0) + settings["mixing_epochs"]) * steps
-    as_they_are = (
-        "temperature", "soft_weight", "label_weight", "soft_target", "clean_soft_weight"
-    )  # fmt: skip
+    as_they_are = "temperature", "soft_weight", "label_weight", "soft_target"
     return {
         **{name: settings[name] for name in as_they_are},
         "mixing": make_mixing(settings),

@@ -13,7 +13,7 @@ from stkd_keras.methods.base import feature_names
 from stkd_keras.teacher.recorded import RecordedTeacher
 
 # Names of what else `fit` logs.
-_TAKEN = {"loss", "soft_loss", "label_loss", "clean_soft_loss", "teacher_agreement"}
+_TAKEN = {"loss", "soft_loss", "label_loss", "teacher_agreement"}
 
 
 SOFT_TARGETS = ("virtual", "mixed")
@@ -25,7 +25,6 @@ def check_settings(
     temperature,
     soft_weight,
     label_weight,
-    clean_soft_weight=0.0,
     has_terms: bool = False,
 ) -> None:
     """Refuses arguments of the distiller that are outside their ranges.
@@ -42,11 +41,7 @@ def check_settings(
     numbers = f"from {SMALLEST:g} to {LARGEST:g}"
     if not is_positive(temperature):
         raise InputError(f"temperature is {temperature!r}, but must be a number {numbers}")
-    weights = {
-        "soft_weight": soft_weight,
-        "label_weight": label_weight,
-        "clean_soft_weight": clean_soft_weight,
-    }
+    weights = {"soft_weight": soft_weight, "label_weight": label_weight}
     for name, weight in weights.items():
         if not (weight == 0 or is_positive(weight)):
             raise InputError(f"{name} is {weight!r}, but must be 0 or a number {numbers}")
@@ -57,7 +52,7 @@ def check_settings(
         )
 
 
-def check_soft_target(soft_target: str, clean_soft_weight: float, mixing, teacher) -> None:
+def check_soft_target(soft_target: str, mixing) -> None:
     """Refuses targets that the rest of a distiller's settings doesn't allow.
 
     Raises:
@@ -65,11 +60,6 @@ def check_soft_target(soft_target: str, clean_soft_weight: float, mixing, teache
     """
     if soft_target not in SOFT_TARGETS:
         raise unknown_name("soft target", str(soft_target), SOFT_TARGETS)
-    if soft_target == "mixed" and clean_soft_weight:
-        raise InputError(
-            'soft_target is "mixed", of the answers on the clean images, and clean_soft_weight is '
-            f"{clean_soft_weight}; choose one of them"
-        )
     if soft_target == "mixed" and mixing is None:
         raise InputError(
             'soft_target is "mixed", but nothing is mixed; leave it out, or choose a mixing'
@@ -78,16 +68,6 @@ def check_soft_target(soft_target: str, clean_soft_weight: float, mixing, teache
         raise InputError(
             f'soft_target is "mixed", but mixing is {mixing!r}, which mixes no outputs; pass a '
             "stkd_keras.Mixup or CutMix"
-        )
-    if clean_soft_weight and mixing is None:
-        raise InputError(
-            f"clean_soft_weight is {clean_soft_weight}, but nothing is mixed, so that all images "
-            "are clean; pass soft_weight instead"
-        )
-    if clean_soft_weight and hasattr(teacher, "check_distiller"):
-        raise InputError(
-            f"clean_soft_weight is {clean_soft_weight}, but the recording {teacher.path} holds the "
-            "answers on virtual samples only; take the teacher itself (without --replay)"
         )
 
 

@@ -41,7 +41,7 @@ from stkd_keras.distribution.replicas import (
     reducible,
 )
 from stkd_keras.distribution.strategy import refuse_what_keras_cannot_do
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, without_removed
 from stkd_keras.labels import label_rows, weighted_distributions
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods import DistillationTerm
@@ -53,7 +53,7 @@ from stkd_keras.teacher.recorded import RecordedTeacher
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
 # What `fit` logs of data without any label.
-WITHOUT_LABELS = ("loss", "soft_loss", "clean_soft_loss", "teacher_agreement")
+WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -90,8 +90,6 @@ class SimilarityTransferDistiller(keras.Model):
         label_weight: float, at least 0.
         soft_target: "virtual" for the teacher's answer on the virtual sample; "mixed" for the
             mixture of its answers on the clean images, softmax(t(x) / T) each.
-        clean_soft_weight: float, at least 0: the weight of a soft loss on the clean images beside
-            that on the virtual samples. It makes each step twice as large.
         terms: layers of `stkd_keras.methods`, each with its own weight, on the virtual samples.
         student_features: where a term's feature has another name than the student's layer: the
             layer's, by the feature's.
@@ -122,7 +120,6 @@ class SimilarityTransferDistiller(keras.Model):
         soft_weight: float = 0.9,
         label_weight: float = 0.1,
         soft_target: str = "virtual",
-        clean_soft_weight: float = 0.0,
         terms: Sequence[DistillationTerm] = (),
         student_features: Mapping[str, str] | None = None,
         teacher_features: Mapping[str, str] | None = None,
@@ -132,20 +129,15 @@ class SimilarityTransferDistiller(keras.Model):
     ):
         check_student(student)
         check_settings(
-            mixing, mixing_steps, temperature, soft_weight, label_weight, clean_soft_weight,
-            has_terms=bool(terms),
-        )  # fmt: skip
-        check_soft_target(soft_target, clean_soft_weight, mixing, teacher)
+            mixing, mixing_steps, temperature, soft_weight, label_weight, has_terms=bool(terms)
+        )
+        check_soft_target(soft_target, mixing)
         check_terms(terms, teacher, mixing)
-        for weight, value in (
-            ("soft_weight", soft_weight),
-            ("clean_soft_weight", clean_soft_weight),
-        ):
-            if teacher is None and value > 0:
-                raise InputError(
-                    f"{weight} is {value}, but there is no teacher; pass teacher=, or "
-                    f"{weight}=0 to train without one"
-                )
+        if teacher is None and soft_weight > 0:
+            raise InputError(
+                f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
+                "soft_weight=0 to train without one"
+            )
         # Pixels must reach the student as they are: its own policy decides where they are cast.
         super().__init__(name=name, dtype=precision_policy(student), autocast=False)
         self.student = student
@@ -162,7 +154,6 @@ class SimilarityTransferDistiller(keras.Model):
         self.soft_weight = float(soft_weight)
         self.label_weight = float(label_weight)
         self.soft_target = soft_target
-        self.clean_soft_weight = float(clean_soft_weight)
         self.terms = list(terms)
         self.student_features = dict(student_features or {})
         self.teacher_features = dict(teacher_features or {})
@@ -175,7 +166,6 @@ class SimilarityTransferDistiller(keras.Model):
             from_logits=True, dtype="float32", name="label_loss"
         )
         names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if teacher else [])
-        names += ["clean_soft_loss"] if clean_soft_weight else []
         names += [term.name for term in terms]
         names += [_pretraining_name(term) for term in terms if term.pretraining_steps]
         self._trackers = {n: keras.metrics.Mean(name=n) for n in names}
@@ -394,9 +384,6 @@ class SimilarityTransferDistiller(keras.Model):
         clean = x, y, sample_weight
         x, y, sample_weight = self.virtual_samples(*clean, step, replica)
         targets = {"labels": y, "step": step, **index}
-        if self.clean_soft_weight:
-            x = tf.concat([x, clean[0]], axis=0)
-            targets["clean_sample_weight"] = clean[2]
         if self.teacher is not None:
             targets["teacher"] = self._answers(x, clean, answers, step, replica)
         # At the end of data the batch never comes; nothing else would hold the count back.
@@ -441,10 +428,6 @@ class SimilarityTransferDistiller(keras.Model):
         """The weighted sum of all losses but the regularisation's; each is logged."""
         size = tf.shape(targets["labels"])[0]
         teacher = targets.get("teacher", {})
-        if self.clean_soft_weight:
-            both = student, teacher
-            clean_logits, clean_answers = (each["logits"][size:] for each in both)
-            student, teacher = ({name: x[:size] for name, x in each.items()} for each in both)
         loss = self._label_loss(student, targets, sample_weight)
         self._track("label_loss", loss, size)
         total = self.label_weight * loss
@@ -455,11 +438,6 @@ class SimilarityTransferDistiller(keras.Model):
         total += self.soft_weight * loss
         agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
         self._trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
-        if self.clean_soft_weight:
-            weights = targets["clean_sample_weight"]
-            loss = _scalar(self.soft_loss(clean_answers, clean_logits, weights))
-            self._track("clean_soft_loss", loss, size)
-            total += self.clean_soft_weight * loss
         return self._with_terms(total, student, teacher, targets, sample_weight)
 
     def _with_terms(self, total, student, teacher, targets, sample_weight):
@@ -500,8 +478,6 @@ class SimilarityTransferDistiller(keras.Model):
         """Updates the compiled metrics with the images that have labels, which are rows to them."""
         y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
         rows = self._label_rows(y_pred, y["labels"] if isinstance(y, dict) else y)
-        if self.clean_soft_weight:
-            y_pred = y_pred[: tf.shape(rows)[0]]  # Behind them are the clean images.
         labelled = tf.reduce_any(rows > 0, axis=1)
         rows, y_pred = tf.boolean_mask(rows, labelled), tf.boolean_mask(y_pred, labelled)
         if sample_weight is not None:
@@ -549,7 +525,6 @@ class SimilarityTransferDistiller(keras.Model):
             "soft_weight": self.soft_weight,
             "label_weight": self.label_weight,
             "soft_target": self.soft_target,
-            "clean_soft_weight": self.clean_soft_weight,
             "terms": [keras.saving.serialize_keras_object(term) for term in self.terms],
             "student_features": self.student_features,
             "teacher_features": self.teacher_features,
@@ -560,7 +535,7 @@ class SimilarityTransferDistiller(keras.Model):
     @classmethod
     def from_config(cls, config: dict) -> "SimilarityTransferDistiller":
         """Makes a distiller from what `get_config` returned."""
-        config = dict(config)
+        config = without_removed(config, {"clean_soft_weight": 0.0})
         for part in ("student", "mixing"):
             config[part] = keras.saving.deserialize_keras_object(config[part])
         config["terms"] = [
@@ -666,7 +641,7 @@ class SimilarityTransferDistiller(keras.Model):
         """What the teacher says of a step's samples: its logits, and the features that are needed.
 
         Args:
-            x: the virtual samples and, where they count, the clean images behind them.
+            x: the virtual samples.
             clean: the clean images, their labels and weights.
             recorded: what a recording has for the step, or None.
             step: scalar integer tensor.

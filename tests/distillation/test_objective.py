@@ -147,24 +147,6 @@ def test_a_recording_of_the_clean_images_serves_a_mixed_soft_target(tmp_path):
         distil(teacher=recorded)
 
 
-def test_clean_images_beside_the_virtual_samples_have_a_soft_loss_of_their_own():
-    distiller, history = distil(clean_soft_weight=0.5, steps=1)
-    images, rows = first_batch()
-    mixed, _, _ = distiller.virtual_samples(images, rows, None, tf.constant(0, tf.int64))
-    both = tf.concat([mixed, images], axis=0)
-    logits = np.float64(zoo_model()(both, training=True))
-    answers = np.float64(zoo_model("resnet14")(both, training=False))
-    losses = 16 * kl(softmax(answers / 4), softmax(logits / 4))
-    np.testing.assert_allclose(history["soft_loss"][0], losses[:16].mean(), rtol=1e-3)
-    np.testing.assert_allclose(history["clean_soft_loss"][0], losses[16:].mean(), rtol=1e-3)
-    total = (
-        0.9 * history["soft_loss"][0]
-        + 0.1 * history["label_loss"][0]
-        + 0.5 * history["clean_soft_loss"][0]
-    )
-    np.testing.assert_allclose(history["loss"][0], total, rtol=1e-5)
-
-
 def test_in_its_pretraining_a_methods_own_stage_is_all_that_is_trained():
     term = m.FT(pretraining_steps=2, weight=3.0)
     distiller, history = distil(term, steps=4)
@@ -314,11 +296,6 @@ REFUSED = {
     ),
     "soft target": (lambda: distil(soft_target="clean"), "'clean'; the nearest known"),
     "mixed of nothing": (lambda: distil(soft_target="mixed", mixing=None), "nothing is mixed"),
-    "clean of nothing": (lambda: distil(clean_soft_weight=1.0, mixing=None), "nothing is mixed"),
-    "clean and mixed": (
-        lambda: distil(clean_soft_weight=1.0, soft_target="mixed"),
-        "choose one of them",
-    ),
     "mixing without outputs": (
         lambda: distil(soft_target="mixed", mixing=lambda x, y, w, seed: (x, y, w)),
         "mixes no outputs",

@@ -129,7 +129,6 @@ VALUES = {
         "kd_standardized",
     ),
     "method_weight": floats(_is_weight),
-    "clean_soft_weight": floats(_is_weight),
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
     "mixing": words("none", "mixup", "cutmix"),
     "mixing_labels": words("mixed", "heaviest"),

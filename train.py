@@ -41,7 +41,7 @@ from stkd_keras.errors import InputError
 from stkd_keras.files.write_errors import check_folder
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.methods.base import feature_names
-from stkd_keras.mixing import LABELS, PARTNERS
+from stkd_keras.mixing import LABELS
 from stkd_keras.teacher.member import DTYPES
 from stkd_keras.teacher.recording import check_recording
 from stkd_keras.training import timing
@@ -217,9 +217,6 @@ SOFT_TARGET = flags.DEFINE_enum(
 )
 MIXING = flags.DEFINE_enum(
     "mixing", None, list(recipes.MIXINGS), "how images are mixed (default: by method)"
-)
-MIXING_PARTNERS = flags.DEFINE_enum(
-    "mixing_partners", None, list(PARTNERS), "which images are mixed with each (default: any)"
 )
 MIXING_LABELS = flags.DEFINE_enum(
     "mixing_labels",

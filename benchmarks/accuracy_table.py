@@ -49,7 +49,7 @@ _WITHOUT_COST = frozenset(
 )
 _MIXING = (
     *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
-    *("mixing_per_batch", "mixing_partners", "mixing_labels"),
+    *("mixing_per_batch", "mixing_labels"),
 )
 # A name is a folder's, and a part of a file's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")

@@ -3,11 +3,21 @@
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
+from stkd_keras.errors import (
+    LARGEST,
+    SMALLEST,
+    InputError,
+    is_positive,
+    unknown_name,
+    without_removed,
+)
 from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
 
-PARTNERS = ("any", "same_class", "other_class")
 LABELS = ("mixed", "heaviest")
+
+
+# Options of commit 1f4727a, each with the value that files of today stand for.
+REMOVED = {"partners": "any"}
 
 
 class _Mixing:
@@ -19,7 +29,6 @@ class _Mixing:
         num_images: int = 2,
         probability: float = 1.0,
         per_batch: bool = False,
-        partners: str = "any",
         labels: str = "mixed",
     ):
         if not is_positive(alpha):
@@ -32,15 +41,12 @@ class _Mixing:
             raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")
         if not 0 <= probability <= 1:
             raise InputError(f"probability is {probability}, but must be from 0 to 1")
-        if partners not in PARTNERS:
-            raise unknown_name("kind of partners", str(partners), PARTNERS)
         if labels not in LABELS:
             raise unknown_name("kind of labels", str(labels), LABELS)
         self.alpha = float(alpha)
         self.num_images = int(num_images)
         self.probability = float(probability)
         self.per_batch = bool(per_batch)
-        self.partners = partners
         self.labels = labels
 
     def __call__(self, x, y, sample_weight=None, *, seed):
@@ -61,7 +67,7 @@ class _Mixing:
         """
         x, y = _as_floats(x), _as_floats(y)
         _check_rows(x, y)
-        partners, weights = self.draw(tf.shape(x)[0], seed=seed, labels=y)
+        partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         x, weights = self._mix_images(x, partners, weights, seed)
         label_weights = weights
         if self.labels == "heaviest":
@@ -84,32 +90,25 @@ class _Mixing:
             Tensor of the shape and dtype of `outputs`.
         """
         x, y = _as_floats(x), _as_floats(y)
-        partners, weights = self.draw(tf.shape(x)[0], seed=seed, labels=y)
+        partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         _, weights = self._mix_images(x, partners, weights, seed)
         return _weighted_sum(_as_floats(outputs), partners, weights)
 
-    def draw(self, batch_size, *, seed, labels=None) -> tuple[tf.Tensor, tf.Tensor]:
+    def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws who is mixed with whom and how much.
 
         Args:
             batch_size: integer, or scalar integer tensor.
             seed: pair of integers.
-            labels: tensor (B, C), rows; needed where the partners depend on the class.
 
         Returns:
             partners: int32 tensor of shape (B, num_images): the images of each mixture; the
                 first is the sample itself.
             weights: float32 tensor of shape (B, num_images) whose rows sum to 1.
-
-        Raises:
-            InputError: where the labels are needed and not given.
         """
         seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
-        if self.partners == "any":
-            order = random_bits((self.num_images - 1, batch_size), seeds[0])
-            others = tf.argsort(order, axis=1, stable=True)
-        else:
-            others = self._others_by_class(labels, seeds[0])
+        order = random_bits((self.num_images - 1, batch_size), seeds[0])
+        others = tf.argsort(order, axis=1, stable=True)
         partners = tf.concat([tf.range(batch_size)[None], others], axis=0)
 
         rows = 1 if self.per_batch else batch_size
@@ -128,35 +127,13 @@ class _Mixing:
             "num_images": self.num_images,
             "probability": self.probability,
             "per_batch": self.per_batch,
-            "partners": self.partners,
             "labels": self.labels,
         }
 
     @classmethod
     def from_config(cls, config: dict):
         """Makes it anew from what `get_config` returned."""
-        return cls(**config)
-
-    def _others_by_class(self, labels, seed) -> tf.Tensor:
-        """Draws partners of the same class or of another, int32 (num_images - 1, B).
-
-        Those without label count as a class. Where the batch has no partner for a sample, it is its
-        own.
-        """
-        if labels is None:
-            raise InputError(
-                f"partners is {self.partners!r}, but no labels are given; pass labels="
-            )
-        classes = tf.where(tf.reduce_any(labels > 0, axis=1), tf.argmax(labels, axis=1), -1)
-        size = tf.size(classes)
-        is_same = classes[:, None] == classes[None]
-        if self.partners == "same_class":
-            allowed = is_same & ~tf.eye(size, dtype=tf.bool)
-        else:
-            allowed = ~is_same
-        draws = tf.cast(random_bits((self.num_images - 1, size, size), seed), tf.int64)
-        chosen = tf.argmax(tf.where(allowed, draws, -(2**40)), axis=2, output_type=tf.int32)
-        return tf.where(tf.reduce_any(allowed, axis=1), chosen, tf.range(size))
+        return cls(**without_removed(config, REMOVED))
 
     def _mix_images(self, x, partners, weights, seed):
         """Returns the mixed images, and the share that each image has in them."""
@@ -181,8 +158,6 @@ class Mixup(_Mixing):
             are mixed; the others stay as they are.
         per_batch: whether one weight vector is drawn for the whole batch in place of one for
             each sample.
-        partners: "any"; "same_class" or "other_class" to draw each partner from those images of the
-            batch (no permutation then); a sample that has none there stays as it is.
         labels: "mixed", or "heaviest" for the label of the image with the largest weight.
 
     Raises:
@@ -214,8 +189,7 @@ class CutMix(_Mixing):
         probability: as of `Mixup`.
         per_batch: whether one share is drawn for the whole batch; each sample has a place of its
             own all the same.
-        partners: as of `Mixup`.
-        labels: likewise.
+        labels: as of `Mixup`.
 
     Raises:
         InputError: where an argument is outside its range.
@@ -226,10 +200,9 @@ class CutMix(_Mixing):
         alpha: float = 1.0,
         probability: float = 1.0,
         per_batch: bool = False,
-        partners: str = "any",
         labels: str = "mixed",
     ):
-        super().__init__(alpha, 2, probability, per_batch, partners, labels)
+        super().__init__(alpha, 2, probability, per_batch, labels)
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""

@@ -54,7 +54,6 @@ _DEFAULTS: dict[str, Any] = {
     "num_images": 2,
     "mixing_epochs": None,
     "mixing_per_batch": False,
-    "mixing_partners": "any",
     "mixing_labels": "mixed",
     "soft_target": "virtual",
     "method_weight": None,
@@ -65,7 +64,7 @@ SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
 # What says how to mix, and is nothing where nothing is mixed.
 _OF_MIXING = (
     "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
-    "mixing_partners", "mixing_labels", "soft_target",
+    "mixing_labels", "soft_target",
 )  # fmt: skip
 
 
@@ -89,8 +88,8 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
         method: a name in `METHODS`.
         **explicit: `soft_weight`, `label_weight`, `temperature`, `mixing` ("none", "mixup" or
             "cutmix"), `mixup_alpha`, `mixup_probability`, `num_images`, `mixing_epochs`,
-            `mixing_per_batch`, `mixing_partners`, `mixing_labels`, `soft_target`,
-            `method_weight`, `pretraining_epochs`; None stands for not given.
+            `mixing_per_batch`, `mixing_labels`, `soft_target`, `method_weight`,
+            `pretraining_epochs`; None stands for not given.
             To give one that says how to mix is to mix, also where the method doesn't by itself.
 
     Raises:
@@ -140,7 +139,6 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
         num_images=settings["num_images"],
         probability=settings["mixup_probability"],
         per_batch=settings["mixing_per_batch"],
-        partners=settings["mixing_partners"],
         labels=settings["mixing_labels"],
     )
     if settings["mixing"] != "cutmix":

@@ -190,50 +190,23 @@ def test_cutmix_pastes_one_box_of_the_partner_and_mixes_labels_by_its_area(
 
 
 def test_the_boxes_of_cutmix_are_as_large_as_drawn_and_everywhere():
-    x = np.zeros((4000, 20, 20, 1), "float32")
-    x[1::2] = 1
-    y = one_hot(np.arange(4000) % 2, 2)
-    cutmix = CutMix(partners="other_class")
+    cutmix = CutMix()
+    # Only samples with another partner than themselves show their box.
+    partners, drawn = (t.numpy() for t in cutmix.draw(2000, seed=(3, 4)))
+    x = np.broadcast_to(np.arange(2000, dtype="float32")[:, None, None, None], (2000, 20, 20, 1))
+    y = np.eye(2000, dtype="float32")
     xm, ym, _ = cutmix(x, y, seed=(3, 4))
-    _, drawn = cutmix.draw(4000, seed=(3, 4), labels=y)
-    pasted = xm.numpy()[..., 0] != x[..., 0]
-    side = np.floor(np.sqrt(drawn.numpy()[:, 1]) * 20)
+    others = partners[:, 1] != np.arange(2000)
+    xm, ym, y, x, drawn = (np.asarray(each)[others] for each in (xm, ym, y, x, drawn))
+    pasted = xm[..., 0] != x[..., 0]
+    side = np.floor(np.sqrt(drawn[:, 1]) * 20)
     inside = pasted.any(axis=2).sum(axis=1)
     whole = (pasted.any(axis=2)[:, [0, -1]].sum(axis=1) == 0) & (side > 0)
     np.testing.assert_array_equal(inside[whole], side[whole])
     where = pasted.mean(axis=0)
     assert where.min() > 0.1
-    np.testing.assert_allclose(where, where[::-1, ::-1], atol=0.06)
-    np.testing.assert_allclose((ym * y).numpy().sum(axis=1), 1 - pasted.mean((1, 2)), atol=1e-6)
-
-
-@given(
-    labels=st.lists(st.integers(-1, 3), min_size=1, max_size=12),
-    num_images=st.integers(2, 4),
-    seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
-)
-@settings(max_examples=60, deadline=None)
-def test_partners_are_of_the_same_class_or_of_another_wherever_there_is_one(
-    labels, num_images, seed
-):
-    labels = np.array(labels)
-    rows = np.where(labels[:, None] < 0, 0, one_hot(np.maximum(labels, 0), 4)).astype("float32")
-    for partners, wanted in (("same_class", np.equal), ("other_class", np.not_equal)):
-        mixup = Mixup(num_images=num_images, partners=partners)
-        drawn = mixup.draw(len(labels), seed=seed, labels=rows)[0].numpy()
-        np.testing.assert_array_equal(drawn[:, 0], np.arange(len(labels)))
-        for i, others in enumerate(drawn[:, 1:]):
-            allowed = np.flatnonzero(wanted(labels, labels[i]) & (np.arange(len(labels)) != i))
-            assert set(others) <= (set(allowed) if len(allowed) else {i})
-
-
-def test_every_possible_partner_is_as_likely():
-    rows = one_hot(np.array([0, 0, 0, 0, 1]), 2)
-    mixup = Mixup(partners="same_class")
-    drawn = [int(mixup.draw(5, seed=(5, k), labels=rows)[0][0, 1]) for k in range(1200)]
-    counts = np.bincount(drawn, minlength=5)
-    assert counts[[0, 4]].sum() == 0
-    np.testing.assert_allclose(counts[1:4], 400, atol=5 * 400**0.5)
+    np.testing.assert_allclose(where, where[::-1, ::-1], atol=0.08)
+    np.testing.assert_allclose((ym * y).sum(axis=1), 1 - pasted.mean((1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Mixup, CutMix])
@@ -259,7 +232,7 @@ def test_outputs_are_mixed_in_the_shares_of_the_images(mixing):
 
 @pytest.mark.parametrize(
     "mixing",
-    [CutMix(), Mixup(partners="other_class", num_images=3), Mixup(partners="same_class")],
+    [CutMix(), Mixup(num_images=3)],
 )
 def test_all_ways_to_mix_give_the_same_under_xla_and_after_a_config(mixing):
     x, y = np.random.default_rng(3).uniform(0, 255, (8, 6, 6, 1)), one_hot(np.arange(8) % 3, 3)
@@ -273,11 +246,9 @@ def test_all_ways_to_mix_give_the_same_under_xla_and_after_a_config(mixing):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixup(partners="same"), "'same'; the nearest known: any, other_class, same"),
         (lambda: CutMix(labels="heavy"), "'heavy'; the nearest known: heaviest"),
         (lambda: CutMix(alpha=0), "alpha is 0"),
         (lambda: CutMix()(np.zeros((4, 3)), np.eye(4), seed=(0, 0)), "no boxes to cut"),
-        (lambda: Mixup(partners="same_class").draw(4, seed=(0, 0)), "no labels are given"),
     ],
 )
 def test_what_no_mixing_can_be_is_refused_in_one_line(make, message):

@@ -15,7 +15,7 @@ from stkd_keras import recipes
 from stkd_keras.errors import InputError, is_number, is_positive, one_line
 from stkd_keras.files.json_files import read_json
 from stkd_keras.files.untrusted import read_text
-from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.mixing import REMOVED, CutMix, Mixup
 from stkd_keras.report.text import printable
 from stkd_keras.training.run_directory import RunDirectory
 
@@ -52,6 +52,9 @@ class RunFiles:
             InputError: where a setting isn't one.
         """
         defaults = recipes.method_settings("ce")
+        # A run of commit 1f4727a may have mixed in a way that no longer exists.
+        if any(self.settings.get(f"mixing_{n}", value) != value for n, value in REMOVED.items()):
+            return None
         try:
             return recipes.make_mixing({**defaults, **self.settings})
         except (TypeError, ValueError, OverflowError) as error:

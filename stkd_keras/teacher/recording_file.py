@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import safetensors
 
-from stkd_keras.errors import InputError, differences
+from stkd_keras.errors import InputError, differences, without_removed
+from stkd_keras.mixing import REMOVED
 
 # The name in the file, which is one of safetensors'.
 _DTYPES = {"float16": "F16", "float32": "F32"}
@@ -48,9 +49,13 @@ def _parse_header(path: pathlib.Path) -> tuple[dict, tuple[int, ...], str]:
         tensor = content[_TENSOR]
         names = {name: dtype for dtype, name in _DTYPES.items()}
         settings = dict(json.loads(content["__metadata__"][_SETTINGS]))
-        return settings, tuple(tensor["shape"]), names[tensor["dtype"]]
+        shape, dtype = tuple(tensor["shape"]), names[tensor["dtype"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise InputError(f"{path} isn't a recording of stkd_keras.record_teacher") from error
+    mixing = settings.get("mixing")
+    if isinstance(mixing, dict) and isinstance(mixing.get("config"), dict):
+        settings["mixing"] = {**mixing, "config": without_removed(mixing["config"], REMOVED)}
+    return settings, shape, dtype
 
 
 def _read_header(path: pathlib.Path) -> tuple[dict, tuple[int, int, int], str, int]:

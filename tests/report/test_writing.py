@@ -347,7 +347,6 @@ def test_exported_models_have_a_table_and_a_broken_file_one_line(tmp_path):
     [
         {"temperature": "hot"}, {"temperature": 0}, {"data_seed": -1}, {"mixing": "blend"},
         {"mixup_alpha": "x"}, {"mixup_probability": [1]}, {"num_images": 1e9},
-        {"mixing_partners": {}},
     ],
 )  # fmt: skip
 def test_settings_that_no_run_has_are_refused_before_anything_is_measured(settings, tmp_path):

@@ -132,7 +132,6 @@ VALUES = {
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
     "mixing": words("none", "mixup", "cutmix"),
     "mixing_labels": words("mixed", "heaviest"),
-    "mixing_partners": words("any", "same_class", "other_class"),
     "mixing_per_batch": not_switches,
     "mixing_epochs": integers(0, 10**9),
     "mixup_alpha": floats(_is_positive),

@@ -41,7 +41,6 @@ from stkd_keras.errors import InputError
 from stkd_keras.files.write_errors import check_folder
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.methods.base import feature_names
-from stkd_keras.mixing import LABELS
 from stkd_keras.teacher.member import DTYPES
 from stkd_keras.teacher.recording import check_recording
 from stkd_keras.training import timing
@@ -217,12 +216,6 @@ SOFT_TARGET = flags.DEFINE_enum(
 )
 MIXING = flags.DEFINE_enum(
     "mixing", None, list(recipes.MIXINGS), "how images are mixed (default: by method)"
-)
-MIXING_LABELS = flags.DEFINE_enum(
-    "mixing_labels",
-    None,
-    list(LABELS),
-    "the label of a mixture: mixed, or that of its heaviest image (default: mixed)",
 )
 MIXING_PER_BATCH = flags.DEFINE_bool(
     "mixing_per_batch", None, "one mixing weight for all samples of a batch (default: false)"

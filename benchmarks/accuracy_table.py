@@ -48,9 +48,8 @@ _WITHOUT_COST = frozenset(
     | {"learning_rate", "weight_decay"}
 )
 _MIXING = (
-    *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
-    *("mixing_per_batch", "mixing_labels"),
-)
+    "mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch"
+)  # fmt: skip
 # A name is a folder's, and a part of a file's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 

@@ -8,16 +8,12 @@ from stkd_keras.errors import (
     SMALLEST,
     InputError,
     is_positive,
-    unknown_name,
     without_removed,
 )
 from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
 
-LABELS = ("mixed", "heaviest")
-
-
 # Options of commit 1f4727a, each with the value that files of today stand for.
-REMOVED = {"partners": "any"}
+REMOVED = {"partners": "any", "labels": "mixed"}
 
 
 class _Mixing:
@@ -29,7 +25,6 @@ class _Mixing:
         num_images: int = 2,
         probability: float = 1.0,
         per_batch: bool = False,
-        labels: str = "mixed",
     ):
         if not is_positive(alpha):
             raise InputError(
@@ -41,13 +36,10 @@ class _Mixing:
             raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")
         if not 0 <= probability <= 1:
             raise InputError(f"probability is {probability}, but must be from 0 to 1")
-        if labels not in LABELS:
-            raise unknown_name("kind of labels", str(labels), LABELS)
         self.alpha = float(alpha)
         self.num_images = int(num_images)
         self.probability = float(probability)
         self.per_batch = bool(per_batch)
-        self.labels = labels
 
     def __call__(self, x, y, sample_weight=None, *, seed):
         """Mixes a batch.
@@ -69,10 +61,7 @@ class _Mixing:
         _check_rows(x, y)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         x, weights = self._mix_images(x, partners, weights, seed)
-        label_weights = weights
-        if self.labels == "heaviest":
-            label_weights = tf.one_hot(tf.argmax(weights, axis=1), self.num_images)
-        y = _weighted_sum(y, partners, label_weights)
+        y = _weighted_sum(y, partners, weights)
         if sample_weight is not None:
             sample_weight = _weighted_sum(_as_floats(sample_weight), partners, weights)
         return x, y, sample_weight
@@ -127,7 +116,6 @@ class _Mixing:
             "num_images": self.num_images,
             "probability": self.probability,
             "per_batch": self.per_batch,
-            "labels": self.labels,
         }
 
     @classmethod
@@ -158,7 +146,6 @@ class Mixup(_Mixing):
             are mixed; the others stay as they are.
         per_batch: whether one weight vector is drawn for the whole batch in place of one for
             each sample.
-        labels: "mixed", or "heaviest" for the label of the image with the largest weight.
 
     Raises:
         InputError: where an argument is outside its range.
@@ -189,7 +176,6 @@ class CutMix(_Mixing):
         probability: as of `Mixup`.
         per_batch: whether one share is drawn for the whole batch; each sample has a place of its
             own all the same.
-        labels: as of `Mixup`.
 
     Raises:
         InputError: where an argument is outside its range.
@@ -200,9 +186,8 @@ class CutMix(_Mixing):
         alpha: float = 1.0,
         probability: float = 1.0,
         per_batch: bool = False,
-        labels: str = "mixed",
     ):
-        super().__init__(alpha, 2, probability, per_batch, labels)
+        super().__init__(alpha, 2, probability, per_batch)
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""

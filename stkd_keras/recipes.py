@@ -54,7 +54,6 @@ _DEFAULTS: dict[str, Any] = {
     "num_images": 2,
     "mixing_epochs": None,
     "mixing_per_batch": False,
-    "mixing_labels": "mixed",
     "soft_target": "virtual",
     "method_weight": None,
     "pretraining_epochs": None,
@@ -64,7 +63,7 @@ SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
 # What says how to mix, and is nothing where nothing is mixed.
 _OF_MIXING = (
     "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
-    "mixing_labels", "soft_target",
+    "soft_target",
 )  # fmt: skip
 
 
@@ -88,7 +87,7 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
         method: a name in `METHODS`.
         **explicit: `soft_weight`, `label_weight`, `temperature`, `mixing` ("none", "mixup" or
             "cutmix"), `mixup_alpha`, `mixup_probability`, `num_images`, `mixing_epochs`,
-            `mixing_per_batch`, `mixing_labels`, `soft_target`, `method_weight`,
+            `mixing_per_batch`, `soft_target`, `method_weight`,
             `pretraining_epochs`; None stands for not given.
             To give one that says how to mix is to mix, also where the method doesn't by itself.
 
@@ -139,7 +138,6 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
         num_images=settings["num_images"],
         probability=settings["mixup_probability"],
         per_batch=settings["mixing_per_batch"],
-        labels=settings["mixing_labels"],
     )
     if settings["mixing"] != "cutmix":
         return mixup if settings["mixing"] == "mixup" else None

@@ -131,7 +131,6 @@ VALUES = {
     "method_weight": floats(_is_weight),
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
     "mixing": words("none", "mixup", "cutmix"),
-    "mixing_labels": words("mixed", "heaviest"),
     "mixing_per_batch": not_switches,
     "mixing_epochs": integers(0, 10**9),
     "mixup_alpha": floats(_is_positive),

@@ -41,7 +41,7 @@ def main() -> None:
     dataset = data.load(DATASET.value, DATA_DIR.value)
     labelled, _ = data.split_train(dataset, images_per_class=LABELLED.value)
     both, _ = data.split_train(dataset, images_per_class=PER_CLASS.value)
-    rows = sorted(set(both.rows) - set(labelled.rows))
+    rows = sorted(set(both.indices) - set(labelled.indices))
     folder.mkdir(parents=True)
     for row in rows:
         Image.fromarray(dataset.train.images[row].squeeze()).save(folder / f"{row:06d}.png")

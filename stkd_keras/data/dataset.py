@@ -1,10 +1,10 @@
-"""What a data set is: its images with their labels, and what a model needs to know of them."""
+"""Data sets: splits of images with labels, and their statistics."""
 
 import dataclasses
 import hashlib
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
@@ -15,9 +15,9 @@ from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError
 
 UNLABELED = -1
-"""The label of an image without label."""
+"""The label of an image without a label."""
 
-# What TensorFlow's kernels need of an array that it didn't allocate, in bytes.
+# Bytes; TensorFlow's kernels need it of arrays that TensorFlow didn't allocate.
 ALIGNMENT = 64
 
 STATISTICS_IMAGES = 10_000
@@ -32,7 +32,7 @@ class Split:
 
     Attributes:
         images: uint8 array of shape (N, height, width, channels), in [0, 255].
-        labels: int32 or int64 array of shape (N,); -1 for an image without label.
+        labels: int32 or int64 array of shape (N,); -1 stands for no label.
 
     Raises:
         InputError: if an array has another shape or dtype, the lengths differ or N is 0.
@@ -54,7 +54,7 @@ class Split:
                 f"expected int32 or int64 of shape ({len(images)},), one for each image"
             )
         if not len(images):
-            raise InputError("a split without images given, expected at least one image")
+            raise InputError("no images given, expected at least one")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,65 +65,57 @@ class Split:
         return self.images.shape[1:]
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the images, uint8 (B, height, width, channels), and labels (B,) of indices (B,).
+        """Returns images, uint8 (B, height, width, channels), and labels (B,) of indices (B,).
 
-        A data set function that calls it refers to the images and doesn't copy them.
+        A tf.data function that calls it doesn't copy all the images.
         """
         images, labels = self._tensors
         return tf.gather(images, indices), tf.gather(labels, indices)
 
     @cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        # tf.data runs on the host; left to itself TensorFlow would put the images on a GPU.
+        # tf.data runs on the CPU, but TensorFlow would place the images on a GPU.
         with tf.init_scope(), tf.device("CPU:0"):
             return _without_copying(self.images), tf.constant(self.labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some of the images of a split, which stay where they are.
-
-    Attributes:
-        base: the split, or anything else with `fetch`, `labels` and `image_shape`.
-        rows: int64 array of shape (N,), their indices in the split.
-    """
+    """The images of a split at some indices, an int64 array (N,), without copying them."""
 
     base: "RandomAccessSplit"
-    rows: np.ndarray
+    indices: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Integer array of shape (N,)."""
-        return self.base.labels[self.rows]
+        return self.base.labels[self.indices]
 
     @property
     def images(self) -> np.ndarray:
-        """A copy of the images, uint8 array of shape (N, height, width, channels)."""
+        """Returns a copy of the images, uint8 (N, height, width, channels)."""
         return np.asarray(self.fetch(tf.range(len(self)))[0])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
         return self.base.image_shape
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `Split.fetch`."""
-        return self.base.fetch(tf.gather(tf.constant(self.rows, tf.int32), indices))
+        return self.base.fetch(tf.gather(tf.constant(self.indices, tf.int32), indices))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joined:
-    """The images of two splits, one after the other, which stay where they are.
+    """The images of two splits of the same image shape, one after the other.
 
     Attributes:
-        first: a split.
-        second: another of the same image shape.
+        first: the split with the first images.
+        second: the split with the others.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: if the image shapes differ.
     """
 
     first: "RandomAccessSplit"
@@ -163,44 +155,41 @@ class Joined:
 
 
 class RandomAccessSplit(Protocol):
-    """What gives any of its images at any time: `Split`, `Subset`, `Joined`, `FileSplit`."""
+    """A split that returns any of its images at any time."""
 
     @property
-    def labels(self) -> np.ndarray:
-        """Integer array of shape (N,); -1 for an image without label."""
+    def labels(self) -> np.ndarray: ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+    def image_shape(self) -> tuple[int, int, int]: ...
 
     def __len__(self) -> int: ...
 
-    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `Split.fetch`."""
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]: ...
 
 
 AnySplit: TypeAlias = RandomAccessSplit | RecordSplit
-"""The images of a training, validation or test split, wherever they are."""
+"""The images of a split, in memory, in files or streamed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """An image classification data set, with what a model and a report need to know of it.
+    """An image classification data set.
 
     Attributes:
-        name: the name it is loaded by.
+        name: the name to load it by.
         version: the version of its images, labels and splits.
-        class_names: one name for each label, from 0 on.
-        mean: of the training pixels, one number a channel, in units of [0, 1].
-        std: their standard deviation, likewise.
-        flip: whether an image mirrored left to right keeps its class.
+        class_names: one name for each label, starting at 0.
+        mean: mean of the training pixels, one number for each channel, in units of [0, 1].
+        std: their standard deviation.
+        flip: whether an image flipped left to right keeps its class.
         train: the training images.
         test: the test images.
-        validation: the validation images where the data set has its own, or None.
-        skipped: what was left out because it couldn't be read, "NAME: REASON" each.
+        validation: the validation images, or None if the data set has none of its own.
+        skipped: "NAME: REASON" of each image that was skipped because it couldn't be read.
 
     Raises:
-        InputError: if a label names no class, or images differ in shape.
+        InputError: if a label has no class name, or the splits' image shapes differ.
     """
 
     name: str
@@ -225,12 +214,12 @@ class Dataset:
             if split.image_shape != self.image_shape:
                 raise InputError(
                     f"{self.name} has images of shape {split.image_shape} in {split_name} and of "
-                    f"shape {self.image_shape} in train, expected the same: give an image size"
+                    f"shape {self.image_shape} in train, expected the same: give an image_size"
                 )
 
     @property
     def splits(self) -> dict[str, AnySplit]:
-        """The splits by name: "train", "test" and, where there is one, "validation"."""
+        """The splits by name: "train", "test" and, if there is one, "validation"."""
         named = {"train": self.train, "test": self.test, "validation": self.validation}
         return {name: split for name, split in named.items() if split is not None}
 
@@ -255,19 +244,22 @@ def from_arrays(
     name: str = "arrays",
     flip: bool = True,
 ) -> Dataset:
-    """Makes a data set of a user's own arrays.
+    """Creates a data set from arrays.
 
     Args:
-        images: uint8 array of shape (N, height, width, channels), in [0, 255].
-        labels: integer array of shape (N,) or (N, 1), from 0 on.
-        test_images: as `images`.
-        test_labels: as `labels`.
-        class_names: one for each label; by default the numbers.
-        name: what reports call it.
-        flip: whether an image mirrored left to right keeps its class.
+        images: training images, uint8 array of shape (N, height, width, channels) in [0, 255].
+        labels: their labels, integer array of shape (N,) or (N, 1), starting at 0.
+        test_images: test images, an array like `images`.
+        test_labels: their labels, an array like `labels`.
+        class_names: one name for each label. Defaults to the numbers.
+        name: name of the data set in reports.
+        flip: whether an image flipped left to right keeps its class.
+
+    Returns:
+        The `Dataset`.
 
     Raises:
-        InputError: as `Split` and `Dataset`.
+        InputError: if an array has another shape or dtype.
 
     Example:
 
@@ -287,10 +279,7 @@ def from_arrays(
 
 
 def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of the pixels, one number a channel, in [0, 1].
-
-    Of more than 10,000 images, 10,000 are looked at.
-    """
+    """Returns mean and standard deviation of each channel of (up to 10,000) images, in [0, 1]."""
     counts = np.zeros((split.image_shape[-1], 256), np.int64)
     for images in some_images(split):
         for channel, row in enumerate(counts):
@@ -299,14 +288,17 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
     total = counts.sum(axis=1)
     mean = counts @ values / total
     std = np.sqrt(counts @ values**2 / total - mean**2)
-    # A channel that is the same everywhere can't be divided by its deviation.
+    # A constant channel would be divided by 0.
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
 
 def content_hash(split: AnySplit) -> str:
-    """Returns a hash, 64 hexadecimal digits, of a split's images and labels in their order.
+    """Returns a hash of a split's images and labels in their order, as 64 hexadecimal digits.
 
-    Of more than 1 GB of images, 10,000 are read. They are read once for each split.
+    It is computed once. If the images take more than 1 GB, only 10,000 of them are hashed.
+
+    Args:
+        split: the images and labels.
     """
     if split not in _HASHES:
         _HASHES[split] = _hashed(split)
@@ -314,43 +306,39 @@ def content_hash(split: AnySplit) -> str:
 
 
 def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
-    """Gives up to so many images of a split, always the same, a few hundred at a time.
+    """Yields up to `count` images, always the same, as uint8 (batch, height, width, channels).
 
-    They are spread evenly over it; of images that are streamed they are the first.
-
-    Args:
-        split: the images.
-        count: how many.
-
-    Yields:
-        uint8 arrays of shape (batch, height, width, channels).
+    They are evenly spaced, or the first ones if the split is streamed.
     """
     if isinstance(split, RecordSplit):
         batches = split.examples().take(count).batch(STATISTICS_BATCH)
     else:
-        rows = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
-        batches = tf.data.Dataset.from_tensor_slices(rows).batch(STATISTICS_BATCH).map(split.fetch)
+        indices = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
+        dataset = tf.data.Dataset.from_tensor_slices(indices)
+        batches = dataset.batch(STATISTICS_BATCH).map(split.fetch)
     for images, _ in batches:
         yield images.numpy()
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a fresh uint8 array that TensorFlow can use without copying it."""
+    """Returns an uninitialized uint8 array that TensorFlow can use without copying it.
+
+    Args:
+        shape: the array's shape.
+    """
     size = math.prod(shape)
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + size].reshape(shape)
 
 
-def close_gaps(images: np.ndarray, kept: Sequence[int]) -> np.ndarray:
-    """Moves the images of ascending indices to the front, in place, and returns them.
-
-    They still begin where `aligned_empty` made the array begin, and take no further memory.
-    """
-    for place, index in enumerate(kept):
+def split_without(bad: Container[int], images: np.ndarray, labels: np.ndarray) -> Split:
+    """Returns a split of all images but those of bad indices, moved to the front in place."""
+    good = [index for index in range(len(labels)) if index not in bad]
+    for place, index in enumerate(good):
         if place != index:
             images[place] = images[index]
-    return images[: len(kept)]
+    return Split(images[: len(good)], labels[good])
 
 
 def _hashed(split: AnySplit) -> str:
@@ -363,8 +351,8 @@ def _hashed(split: AnySplit) -> str:
 
 
 def _without_copying(array: np.ndarray) -> tf.Tensor:
-    """Returns an array as a tensor, in the same memory where TensorFlow can use it."""
-    # It ends the process when an array begins elsewhere.
+    """Returns a tensor that shares the array's memory if TensorFlow supports it."""
+    # TensorFlow aborts the process for an array that isn't aligned.
     is_usable = array.flags.c_contiguous and array.flags.writeable
     if is_usable and array.ctypes.data % ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

@@ -13,7 +13,7 @@ def one_line(error) -> str:
     return message
 
 
-def labelled(labels) -> data.Dataset:
+def labeled(labels) -> data.Dataset:
     """A data set whose image number i is black but for i, written in its four pixels."""
     labels = np.asarray(labels)
     images = np.arange(len(labels), dtype=np.uint32).view(np.uint8).reshape(-1, 2, 2, 1)
@@ -36,7 +36,7 @@ class TestSplitTrain:
     )
     def test_every_class_gives_its_share(self, counts, validation, fractions, seed):
         labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-        dataset = labelled(labels)
+        dataset = labeled(labels)
         smaller, held_out = data.split_train(dataset, validation, fractions[0], seed)
         larger, again = data.split_train(dataset, validation, fractions[1], seed)
         np.testing.assert_array_equal(numbers(held_out), numbers(again))
@@ -55,19 +55,19 @@ class TestSplitTrain:
             assert (np.abs(np.bincount(part.labels) - exact) < 1).all()
 
     def test_cifar10s_counts(self):
-        dataset = labelled(np.arange(50_000) % 10)
+        dataset = labeled(np.arange(50_000) % 10)
         train, validation = data.split_train(dataset, 0.02, 0.1, 0)
         assert np.bincount(validation.labels).tolist() == [100] * 10
         assert np.bincount(train.labels).tolist() == [490] * 10
 
     def test_takes_nothing_away_by_default(self):
-        dataset = labelled([0, 1, 0, 1])
+        dataset = labeled([0, 1, 0, 1])
         train, validation = data.split_train(dataset)
         assert train is dataset.train
         assert validation is None
 
     def test_the_seed_decides(self):
-        dataset = labelled(np.arange(1000) % 10)
+        dataset = labeled(np.arange(1000) % 10)
         parts = [data.split_train(dataset, 0.1, 0.5, seed) for seed in (0, 0, 1)]
         for index in (0, 1):
             same, again, other = (numbers(part[index]) for part in parts)
@@ -75,11 +75,11 @@ class TestSplitTrain:
             assert set(same) != set(other)
 
     def test_almost_all_of_the_rest(self):
-        train, _ = data.split_train(labelled(np.arange(1000) % 10), 0.0, 0.999, 0)
+        train, _ = data.split_train(labeled(np.arange(1000) % 10), 0.0, 0.999, 0)
         assert len(train.labels) == 999
 
     def test_images_per_class(self):
-        dataset = labelled(np.repeat([0, 1, 2], [30, 40, 50]))
+        dataset = labeled(np.repeat([0, 1, 2], [30, 40, 50]))
         train, validation = data.split_train(dataset, 0.1, seed=3, images_per_class=20)
         assert np.bincount(train.labels).tolist() == [20, 20, 20]
         assert np.bincount(validation.labels).tolist() == [3, 4, 5]
@@ -105,5 +105,5 @@ class TestSplitTrain:
     )
     def test_refuses(self, arguments):
         with pytest.raises(InputError) as error:
-            data.split_train(labelled(np.arange(100) % 10), **arguments)
+            data.split_train(labeled(np.arange(100) % 10), **arguments)
         assert next(iter(arguments)) in one_line(error)

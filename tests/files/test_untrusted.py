@@ -740,11 +740,11 @@ def test_a_map_of_holes_in_a_tar_that_would_fill_the_memory_is_refused(tmp_path)
     assert "implausibly long" in refusal(data.load, "cinic10", path, megabytes=100)
 
 
-def test_zeros_without_end_behind_a_tar_are_refused(tmp_path):
+def test_too_many_zeros_after_a_tar_are_refused(tmp_path):
     path = tmp_path / "cinic10.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.fileobj.write(tar_entry() + bytes(2 * untrusted.LARGEST_MEMBER))
-    assert "long after its last file" in refusal(data.load, "cinic10", path)
+    assert "too many zeros" in refusal(data.load, "cinic10", path)
 
 
 def test_an_image_of_gigapixels_is_refused(tmp_path):

@@ -358,7 +358,7 @@ COMBINATIONS = {
     "more images a mixture than a batch": Case(
         "train.py --num_images=9 --batch_size=8", "--num_images=9"),
     "another size for digits": Case("train.py --image_size=16", "digits are 8x8"),
-    "a folder without data_dir": Case("train.py --dataset=folder", "--data_dir"),
+    "a folder without data_dir": Case("train.py --dataset=folder", "data_dir"),
     "weights of a whole student": Case(
         "train.py --student=digits.keras --student_weights=digits.keras", "brings its own weights",
         ("digits.keras",)),
@@ -459,7 +459,7 @@ DATA_FILES = {
          cut("photographs/train/cat/cut.jpg"))),
     "floats that are no numbers": Case(CE, "nan.tif", PHOTOGRAPHS,
                                        (not_numbers("photographs/test/cat/nan.tif"),)),
-    "another size": Case(CE, "--image_size", PHOTOGRAPHS,
+    "another size": Case(CE, "image_size", PHOTOGRAPHS,
                          (image("photographs/test/cat/large.png", size=(17, 16)),)),
     "more pixels than can be": Case(
         CE, "implausibly large", PHOTOGRAPHS,

@@ -1,25 +1,19 @@
-"""CINIC-10: its official files, and the TFDS builder that prepares them."""
+"""CINIC-10: the layout of its files, and a TFDS builder."""
 
 import collections
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.data.sources import archives
+from stkd_keras.data import builders
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Reads which files of CINIC-10 are its images, and their labels.
+    """Returns the images of CINIC-10 and their labels; the folder valid is the validation split.
 
-    Labels are those of CIFAR-10, which is the alphabetical order of the classes. The images of
-    valid are the split "validation".
-
-    Args:
-        tree: the files as they are officially packed, or fewer images of them.
-
-    Raises:
-        InputError: if a split or a class is missing, or a class isn't known.
+    Labels are in alphabetical order of the classes, as those of CIFAR-10. Raises an InputError if
+    a split or a class is missing, or a class is unknown.
     """
     images = _images(tree)
     splits = {}
@@ -29,7 +23,7 @@ def layout(tree: FileTree) -> Layout:
                 raise _broken(tree, f"has no PNG images in {folder}/{name}")
         for name in images[folder]:
             if name not in _CLASS_NAMES:
-                raise _broken(tree, f"has images in {folder}/{name}, which is no class")
+                raise _broken(tree, f"has images in {folder}/{name}, which isn't a class")
         splits[split] = [
             (file, label)
             for label, name in enumerate(_CLASS_NAMES)
@@ -39,19 +33,19 @@ def layout(tree: FileTree) -> Layout:
 
 
 class Cinic10(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder. Images keep the bytes of the original PNG files."""
+    """TFDS builder that stores the original PNG files."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Of the item https://datashare.ed.ac.uk/handle/10283/3192. Since that site has new software,
-    # the addresses with bitstream/handle that are often quoted are reported to give a text instead.
+    # Of the item https://datashare.ed.ac.uk/handle/10283/3192. The often quoted addresses with
+    # bitstream/handle no longer return the archive.
     ADDRESS = (
         "https://datashare.ed.ac.uk/server/api/core/bitstreams/"
         "e8e186cc-2688-48f1-aa5a-3fda1a43f8b6/content"
     )
     MD5 = "6ee4d0c996905fe93221de577967a372"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Only needed where the archive can't be downloaded: manual_dir is the unpacked folder CINIC-10,
-    or a folder that holds it or CINIC-10.tar.gz.
+    Only needed if the archive can't be downloaded: manual_dir is the unpacked folder CINIC-10, or a
+    folder that contains it or CINIC-10.tar.gz.
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -70,12 +64,12 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(archives.obtain(dl_manager, self.name, self.ADDRESS, self.MD5))
+        tree = open_tree(builders.obtain(dl_manager, self.name, self.ADDRESS, self.MD5))
         splits = layout(tree).splits
         return {split: self._generate_examples(tree, images) for split, images in splits.items()}
 
     def _generate_examples(self, tree: FileTree, images: list[tuple[str, int]]):
-        return archives.examples(tree, images, _SHAPE)
+        return builders.examples(tree, images, _SHAPE)
 
 
 _SHAPE = (32, 32, 3)
@@ -107,7 +101,7 @@ _CITATION = """
 
 
 def _images(tree: FileTree) -> dict[str, dict[str, list[str]]]:
-    """Returns the images by folder of the split and of the class."""
+    """Returns the images by split folder and class folder."""
     images: dict[str, dict[str, list[str]]] = {
         folder: collections.defaultdict(list) for folder in _FOLDERS.values()
     }
@@ -121,6 +115,6 @@ def _images(tree: FileTree) -> dict[str, dict[str, list[str]]]:
 
 def _broken(tree: FileTree, problem: str) -> InputError:
     return InputError(
-        f"{tree.path!r} {problem}, expected CINIC-10 as officially packed (train, valid and test, "
+        f"{tree.path!r} {problem}, expected the files of CINIC-10 (train, valid and test, "
         f"each with the folders {', '.join(_CLASS_NAMES)}): unpack or download it again"
     )

@@ -1,139 +1,159 @@
-"""What the builders of data sets that come as archives of images share."""
+"""Finds the archives of data sets, and unpacks tar archives."""
 
+import bz2
+import contextlib
+import gzip
 import hashlib
+import lzma
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
 
-import tensorflow as tf
-
-from stkd_keras.data.sources.file_tree import FileTree, reason
+from stkd_keras.data.sources.threads import with_progress
 from stkd_keras.errors import InputError
+from stkd_keras.files.untrusted import (
+    LARGEST_MEMBER,
+    check_member_size,
+    member_name,
+    refused_member,
+)
+
+UNPACKED = ".unpacked-"
+"""Part of the names of unpacked folders, complete or not."""
+
+_COMPRESSIONS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+_LONGEST_HEADER = 1_000_000  # Bytes, long names and sparse maps included.
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
-    """Finds the files of a data set, unpacked or as an archive.
+    """Finds a data set's unpacked folder (it has a folder "train") or archive.
 
-    Args:
-        path: an archive, or the unpacked folder (it has a folder train), or a folder that either
-            is in. There they are found by their names, which begin as the data set's does, in any
-            case and with any hyphens: "tiny-imagenet-200.zip", "CINIC-10". An unpacked folder is
-            preferred.
-        name: the data set, such as "tiny_imagenet".
-
-    Returns:
-        The folder or the file for `open_tree`, or None if there is neither.
+    Either is `path` itself, or lies in the folder `path` with a name that starts like the data
+    set's, ignoring case and punctuation: "tiny-imagenet-200.zip", "CINIC-10".
     """
     path = pathlib.Path(path)
     if path.is_file() or (path / "train").is_dir():
         return path
     if not path.is_dir():
         return None
-    # The shortest name first: "NAME.zip" before "NAME (1).zip".
+    # Short names first: "NAME.zip" before "NAME (1).zip".
     entries = sorted(path.iterdir(), key=lambda entry: (len(entry.name), entry.name))
-    named = [entry for entry in entries if _plain(entry.name).startswith(_plain(name))]
-    folders = (find_source(entry, name) for entry in named if entry.is_dir())
-    archives = (entry for entry in named if entry.is_file() and _is_archive(entry.name))
+    named = [
+        entry for entry in entries if _alphanumeric(entry.name).startswith(_alphanumeric(name))
+    ]
+    # `unpack_tar` knows which of its folders are complete and up to date.
+    folders = (find_source(e, name) for e in named if e.is_dir() and UNPACKED not in e.name)
+    archives = (e for e in named if e.is_file() and e.name.lower().endswith(_SUFFIXES))
     return next(filter(None, (*folders, *archives)), None)
 
 
-def obtain(dl_manager, name: str, address: str, md5: str | None = None) -> pathlib.Path:
-    """Returns the files of a data set from TFDS's manual_dir or, if not there, downloads them.
+def unpack_tar(path: str) -> str:
+    """Unpacks a tar archive, compressed or not, next to itself and returns the folder.
 
-    Args:
-        dl_manager: TFDS's download manager, of a builder with MANUAL_DOWNLOAD_INSTRUCTIONS:
-            without them it has no manual_dir.
-        name: the data set.
-        address: of the archive.
-        md5: hexadecimal checksum of the archive, for a data set without one in checksums.tsv.
+    The folder's name contains a hash of the archive's size and modification time, and it is
+    renamed to that name only once it is complete. So it can be reused until the archive changes.
 
-    Returns:
-        The folder or the file for `open_tree`.
-
-    Raises:
-        InputError: if the download fails or isn't the file that the checksum is of; what was
-            downloaded won't be taken for complete by a later run.
+    Raises an InputError if an entry is unsafe or too large, or if the folder can't be written.
     """
+    status = os.stat(path)
+    version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
+    folder = f"{path}{UNPACKED}{version}"
+    if os.path.isdir(folder):
+        return folder
+    parent, name = os.path.split(path)
     try:
-        source = find_source(dl_manager.manual_dir, name)
-    except AssertionError:
-        # So TFDS says that there is no such folder, or nothing in it.
-        source = None
-    if source is not None:
-        return source
-    path = _download(dl_manager, address)
-    if md5 is not None:
-        _check_md5(path, address, md5)
-    return path
+        with tempfile.TemporaryDirectory(prefix=f"{name}{UNPACKED}", dir=parent or ".") as partial:
+            content = os.path.join(partial, "content")
+            os.mkdir(content)
+            _extract(path, content, f"unpacking {path} to {folder}")
+            try:
+                os.rename(content, folder)
+            except OSError:
+                if not os.path.isdir(folder):  # Another process may have been faster.
+                    raise
+    except OSError as error:
+        if error.errno is None:  # A broken archive, for gzip and bz2.
+            raise
+        raise InputError(
+            f"can't unpack {path!r} to {folder!r} ({error.strerror}), expected room and permission "
+            "to write: unpack it yourself and give the folder"
+        ) from error
+    return folder
 
 
-def examples(
-    tree: FileTree, images: Iterable[tuple[str, int]], shape: tuple[int, int, int]
-) -> Iterator[tuple[str, dict]]:
-    """Yields what a TFDS builder generates: (key, {"image": the file's bytes, "label"}).
-
-    Args:
-        tree: the files.
-        images: (name in the tree, label).
-        shape: (height, width, 3) that every image has to have once it is decoded as RGB.
-
-    Raises:
-        InputError: if an image is broken or has another shape.
-    """
-    labels = dict(images)
-    for name, content in tree.read_all(labels):
-        # TFDS itself would store anything, and fail when the data set is read.
-        try:
-            found = tf.io.decode_image(content, channels=3, expand_animations=False).shape
-        except tf.errors.InvalidArgumentError as error:
-            raise _not_an_image(tree, name, reason(error), shape) from error
-        if tuple(found) != shape:
-            raise _not_an_image(tree, name, f"its shape is {tuple(found)}", shape)
-        yield name, {"image": content, "label": labels[name]}
-
-
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-
-
-def _plain(name: str) -> str:
+def _alphanumeric(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _is_archive(name: str) -> bool:
-    return name.lower().endswith(_ARCHIVES)
+def _extract(path: str, folder: str, what: str) -> None:
+    with _open(path) as file:
+        reader = _LimitedReader(file)
+        with tarfile.open(fileobj=reader, mode="r:") as archive:  # type: ignore[call-overload]
+            members = with_progress(_checked_members(path, archive, reader), None, what, "file")
+            archive.extractall(folder, members, filter="data")
+        _check_end(file)
 
 
-def _download(dl_manager, address: str) -> pathlib.Path:
-    import tensorflow_datasets as tfds
-
-    wrong_checksum = tfds.download.download_manager.NonMatchingChecksumError
-    try:
-        return pathlib.Path(dl_manager.download(address))
-    # Those of requests are OSErrors.
-    except (OSError, tfds.download.DownloadError, wrong_checksum) as error:
-        raise InputError(
-            f"the download of {address} failed ({reason(error)}), expected the complete archive: "
-            "try again, or get it otherwise and give the folder it is in as manual_dir"
-        ) from error
+def _open(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    with open(path, "rb") as file:
+        start = file.read(6)
+    opener = next((o for magic, o in _COMPRESSIONS.items() if start.startswith(magic)), open)
+    return opener(path, "rb")
 
 
-def _check_md5(path: pathlib.Path, address: str, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found == expected:
-        return
-    size = path.stat().st_size
-    # TFDS wouldn't download a file again that is there together with its description.
-    path.unlink()
-    path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
-    raise InputError(
-        f"what came from {address} has {size} bytes and the MD5 checksum {found}, expected "
-        f"{expected}: try again, or get it otherwise and give the folder it is in as manual_dir"
-    )
+class _LimitedReader:
+    """Limits how much is read for an entry, as TarFile trusts any size stated in a header."""
+
+    def __init__(self, file: IO[bytes]):
+        self.tell, self.seek = file.tell, file.seek
+        self._file = file
+        self.limit = _LONGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self.limit -= size
+        if size < 0 or self.limit < 0:
+            raise tarfile.ReadError("an entry's header is implausibly long")
+        return self._file.read(size)
 
 
-def _not_an_image(tree: FileTree, name: str, why: str, shape: tuple) -> InputError:
-    return InputError(
-        f"{name}: not a good image of {tree.path!r} ({why}), expected one of shape {shape}: get it "
-        "again"
-    )
+def _checked_members(
+    path: str, archive: tarfile.TarFile, reader: _LimitedReader
+) -> Iterator[tarfile.TarInfo]:
+    """Yields the entries, or raises an InputError for the first that is unsafe."""
+    names, total = set(), 0
+    for entry in archive:
+        if not entry.isfile() and not entry.isdir():
+            raise refused_member(path, entry.name, "is a link or a device")
+        name = member_name(path, entry.name)
+        if entry.isfile() and name in names:
+            raise refused_member(path, name, "is there twice")
+        names.add(name)
+        total += entry.size
+        check_member_size(path, name, entry.size, total)
+        reader.limit = entry.size + _LONGEST_HEADER
+        yield entry
+
+
+def _check_end(file: IO[bytes]) -> None:
+    """Raises if an archive doesn't end with the blocks of zeros that close it.
+
+    TarFile takes a broken or truncated header for the end. Reading to the end of the file also
+    makes gzip check its checksum.
+    """
+    size = 0
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a header is broken")
+        size += len(block)
+        if size > LARGEST_MEMBER:
+            raise tarfile.ReadError("it has too many zeros after its last file")
+    if not size:
+        raise tarfile.ReadError("it is cut short")

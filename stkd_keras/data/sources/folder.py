@@ -1,4 +1,4 @@
-"""The user's own images: a folder for each split, and in it one for each class."""
+"""The user's own images: one folder for each split, with one folder for each class."""
 
 import os
 import pathlib
@@ -11,44 +11,33 @@ VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 def folder_layout(directory: str | os.PathLike) -> Layout:
-    """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE.
+    """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE, in subfolders of CLASS too.
 
-    The classes are the folders in train, in alphabetical order. Subfolders of a class belong to
-    it. Every file counts as an image, except hidden ones and what file managers leave behind.
-    The folder val, also called valid or validation, is optional.
+    The classes are the folders of train in alphabetical order. Every file counts as an image,
+    except hidden and system files. The folder val, or valid, or validation, is optional.
 
-    Args:
-        directory: the folder with the folders of the splits.
-
-    Raises:
-        InputError: if a folder is missing, a class is empty, lies in val or test but not in
-            train, or is the only one, or an image lies in no class.
+    Raises an InputError if a folder is missing, a class is empty, unknown or the only one, or an
+    image isn't in a class.
     """
     root = pathlib.Path(directory)
     folders = _split_folders(root)
     train = root / "train"
     class_names = _class_folders(train)
     if not class_names:
-        raise InputError(f"{train} has no class folders, expected one of images for each class")
+        raise InputError(f"{train} has no class folders, expected one for each class")
     if len(class_names) == 1:
         raise InputError(
             f"{train} has only one class folder, {class_names[0]!r}, expected two or more"
         )
     names = _image_names(root)
     splits = {
-        split: _labelled(root, folder, names, class_names) for split, folder in folders.items()
+        split: _labeled(root, folder, names, class_names) for split, folder in folders.items()
     }
     return Layout(class_names, splits)
 
 
 def unlabeled_files(directory: str | os.PathLike) -> list[str]:
-    """Returns the sorted names of all images below a folder, relative to it, with slashes.
-
-    Every file counts as an image, except hidden ones and what file managers leave behind.
-
-    Raises:
-        InputError: if there are none.
-    """
+    """Returns the sorted names of all images below a folder, or raises an InputError if none."""
     names = _image_names(pathlib.Path(directory))
     if not names:
         raise InputError(f"{directory} holds no images, expected some, in subfolders too")
@@ -56,7 +45,7 @@ def unlabeled_files(directory: str | os.PathLike) -> list[str]:
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, str]:
-    """Returns the name of each split's folder, validation being optional."""
+    """Returns the name of each split's folder; validation is optional."""
     if not root.is_dir():
         raise InputError(f"{root} is no folder, expected one with train/CLASS/FILE and test/...")
     validation = [name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
@@ -66,7 +55,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, str]:
         raise InputError(f"{root} has no folder train, expected the images in train/CLASS/FILE")
     if not (root / "test").is_dir():
         raise InputError(
-            f"{root} has no folder test, which the final score is taken on: move some images of "
+            f"{root} has no folder test, expected one for the final score: move some images of "
             "each class from train/CLASS to test/CLASS"
         )
     optional = {"validation": validation[0]} if validation else {}
@@ -79,8 +68,8 @@ def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
     for name in visible:
         if not is_text(name):
             raise InputError(
-                f"{str(folder / name)!r} isn't UTF-8, expected that of the name of a class: rename "
-                "the folder"
+                f"{str(folder / name)!r} isn't UTF-8, expected a class name that is: rename the "
+                "folder"
             )
     return tuple(visible)
 
@@ -89,10 +78,10 @@ def _image_names(root: pathlib.Path) -> list[str]:
     return [name for name in open_tree(root).names() if is_visible(name)]
 
 
-def _labelled(
+def _labeled(
     root: pathlib.Path, folder: str, names: Iterable[str], class_names: Sequence[str]
 ) -> list[tuple[str, int]]:
-    """Returns (name, label) of each image of a split, or raises if one can't have a label."""
+    """Returns (name, label) of each image of a split."""
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     present = _class_folders(root / folder)
     for class_name in present:

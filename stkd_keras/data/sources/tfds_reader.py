@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: found, downloaded, and read into memory or streamed."""
+"""Loads data sets of TensorFlow Datasets (TFDS) into memory, or streams them."""
 
 import dataclasses
 import functools
@@ -17,12 +17,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from stkd_keras.data.dataset import AnySplit, Split, aligned_empty, close_gaps
+from stkd_keras.data.dataset import AnySplit, Split, aligned_empty, split_without
 from stkd_keras.data.sources.decoding import decode_image
-from stkd_keras.data.sources.file_tree import reason
 from stkd_keras.data.sources.tfrecords import RecordSplit, buffer_size
 from stkd_keras.data.sources.threads import calls_from_tensorflow, in_threads, with_progress
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, one_line
 from stkd_keras.files.untrusted import check_tfds_features
 
 BATCH = 1000
@@ -30,7 +29,7 @@ BATCH = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What was read: the version, the classes, the splits by TFDS's names, what was left out."""
+    """A data set's splits by TFDS's names, and "NAME: REASON" of each image that was skipped."""
 
     version: str
     class_names: tuple[str, ...]
@@ -46,18 +45,18 @@ def load_tfds(
     memory_limit: int,
     skip_bad_images: bool,
 ) -> Loaded:
-    """Reads an image classification data set through TFDS, downloading it if it isn't there.
+    """Loads an image classification data set, which is downloaded if it isn't prepared yet.
 
     Args:
-        name: TFDS's name of the data set, with "/CONFIG" where there is a choice.
-        data_dir: folder of the prepared data sets, as `stkd_keras.data.load`.
-        size: (height, width) that images are brought to; None for their own, if they share one.
-        memory_limit: bytes of decoded images; if there are more, they are streamed.
-        skip_bad_images: whether images that can't be decoded are left out.
+        name: TFDS's name of the data set, or "NAME/CONFIG".
+        data_dir: folder of the prepared data sets, see `stkd_keras.data.load`.
+        size: (height, width) that images are resized to, or None if all have the same size.
+        memory_limit: bytes of decoded images in memory; a larger data set is streamed.
+        skip_bad_images: whether to skip images that can't be decoded.
 
     Raises:
-        InputError: if it is no image classification data set, is broken, or is neither there nor
-            can be downloaded.
+        InputError: if it isn't an image classification data set, is broken, or can't be
+            downloaded.
     """
     root = tfds_root(data_dir)
     builder = _prepared_builder(name, root, size)
@@ -80,19 +79,12 @@ def load_tfds(
     except InputError:
         raise
     except Exception as error:
-        # Broken files make TFDS and TensorFlow raise almost anything.
-        raise InputError(
-            f"{builder.data_dir} holds a broken or incomplete {name} ({reason(error)}), expected "
-            "what TFDS prepares: remove it and prepare it again, or give another --data_dir"
-        ) from error
+        # TFDS and TensorFlow raise almost anything for broken files.
+        raise _broken(builder.data_dir, name, error) from error
 
 
 def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder of the prepared data sets, which need not exist if it is a default.
-
-    Raises:
-        InputError: if `data_dir` is no folder.
-    """
+    """Returns the folder of the prepared data sets; only the default one needn't exist."""
     root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
     if not root.is_dir() and (data_dir is not None or root.exists()):
         state = "is no folder" if root.exists() else "doesn't exist"
@@ -105,13 +97,13 @@ def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def default_root() -> pathlib.Path:
-    """Returns the folder of the prepared data sets where nobody says another one."""
+    """Returns TFDS's default folder of prepared data sets."""
     return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the newest prepared version, or None if there is none."""
-    # TFDS names what it is still writing incomplete.XYZ_VERSION.
+    """Returns the folder of the newest prepared version, if any."""
+    # TFDS names folders that aren't complete yet incomplete.XYZ_VERSION.
     versions = [path for path in folder.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
 
@@ -124,7 +116,7 @@ class _Reader:
     image_key: str
     label_key: str
     image_shape: tuple[int, int, int]
-    fits: bool  # Whether the stored images already have that shape.
+    fits: bool  # Whether the stored images have that shape.
     class_names: tuple[str, ...]
 
     @classmethod
@@ -137,7 +129,7 @@ class _Reader:
         ):
             raise InputError(
                 f"{name} has the features {', '.join(features)}, expected an image and a class "
-                "label: only image classification can be distilled"
+                "label: choose an image classification data set"
             )
         if image.np_dtype != np.uint8:
             raise InputError(f"the images of {name} are {image.np_dtype}, expected uint8")
@@ -145,8 +137,8 @@ class _Reader:
         channels = 1 if stored_channels == 1 else 3
         if size is None and (height is None or width is None):
             raise InputError(
-                f"the images of {name} have different sizes; give the one they shall be brought "
-                "to with --image_size, such as --image_size=64"
+                f"the images of {name} have different sizes, expected an image_size to resize "
+                "them to, such as image_size=64"
             )
         shape = (*(size or (height, width)), channels)
         names = label.names or [str(number) for number in range(label.num_classes or 0)]
@@ -156,11 +148,11 @@ class _Reader:
         return _num_examples(self.builder, split) * int(np.prod(self.image_shape))
 
     def read(self, split: str, skipped: list[str] | None) -> Split:
-        """Reads a split into memory; names of bad images go to `skipped`, or raise if None."""
+        """Reads a split into memory; adds bad images to `skipped`, or raises if it is None."""
         examples = self.builder.as_dataset(
             split=split,
             decoders=self._decoders,
-            # It would hold all the images once more.
+            # Caching would hold a second copy of all images.
             read_config=tfds.ReadConfig(try_autocache=False),
         )
         count = int(examples.cardinality())
@@ -174,33 +166,26 @@ class _Reader:
             done, bad = self._decode_all(pairs, images, labels, f"{self.builder.name}/{split}")
         if done != count:
             raise InputError(f"{done} of {count} images in {split}")
-        if bad and skipped is None:
-            reason_of_first = next(iter(bad.values()))
-            raise InputError(f"{reason_of_first}; leave such images out with --skip_bad_images")
-        if not bad:
-            return Split(images, labels)
-        assert skipped is not None
-        skipped += bad.values()
-        good = [number for number in range(count) if number not in bad]
-        return Split(close_gaps(images, good), labels[good])
+        if skipped is not None:
+            skipped += bad.values()
+        elif bad:
+            reason = next(iter(bad.values()))
+            raise InputError(f"{reason}; skip such images with skip_bad_images")
+        return split_without(bad, images, labels)
 
     def _copy(self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray) -> int:
-        """Copies (image, label) pairs into arrays, and returns how many there were."""
+        """Copies (image, label) pairs into arrays, and returns their number."""
         done = 0
         for some_images, some_labels in tfds.as_numpy(pairs.batch(BATCH).prefetch(1)):
-            rows = slice(done, done + len(some_labels))
-            images[rows], labels[rows] = some_images, some_labels
-            done = rows.stop
+            stop = done + len(some_labels)
+            images[done:stop], labels[done:stop] = some_images, some_labels
+            done = stop
         return done
 
     def _decode_all(
         self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray, what: str
     ) -> tuple[int, dict[int, str]]:
-        """Decodes (file, label) pairs into arrays.
-
-        Returns:
-            How many there were, and for the number of each bad one why.
-        """
+        """Decodes (file, label) pairs into arrays; returns their number and errors by index."""
 
         def decode(number: int, content: bytes) -> str | None:
             try:
@@ -214,17 +199,16 @@ class _Reader:
                 labels[number] = label
                 yield number, content
 
-        reasons = list(with_progress(in_threads(decode, jobs()), len(labels), what))
+        reasons = list(with_progress(in_threads(decode, jobs()), len(labels), f"reading {what}"))
         return len(reasons), {n: reason for n, reason in enumerate(reasons) if reason}
 
     def stream(self, split: str, memory_limit: int) -> RecordSplit:
-        """Describes a split that is read whenever it is needed."""
         info = self.builder.info.splits[split]
         if self.builder.info.file_format != tfds.core.FileFormat.TFRECORD:
             raise InputError(
-                f"{self.builder.name} is larger than the memory limit and kept as "
-                f"{self.builder.info.file_format.value}, but only TFRecords are streamed: raise "
-                "--memory_limit or prepare it as TFRecords"
+                f"{self.builder.name} is larger than memory_limit and stored as "
+                f"{self.builder.info.file_format.value}, but only TFRecords can be streamed: raise "
+                "memory_limit or prepare it as TFRecords"
             )
         labels = self._labels(split, info)
         return RecordSplit(
@@ -239,7 +223,7 @@ class _Reader:
 
     @property
     def _undecoded(self) -> dict[str, tfds.decode.Decoder]:
-        """Decoders that leave every image as it is stored, masks and the like too."""
+        """Decoders that skip all images, including masks."""
         features = self.builder.info.features.items()
         images = (key for key, feature in features if isinstance(feature, tfds.features.Image))
         return {key: tfds.decode.SkipDecoding() for key in images}
@@ -260,7 +244,7 @@ class _Reader:
         return tf.ensure_shape(image, self.image_shape), tf.cast(label, tf.int64)
 
     def _labels(self, split: str, info) -> np.ndarray:
-        """Reads the labels of all records, in the order of the files."""
+        """Reads the labels of all records in file order."""
         features, undecoded = self.builder.info.features, self._undecoded
         records = tf.data.TFRecordDataset([str(file) for file in info.filepaths]).map(
             lambda record: features.deserialize_example(record, decoders=undecoded)[self.label_key],
@@ -291,8 +275,8 @@ class _Reader:
 def _exactly_decoded() -> tfds.decode.Decoder:
     @tfds.decode.make_decoder()
     def decode(example, feature):
-        # Where images are kept as JPEG, TFDS decodes them faster and less exactly than Pillow,
-        # by which most models were trained: a pixel differs by up to 4. Of a PNG all is as usual.
+        # TFDS decodes JPEGs faster but less exactly than Pillow, which most models were trained
+        # with: pixels differ by up to 4. PNGs are decoded as usual.
         return tf.io.decode_jpeg(example, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE")
 
     return decode()
@@ -303,8 +287,7 @@ def _num_examples(builder, split: str) -> int:
 
 
 def _useful_splits(builder, name: str) -> list[str]:
-    """Returns which of the splits train, validation and test there are."""
-    # TFDS's mock knows no splits and gives any.
+    # TFDS's mock has no list of splits and returns any.
     names = [each for each in ("train", "validation", "test") if each in builder.info.splits]
     if not builder.info.splits:
         return ["train", "test"]
@@ -318,35 +301,39 @@ def _useful_splits(builder, name: str) -> list[str]:
 def _prepared_builder(
     name: str, root: pathlib.Path, size: tuple[int, int] | None
 ) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set that is there, or is now."""
+    """Returns the builder of a data set, after downloading it if necessary."""
     check_tfds_features(root / re.split("[:/]", name)[0])
     folder = newest_version(root / name)
     if folder is not None:
         try:
             return tfds.builder_from_directory(folder)
         except Exception as error:
-            raise InputError(
-                f"{folder} holds a broken or incomplete {name} ({reason(error)}), expected what "
-                "TFDS prepares: remove it and prepare it again, or give another --data_dir"
-            ) from error
+            raise _broken(folder, name, error) from error
     try:
         builder = tfds.builder(name, data_dir=root)
     except Exception as error:
         raise InputError(
-            f"TFDS has no data set {name!r} ({reason(error)}), expected a name of "
-            "https://www.tensorflow.org/datasets/catalog, as in --dataset=tfds:beans"
+            f"TFDS has no data set {name!r} ({one_line(error)}), expected a name of "
+            "https://www.tensorflow.org/datasets/catalog, such as beans"
         ) from error
     is_elsewhere = root.absolute() not in pathlib.Path(builder.data_dir).absolute().parents
     if not is_elsewhere and not pathlib.Path(builder.data_dir).exists():
-        # What can't be used isn't worth its download.
+        # This raises for data sets that aren't worth downloading.
         _Reader.of(builder, name, size)
         _download(builder, name, root)
     return builder
 
 
+def _broken(folder: os.PathLike, name: str, error: Exception) -> InputError:
+    return InputError(
+        f"{folder} holds a broken or incomplete {name} ({one_line(error)}), expected what TFDS "
+        "prepares: remove it and prepare it again, or give another data_dir"
+    )
+
+
 def _download(builder, name: str, root: pathlib.Path) -> None:
-    """Has TFDS download and prepare a data set, or raises within seconds if it can't."""
-    # TFDS itself would try again for over three minutes before it gives up.
+    """Downloads and prepares a data set, or raises within seconds if the host is unreachable."""
+    # TFDS itself retries for over three minutes.
     # Our own builders have an address. Those of TFDS have checksums by address.
     address = getattr(builder, "ADDRESS", None) or next(iter(builder.url_infos or ()), None)
     if address is not None and not _is_reachable(address):
@@ -354,10 +341,10 @@ def _download(builder, name: str, root: pathlib.Path) -> None:
         prepare = f"tfds.builder('{name}', data_dir='tfds').download_and_prepare()"
         remedy = (
             'on a connected machine run `python -c "import tensorflow_datasets as tfds; '
-            f'{prepare}"`, bring the folder tfds here and give it with --data_dir=tfds'
+            f'{prepare}"`, copy the folder tfds here and give it as data_dir'
         )
         if hasattr(builder, "ADDRESS"):
-            remedy = f"get {address} on a connected machine, and give the archive with --data_dir"
+            remedy = f"get {address} on a connected machine, and give the archive as data_dir"
         raise InputError(
             f"no {name} found in {root / name} and {host} can't be reached to download it: {remedy}"
         )
@@ -365,28 +352,27 @@ def _download(builder, name: str, root: pathlib.Path) -> None:
         builder.download_and_prepare()
     except Exception as error:
         raise InputError(
-            f"{name} couldn't be downloaded and prepared in {root} ({reason(error)}); nothing of "
-            "it is taken for complete: run the same again"
+            f"{name} couldn't be downloaded and prepared in {root} ({one_line(error)}); it will be "
+            "downloaded again the next time: try again"
         ) from error
 
 
 def _is_reachable(address: str, seconds: float = 3.0) -> bool:
-    """Returns whether the host of an address answers in time, through a proxy if one is set."""
-    answered = threading.Event()
+    """Returns whether the host of an address responds in time, through a proxy if one is set."""
+    responded = threading.Event()
 
     def ask() -> None:
         try:
             request = urllib.request.Request(address, method="HEAD")
             urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError:
-            # An answer all the same, if only to this client.
-            answered.set()
+            pass  # The host responded.
         except (OSError, http.client.HTTPException, ValueError):
             return
-        answered.set()
+        responded.set()
 
-    # A thread, because urlopen's timeout doesn't bound the look-up of the host's name.
+    # A thread, because urlopen's timeout doesn't include looking up the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answered.is_set()
+    return responded.is_set()

@@ -1,27 +1,22 @@
-"""Tiny-ImageNet-200: its official files, and the TFDS builder that prepares them."""
+"""Tiny-ImageNet-200: the layout of its files, and a TFDS builder."""
 
 import collections
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.data.sources import archives
+from stkd_keras.data import builders
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Reads which files of Tiny-ImageNet-200 are its images, and their labels.
+    """Returns the images of Tiny-ImageNet-200 and their labels.
 
-    A label is the index of the class's WordNet identifier (wnid) among the sorted ones of
-    wnids.txt, as torchvision's ImageFolder counts. The name of a class is the first of its names
-    in words.txt that no class before it has. The images of val, which are labelled, are the split
-    "test"; those of test, which aren't, are left out.
+    A label is the index of the WordNet identifier (wnid) among the sorted ones of wnids.txt, as in
+    torchvision's ImageFolder. A class's name is its first name in words.txt that isn't taken yet.
+    The split "test" is the labeled val; the images of test have no labels and are ignored.
 
-    Args:
-        tree: the files as they are officially packed, or fewer images of them.
-
-    Raises:
-        InputError: if a file or a class is missing, or the annotations don't fit the images.
+    Raises an InputError if a file or a class is missing, or annotations don't match the images.
     """
     texts = _read_texts(tree)
     wnids = sorted(set(texts["wnids.txt"].split()))
@@ -39,13 +34,13 @@ def layout(tree: FileTree) -> Layout:
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder. Images keep the bytes of the original JPEG files."""
+    """TFDS builder that stores the original JPEG files."""
 
     VERSION = tfds.core.Version("1.0.0")
     ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Only needed where the archive can't be downloaded: manual_dir is the unpacked folder
-    tiny-imagenet-200, or a folder that holds it or tiny-imagenet-200.zip.
+    Only needed if the archive can't be downloaded: manual_dir is the unpacked folder
+    tiny-imagenet-200, or a folder that contains it or tiny-imagenet-200.zip.
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -64,13 +59,13 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(archives.obtain(dl_manager, self.name, self.ADDRESS))
+        tree = open_tree(builders.obtain(dl_manager, self.name, self.ADDRESS))
         class_names, splits = layout(tree)
         self.info.features["label"].names = list(class_names)
         return {split: self._generate_examples(tree, images) for split, images in splits.items()}
 
     def _generate_examples(self, tree: FileTree, images: list[tuple[str, int]]):
-        return archives.examples(tree, images, _SHAPE)
+        return builders.examples(tree, images, _SHAPE)
 
 
 _NUM_CLASSES = 200
@@ -78,7 +73,7 @@ _SHAPE = (64, 64, 3)
 _ANNOTATIONS = "val/val_annotations.txt"
 _DESCRIPTION = """
 Tiny-ImageNet-200: 200 classes of ImageNet, 100,000 training and 10,000 test images (the official
-validation images) of 64x64 pixels. The official test images have no labels and are left out.
+validation images) of 64x64 pixels. The official test images have no labels and are ignored.
 """
 _CITATION = """
 @article{le2015tiny,
@@ -91,14 +86,13 @@ _CITATION = """
 
 
 def _read_texts(tree: FileTree) -> dict[str, str]:
-    """Returns the content of the three text files by name."""
     files = ("wnids.txt", "words.txt", _ANNOTATIONS)
     present = set(tree.names())
     for name in files:
         if name not in present:
             raise _broken(tree, f"has no {name}")
-    # words.txt names all of WordNet, whose other words needn't be readable.
-    return {name: content.decode(errors="replace") for name, content in tree.read_all(files)}
+    # words.txt covers all of WordNet, whose other words needn't be UTF-8.
+    return {name: tree.read(name).decode(errors="replace") for name in files}
 
 
 def _class_names(tree: FileTree, wnids: list[str], words: str) -> tuple[str, ...]:
@@ -116,7 +110,7 @@ def _class_names(tree: FileTree, wnids: list[str], words: str) -> tuple[str, ...
 
 
 def _images(tree: FileTree) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Returns the images of train by wnid, and those of val by the name of the file."""
+    """Returns the images of train by wnid, and those of val by file name."""
     train = collections.defaultdict(list)
     val = {}
     for name in tree.names():
@@ -145,7 +139,7 @@ def _label_train(
 def _label_val(
     tree: FileTree, images: dict[str, str], labels: dict[str, int], annotations: str
 ) -> list[tuple[str, int]]:
-    labelled: dict[str, int] = {}
+    labeled: dict[str, int] = {}
     for number, line in enumerate(annotations.splitlines(), 1):
         if not line.strip():
             continue
@@ -153,21 +147,21 @@ def _label_val(
         where = f"in line {number} of {_ANNOTATIONS}"
         if wnid not in labels:
             raise _broken(tree, f"has the unknown class {wnid!r} {where}")
-        if file in labelled:
-            raise _broken(tree, f"has {file!r} once more {where}")
+        if file in labeled:
+            raise _broken(tree, f"has {file!r} again {where}")
         if file not in images:
             raise _broken(tree, f"has {file!r} {where}, but not in val/images")
-        labelled[file] = labels[wnid]
+        labeled[file] = labels[wnid]
     for file in images:
-        if file not in labelled:
-            raise _broken(tree, f"has {images[file]}, but nothing of it in {_ANNOTATIONS}")
+        if file not in labeled:
+            raise _broken(tree, f"has {images[file]}, but not in {_ANNOTATIONS}")
     if not images:
         raise _broken(tree, "has no images in val/images")
-    return [(images[file], label) for file, label in labelled.items()]
+    return [(images[file], label) for file, label in labeled.items()]
 
 
 def _broken(tree: FileTree, problem: str) -> InputError:
     return InputError(
-        f"{tree.path!r} {problem}, expected Tiny-ImageNet as officially packed (train/WNID/images, "
+        f"{tree.path!r} {problem}, expected the files of Tiny-ImageNet (train/WNID/images, "
         f"val/images, {_ANNOTATIONS}, wnids.txt, words.txt): unpack or download it again"
     )

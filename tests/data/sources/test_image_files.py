@@ -2,7 +2,6 @@ import io
 import pathlib
 import subprocess
 import sys
-import tarfile
 import tracemalloc
 import zipfile
 
@@ -42,8 +41,8 @@ def photos(tmp_path) -> pathlib.Path:
     return folder
 
 
-def labelled(folder: pathlib.Path) -> list[tuple[str, int]]:
-    """The images in no particular order."""
+def labeled(folder: pathlib.Path) -> list[tuple[str, int]]:
+    """(name, label) of the images, shuffled."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*g*")]
     names = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
     return [(name, int(name[5])) for name in sorted(names, key=lambda name: name[-6:])]
@@ -54,24 +53,19 @@ def decoded(folder: pathlib.Path, names: list[str], size=SIZE) -> np.ndarray:
 
 
 def pack(folder: pathlib.Path, kind: str) -> pathlib.Path:
-    """The folder, or an archive of it whose order is another one."""
+    """The folder, or a zip archive of its files in reverse order."""
     if kind == "folder":
         return folder
     archive = folder.with_suffix(f".{kind}")
     paths = sorted((path for path in folder.rglob("*") if path.is_file()), reverse=True)
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as file:
-            for path in paths:
-                file.write(path, path.relative_to(folder))
-    else:
-        with tarfile.open(archive, "w:gz") as file:
-            for path in paths:
-                file.add(path, path.relative_to(folder))
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in paths:
+            file.write(path, path.relative_to(folder))
     return archive
 
 
 def fetch_all(split: FileSplit, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All of a split in batches, by a pipeline that runs them in parallel."""
+    """Images and labels of a split, fetched by a parallel pipeline."""
     indices = tf.data.Dataset.from_tensor_slices(np.arange(len(split), dtype=np.int32))
     batches = indices.batch(batch_size).map(split.fetch, num_parallel_calls=4)
     assert batches.element_spec[0].shape.as_list() == [None, *split.image_shape]
@@ -86,10 +80,10 @@ def message_of(error) -> str:
 
 
 class TestLoadFiles:
-    @pytest.mark.parametrize("kind", ["folder", "zip", "tgz"])
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_in_memory(self, photos, kind, channels):
-        tree, images = open_tree(pack(photos, kind)), labelled(photos)
+        tree, images = open_tree(pack(photos, kind)), labeled(photos)
         split, skipped = load_files(tree, images, SIZE, memory_limit=UNLIMITED, channels=channels)
         assert isinstance(split, Split)
         assert skipped == []
@@ -98,40 +92,32 @@ class TestLoadFiles:
             np.testing.assert_array_equal(split.images[index], expected)
         assert split.labels.dtype == np.int64
         assert split.labels.tolist() == [label for _, label in images]
-        # What TensorFlow needs to use the array as it is.
+        # Otherwise TensorFlow would copy the array.
         assert split.images.ctypes.data % 64 == 0
 
     @pytest.mark.parametrize("kind", ["folder", "zip"])
-    @pytest.mark.parametrize("batch_size", [1, 7, 40])
-    def test_from_files_the_images_are_the_same(self, photos, kind, batch_size):
-        tree, images = open_tree(pack(photos, kind)), labelled(photos)
+    def test_from_files_the_images_are_the_same(self, photos, kind):
+        tree, images = open_tree(pack(photos, kind)), labeled(photos)
         in_memory, _ = load_files(tree, images, SIZE, memory_limit=UNLIMITED)
         in_files, skipped = load_files(tree, images, SIZE, memory_limit=0)
         assert isinstance(in_files, FileSplit)
         assert skipped == []
         assert (len(in_files), in_files.image_shape) == (40, (*SIZE, 3))
         np.testing.assert_array_equal(in_files.labels, in_memory.labels)
-        fetched, labels = fetch_all(in_files, batch_size)
+        fetched, labels = fetch_all(in_files, 7)
         np.testing.assert_array_equal(fetched, in_memory.images)
         np.testing.assert_array_equal(labels, in_memory.labels)
         assert (fetched.dtype, labels.dtype) == (np.uint8, np.int64)
 
-    def test_what_just_fits_is_in_memory(self, photos):
-        tree, images = open_tree(photos), labelled(photos)
+    def test_images_of_exactly_the_limit_are_in_memory(self, photos):
+        tree, images = open_tree(photos), labeled(photos)
         fits, _ = load_files(tree, images, SIZE, memory_limit=40 * PIXELS)
         doesnt, _ = load_files(tree, images, SIZE, memory_limit=40 * PIXELS - 1)
         assert isinstance(fits, Split)
         assert isinstance(doesnt, FileSplit)
 
-    def test_a_tar_that_doesnt_fit_is_refused(self, photos):
-        tree = open_tree(pack(photos, "tgz"))
-        with pytest.raises(InputError, match="--memory_limit") as error:
-            load_files(tree, labelled(photos), SIZE, memory_limit=40 * PIXELS - 1)
-        assert "photos.tgz" in message_of(error)
-        assert "unpack" in message_of(error)
-
     def test_images_without_label(self, photos):
-        images = [(name, UNLABELED) for name, _ in labelled(photos)]
+        images = [(name, UNLABELED) for name, _ in labeled(photos)]
         split, _ = load_files(open_tree(photos), images, SIZE, memory_limit=UNLIMITED)
         assert split.labels.tolist() == [-1] * 40
 
@@ -152,28 +138,28 @@ class TestLoadFiles:
         split, _ = load_files(tree, images, size, memory_limit=UNLIMITED, skip_bad_images=True)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        # In each thread an image, and in NumPy and Pillow a copy of it.
+        # Each thread has an image, with copies in NumPy and Pillow.
         allowed = 3 * image_files.THREADS * 500 * 500 * 3
         assert split.images.nbytes <= peak <= 100 * 500 * 500 * 3 + allowed
         assert allowed < split.images.nbytes
 
 
-class TestTheirOwnSize:
+class TestOriginalSize:
     @pytest.fixture
     def equal(self, tmp_path) -> pathlib.Path:
         for index in range(20):
             write_image(tmp_path / "equal" / f"{index:02}.png", 9, 7, index)
         return tmp_path / "equal"
 
-    @pytest.mark.parametrize("kind", ["folder", "zip", "tgz"])
-    def test_is_found(self, equal, kind):
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_is_used(self, equal, kind):
         tree = open_tree(pack(equal, kind))
         names = tree.names()
         split, _ = load_files(tree, [(name, 0) for name in names], None, memory_limit=UNLIMITED)
         assert split.image_shape == (9, 7, 3)
         np.testing.assert_array_equal(split.images, decoded(equal, names, size=None))
 
-    def test_is_found_in_files(self, equal):
+    def test_is_used_without_memory(self, equal):
         tree = open_tree(equal)
         names = tree.names()
         split, _ = load_files(tree, [(name, 0) for name in names], None, memory_limit=0)
@@ -181,17 +167,17 @@ class TestTheirOwnSize:
         np.testing.assert_array_equal(fetch_all(split, 8)[0], decoded(equal, names, size=None))
 
     @pytest.mark.parametrize("memory_limit", [UNLIMITED, 0])
-    def test_has_to_be_the_same(self, equal, memory_limit):
+    def test_must_be_the_same(self, equal, memory_limit):
         for index in (11, 12, 19):
             write_image(equal / f"{index}.png", 7, 9, index)
         tree = open_tree(equal)
         images = [(name, 0) for name in tree.names()]
-        with pytest.raises(InputError, match="--image_size") as error:
+        with pytest.raises(InputError, match="image_size") as error:
             load_files(tree, images, None, memory_limit=memory_limit, skip_bad_images=True)
         for part in ("11.png has 7x9", "00.png 9x7"):
             assert part in message_of(error)
 
-    def test_is_that_of_the_first_image_that_can_be_read(self, equal):
+    def test_is_that_of_the_first_readable_image(self, equal):
         for name in ("00.png", "01.png"):
             (equal / name).write_bytes(b"no image")
         tree = open_tree(equal)
@@ -209,9 +195,9 @@ class TestTheirOwnSize:
 class TestBadImages:
     @pytest.fixture
     def bad(self, photos) -> list[str]:
-        """Four of the photos, broken in several ways, in the order in which they are loaded."""
-        names = [labelled(photos)[index][0] for index in (5, 6, 20, 39)]
-        # The first takes longest to be found out.
+        """Four photos, broken in different ways, in loading order."""
+        names = [labeled(photos)[index][0] for index in (5, 6, 20, 39)]
+        # The first takes longest to decode.
         file = io.BytesIO()
         Image.new("RGB", (3000, 3000)).save(file, "JPEG")
         (photos / names[0]).write_bytes(file.getvalue()[:-20])
@@ -220,13 +206,13 @@ class TestBadImages:
         (photos / names[3]).write_bytes((photos / names[3]).read_bytes()[:-40])
         return names
 
-    @pytest.mark.parametrize("kind", ["folder", "zip", "tgz"])
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
     def test_the_first_of_them_is_named(self, photos, bad, kind):
         tree = open_tree(pack(photos, kind))
         messages = set()
         for _ in range(3):
-            with pytest.raises(InputError, match="--skip_bad_images") as error:
-                load_files(tree, labelled(photos), SIZE, memory_limit=UNLIMITED, what="test images")
+            with pytest.raises(InputError, match="skip_bad_images") as error:
+                load_files(tree, labeled(photos), SIZE, memory_limit=UNLIMITED, what="test images")
             messages.add(message_of(error))
         (message,) = messages
         for part in ("4 of 40 test images", str(tree.path), f"{bad[0]}: a broken or truncated"):
@@ -235,28 +221,28 @@ class TestBadImages:
 
     def test_they_are_found_before_training_from_files(self, photos, bad):
         with pytest.raises(InputError, match=bad[0]):
-            load_files(open_tree(photos), labelled(photos), SIZE, memory_limit=0)
+            load_files(open_tree(photos), labeled(photos), SIZE, memory_limit=0)
 
-    @pytest.mark.parametrize("kind", ["folder", "zip", "tgz"])
-    def test_they_can_be_left_out(self, photos, bad, kind):
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_they_can_be_skipped(self, photos, bad, kind):
         split, skipped = load_files(
             open_tree(pack(photos, kind)),
-            labelled(photos),
+            labeled(photos),
             SIZE,
             memory_limit=UNLIMITED,
             skip_bad_images=True,
         )
-        good = [(name, label) for name, label in labelled(photos) if name not in bad]
+        good = [(name, label) for name, label in labeled(photos) if name not in bad]
         np.testing.assert_array_equal(split.images, decoded(photos, [name for name, _ in good]))
         assert split.labels.tolist() == [label for _, label in good]
         assert split.images.ctypes.data % 64 == 0
         self.check_list(skipped, bad)
 
-    def test_they_can_be_left_out_from_files(self, photos, bad):
+    def test_they_can_be_skipped_without_memory(self, photos, bad):
         split, skipped = load_files(
-            open_tree(photos), labelled(photos), SIZE, memory_limit=0, skip_bad_images=True
+            open_tree(photos), labeled(photos), SIZE, memory_limit=0, skip_bad_images=True
         )
-        good = [(name, label) for name, label in labelled(photos) if name not in bad]
+        good = [(name, label) for name, label in labeled(photos) if name not in bad]
         images, labels = fetch_all(split, 8)
         np.testing.assert_array_equal(images, decoded(photos, [name for name, _ in good]))
         assert labels.tolist() == split.labels.tolist() == [label for _, label in good]
@@ -268,8 +254,8 @@ class TestBadImages:
             assert reason in line
             assert "\n" not in line
 
-    def test_a_file_that_is_gone(self, photos):
-        tree, images = open_tree(photos), labelled(photos)
+    def test_a_file_that_was_removed(self, photos):
+        tree, images = open_tree(photos), labeled(photos)
         (photos / images[3][0]).unlink()
         with pytest.raises(InputError, match=images[3][0]) as error:
             load_files(tree, images, SIZE, memory_limit=UNLIMITED)
@@ -281,7 +267,7 @@ class TestBadImages:
         assert skipped[0].startswith(f"{images[3][0]}: ")
 
     @pytest.mark.parametrize("size", [SIZE, None])
-    def test_an_error_if_there_are_no_others(self, photos, bad, size):
+    def test_no_readable_image(self, photos, bad, size):
         images = [(name, 0) for name in bad]
         with pytest.raises(InputError, match="4 of 4") as error:
             load_files(
@@ -293,22 +279,22 @@ class TestBadImages:
 class TestFetch:
     @pytest.fixture
     def split(self, photos) -> FileSplit:
-        split, _ = load_files(open_tree(photos), labelled(photos), SIZE, memory_limit=0)
+        split, _ = load_files(open_tree(photos), labeled(photos), SIZE, memory_limit=0)
         return split
 
     def test_in_any_order_and_again(self, photos, split):
         indices = [3, 39, 0, 3]
         images, labels = tf.function(split.fetch)(tf.constant(indices))
-        names = [labelled(photos)[index][0] for index in indices]
+        names = [labeled(photos)[index][0] for index in indices]
         np.testing.assert_array_equal(images, decoded(photos, names))
         np.testing.assert_array_equal(labels, split.labels[indices])
 
-    def test_nothing(self, split):
+    def test_an_empty_batch(self, split):
         images, labels = split.fetch(tf.constant([], tf.int32))
         assert images.shape == (0, *SIZE, 3)
         assert labels.shape == (0,)
 
-    def test_the_size_of_a_batch_is_known_where_that_of_the_indices_is(self, split):
+    def test_the_batch_size_is_static_if_that_of_the_indices_is(self, split):
         indices = tf.data.Dataset.range(40).map(lambda index: tf.cast(index, tf.int32))
         images, labels = indices.batch(8, drop_remainder=True).map(split.fetch).element_spec
         assert images.shape == (8, *SIZE, 3)
@@ -321,19 +307,19 @@ class TestFetch:
         path.unlink()
 
     @pytest.mark.parametrize("damage", [break_content, remove])
-    def test_a_file_that_breaks_meanwhile_is_named(self, photos, split, damage):
-        name = labelled(photos)[12][0]
+    def test_a_file_that_breaks_later_is_named(self, photos, split, damage):
+        name = labeled(photos)[12][0]
         damage(self, photos / name)
         with pytest.raises(tf.errors.InvalidArgumentError, match=name):
             fetch_all(split, 8)
 
     @pytest.mark.slow
-    def test_a_process_ends_while_batches_are_made(self, photos, repository):
+    def test_a_process_can_exit_while_batches_are_made(self, photos, repository):
         program = (
             "import sys\n"
             "import tensorflow as tf\n"
-            "from stkd_keras.data.file_tree import open_tree\n"
-            "from stkd_keras.data.files import FileSplit\n"
+            "from stkd_keras.data.sources.file_tree import open_tree\n"
+            "from stkd_keras.data.sources.image_files import FileSplit\n"
             "tree = open_tree(sys.argv[1])\n"
             "files = [(name, 0) for name in tree.names() if name.endswith('jpg')]\n"
             "split = FileSplit(tree, files, (512, 512, 3))\n"
@@ -354,16 +340,16 @@ class TestFetch:
 
 
 class TestProgress:
-    def test_what_is_quick_says_nothing(self, photos, capsys):
-        load_files(open_tree(photos), labelled(photos), SIZE, memory_limit=UNLIMITED)
+    def test_nothing_is_shown_for_a_few_images(self, photos, capsys):
+        load_files(open_tree(photos), labeled(photos), SIZE, memory_limit=UNLIMITED)
         assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize("memory_limit", [0, UNLIMITED])
-    def test_what_takes_long_says_what_it_is(self, photos, monkeypatch, capsys, memory_limit):
+    def test_what_takes_long_shows_its_progress(self, photos, monkeypatch, capsys, memory_limit):
         monkeypatch.setattr(threads, "PROGRESS_AFTER", 0.0)
         load_files(
             open_tree(photos),
-            labelled(photos),
+            labeled(photos),
             SIZE,
             memory_limit=memory_limit,
             what="validation images",

@@ -180,7 +180,7 @@ class TestAnyOtherOfTfds:
 
     def test_the_size_has_to_be_said_where_sizes_differ(self, tmp_path):
         store(tmp_path, "pets", {"train": pictures(4)})
-        with pytest.raises(InputError, match="--image_size") as error:
+        with pytest.raises(InputError, match="image_size") as error:
             data.load("tfds:pets", tmp_path)
         one_line(error)
 
@@ -199,8 +199,8 @@ class TestAnyOtherOfTfds:
         assert "no test split" in capsys.readouterr().out
 
     def test_a_test_split_without_labels_is_left_out(self, tmp_path):
-        unlabelled = [(image, -1) for image, _ in pictures(4)]
-        splits = {"train": pictures(12), "validation": pictures(6), "test": unlabelled}
+        unlabeled = [(image, -1) for image, _ in pictures(4)]
+        splits = {"train": pictures(12), "validation": pictures(6), "test": unlabeled}
         store(tmp_path, "pets", splits)
         assert len(data.load("tfds:pets", tmp_path, image_size=10).test) == 6
 
@@ -261,7 +261,7 @@ def test_what_cannot_be_downloaded_is_said_at_once(tmp_path, monkeypatch, name):
     with pytest.raises(InputError, match="can't be reached") as error:
         data.load(name, tmp_path)
     assert time.monotonic() - start < 10
-    assert "--data_dir" in one_line(error)
+    assert "data_dir" in one_line(error)
     assert not any(tmp_path.iterdir())
 
 
@@ -297,7 +297,7 @@ def test_a_stored_image_that_is_broken_is_named_or_left_out(tmp_path):
     with tf.io.TFRecordWriter(str(file)) as writer:
         for number, record in enumerate(records):
             writer.write(broken.SerializeToString() if number == 7 else record)
-    with pytest.raises(InputError, match=r"pets/train\[7\].*--skip_bad_images") as error:
+    with pytest.raises(InputError, match=r"pets/train\[7\].*skip_bad_images") as error:
         data.load("tfds:pets", tmp_path, image_size=8)
     one_line(error)
     whole = data.load("tfds:pets", tmp_path, image_size=8, skip_bad_images=True)
@@ -477,7 +477,7 @@ def test_missing_data_is_said_within_ten_seconds(repository, tmp_path):
         str(tmp_path / "cifar10"),
         "www.cs.toronto.edu",
         "download_and_prepare",
-        "--data_dir",
+        "data_dir",
     ):
         assert part in run.stdout
 

@@ -1,6 +1,6 @@
 """Image classification data: loading, splitting, augmentation and tf.data pipelines.
 
-To import it registers `tiny_imagenet` and `cinic10` with TensorFlow Datasets.
+Importing it registers `tiny_imagenet` and `cinic10` with TensorFlow Datasets.
 """
 
 from stkd_keras.data.augmentation import AUGMENTATIONS

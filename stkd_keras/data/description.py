@@ -1,21 +1,18 @@
-"""Describes a data set for reports and the terminal."""
+"""Describes a data set in reports and in the terminal."""
 
 from typing import Any
 
-from stkd_keras.data import (
-    AnySplit,
-    Dataset,
-)
+from stkd_keras.data.dataset import AnySplit, Dataset
 
 
 def describe(
     dataset: Dataset, train_split: AnySplit, validation_split: AnySplit | None
 ) -> dict[str, Any]:
-    """Returns what a report says of the data: names, shape, classes, and images by split."""
-    labelled = int((train_split.labels >= 0).sum())
+    """Returns the data set's entry in a report, as JSON values."""
+    labeled = int((train_split.labels >= 0).sum())
     counts = {
-        "train": labelled,
-        "unlabeled": len(train_split) - labelled,
+        "train": labeled,
+        "unlabeled": len(train_split) - labeled,
         "validation": len(validation_split) if validation_split is not None else 0,
         "test": len(dataset.test),
     }
@@ -28,13 +25,13 @@ def describe(
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "flip": dataset.flip,
-        # File names may hold bytes that no text has.
+        # File names may contain bytes that aren't UTF-8.
         "skipped": [s.encode(errors="backslashreplace").decode() for s in dataset.skipped],
     }
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """Returns the line of a terminal for what `describe` says."""
+    """Returns the result of `describe` as one line of text."""
     counts = ", ".join(f"{count:,} {name}" for name, count in description["images"].items())
     shape = "x".join(map(str, description["image_shape"]))
     name = f"{description['name']} {description['version']}"

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Loads data sets by name."""
 
 import dataclasses
 import hashlib
@@ -31,28 +31,28 @@ from stkd_keras.data.splitting import split_train
 from stkd_keras.errors import InputError, unknown_name
 
 DEFAULT_MEMORY_LIMIT = 4 * 10**9
-"""Bytes of decoded images that are kept in memory."""
+"""Bytes that the decoded images of a data set may take in memory."""
 
 LARGEST_IMAGE_SIZE = 8192
-"""Pixels: an image of 200 MB."""
+"""Pixels; an image of that size takes 200 MB."""
 
 TFDS = "tfds:"
 NAMES = ("cifar10", "cifar100", "cinic10", "digits", "folder", "tiny_imagenet", f"{TFDS}NAME")
-"""What `load` knows."""
+"""The names of data sets that `load` accepts."""
 
 _LAYOUTS: dict[str, Callable[[FileTree], Layout]] = {
     "cinic10": cinic10.layout,
     "tiny_imagenet": tiny_imagenet.layout,
 }
-# The usual figures; of others they are computed.
+# Commonly used values; those of other data sets are computed.
 _STATISTICS: dict[str, Any] = {name: NORMALIZATIONS[name] for name in ("cifar10", "cifar100")}
-# Data sets of TFDS whose images would be another class in a mirror, or none.
-_NOT_TO_BE_FLIPPED = ("mnist", "svhn", "smallnorb", "omniglot", "cmaterdb", "dsprites")
+# TFDS data sets whose images would change their class when flipped.
+_DONT_FLIP = ("mnist", "svhn", "smallnorb", "omniglot", "cmaterdb", "dsprites")
 _TEST_SHARE = 0.2
 
 
 class _Options(TypedDict):
-    """How images are read: what `load_files` and `load_tfds` share."""
+    """Arguments of both `load_files` and `load_tfds`."""
 
     size: tuple[int, int] | None
     memory_limit: int
@@ -71,33 +71,31 @@ def load(
 
     Args:
         name: one of
-            "cifar10", "cifar100": through TFDS;
-            "cinic10", "tiny_imagenet": through TFDS, or from a copy in the official layout;
+            "cifar10", "cifar100": from TFDS;
+            "cinic10", "tiny_imagenet": from TFDS, or from a copy of the official files;
             "tfds:NAME" or "tfds:NAME/CONFIG": any image classification data set of TFDS. Its
-            test split is "test" where that has labels, else "validation", else a fifth of
-            "train", always the same;
-            "folder": the user's own images, DATA_DIR/{train,val,test}/CLASS/FILE, val is
-            optional;
-            "digits": 8x8 grey digits that come with scikit-learn, for trying things out within
-            seconds; a fifth of them, always the same, is the test split.
-        data_dir: of TFDS, the folder of prepared data sets, where what is missing is downloaded
-            to: by default the environment's TFDS_DATA_DIR, then ~/tensorflow_datasets. Of
-            cinic10 and tiny_imagenet also the archive, the unpacked folder, or a folder with one
-            of them in it: these are read as they are and nothing is written. Of "folder", the
-            folder. Ignored by digits.
-        image_size: height and width that images are brought to: scaled until they cover it, and
-            cropped about their centres. By default their own size, which has to be the same.
-        memory_limit: bytes. Data sets whose decoded images are larger aren't kept in memory, but
-            read while they are used.
-        skip_bad_images: whether images that can't be read are left out, and listed in
-            `Dataset.skipped`, in place of an error.
+            test split is "test" if that has labels, or else "validation", or else a fixed fifth
+            of "train";
+            "folder": your own images, in DATA_DIR/{train,val,test}/CLASS/FILE; val is optional;
+            "digits": scikit-learn's 8x8 grayscale digits, for quick experiments; a fixed fifth
+            of them is the test split.
+        data_dir: for TFDS, the folder of prepared data sets, to which missing ones are downloaded.
+            Defaults to TFDS_DATA_DIR, then ~/tensorflow_datasets. For cinic10 and tiny_imagenet
+            it can also be the archive, the unpacked folder, or a folder that contains either. Zip
+            archives are read in place; tar archives are unpacked next to themselves first. For
+            "folder", the folder. Ignored for digits.
+        image_size: height and width in pixels; images are scaled to cover it and cropped around
+            their centers. By default images keep their size, which must be the same for all.
+        memory_limit: bytes. If the decoded images take more, they are read for every batch.
+        skip_bad_images: whether images that can't be read are skipped, and listed in
+            `Dataset.skipped`, instead of raising an error.
 
     Returns:
-        The data set.
+        The `Dataset`.
 
     Raises:
-        InputError: if the name isn't known, `data_dir` isn't what it should be, what it holds is
-            broken, or the data set is neither there nor can be downloaded.
+        InputError: if the name isn't known, or the data set is missing, broken, or can't be
+            downloaded.
 
     Example:
 
@@ -130,10 +128,13 @@ def load(
 
 
 def check_name(name: str) -> None:
-    """Refuses the name of a data set that `load` doesn't know.
+    """Checks that `load` accepts a name.
+
+    Args:
+        name: the name of a data set.
 
     Raises:
-        InputError: with the nearest known names.
+        InputError: if it doesn't; the message has the most similar names.
     """
     if name not in NAMES and not name.startswith(TFDS):
         raise unknown_name("data set", name, NAMES)
@@ -146,26 +147,26 @@ def join_unlabeled(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     skip_bad_images: bool = False,
 ) -> tuple[Joined, list[str]]:
-    """Adds all the images below a folder to training images, as images without labels.
+    """Appends all images in a folder to the training images, as images without labels.
 
     Args:
         split: the training images.
-        directory: the folder, searched in its subfolders too; its images are brought to the size
-            of the others, as `load` does.
-        memory_limit: bytes, of the images below the folder.
-        skip_bad_images: as `load`.
+        directory: the folder; its subfolders are searched too. Images are resized to the shape of
+            the training images, as by `load`.
+        memory_limit: bytes that the decoded images of the folder may take in memory.
+        skip_bad_images: see `load`.
 
     Returns:
-        The images with label -1 for those that have none, and what was left out, "NAME: REASON"
-        each.
+        (split, skipped): the images, with label -1 for those without one, and "NAME: REASON" of
+        each image that was skipped.
 
     Raises:
-        InputError: if there is no image, one can't be read, or `split` is streamed from TFRecords.
+        InputError: if there are no images, one can't be read, or `split` is streamed.
     """
     if isinstance(split, RecordSplit):
         raise InputError(
-            "images without labels go with training images in memory or in files, but these are "
-            "streamed from TFRecords: raise --memory_limit, or leave --unlabeled_dir out"
+            "images without labels can't be added to training images streamed from TFRecords: "
+            "raise memory_limit, or leave unlabeled_dir out"
         )
     height, width, channels = split.image_shape
     unlabeled, skipped = load_files(
@@ -181,7 +182,7 @@ def join_unlabeled(
 
 
 def _load_digits() -> Dataset:
-    # Imported here because it takes its time, and few runs need it.
+    # Imported here because it takes seconds, and most runs don't need it.
     import sklearn.datasets
     import sklearn.model_selection
 
@@ -204,27 +205,27 @@ def _load_digits() -> Dataset:
 def _load_folder(data_dir: str | os.PathLike | None, **options: Unpack[_Options]) -> Dataset:
     if data_dir is None:
         raise InputError(
-            "the data set folder needs --data_dir=DIR, with the images in DIR/train/CLASS and "
-            "DIR/test/CLASS"
+            "the data set folder needs a data_dir, with the images in data_dir/train/CLASS and "
+            "data_dir/test/CLASS"
         )
     layout = folder_layout(data_dir)
     return _load_layout("folder", open_tree(data_dir), layout, **options)
 
 
 def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
-    """Returns the archive or the unpacked folder that `data_dir` stands for, if it does."""
+    """Returns the archive or unpacked folder that `data_dir` is or contains, if any."""
     if name not in _LAYOUTS:
         return None
     root = default_root() if data_dir is None else pathlib.Path(data_dir)
     if newest_version(root / name) is not None:
         return None
-    # The other is where TFDS looks for what somebody has downloaded by hand.
+    # TFDS looks for manual downloads in the second one.
     sources = (find_source(folder, name) for folder in (root, root / "downloads" / "manual"))
     return next(filter(None, sources), None)
 
 
 def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_Options]) -> Dataset:
-    """Loads the files of a layout: into memory as long as they fit, the training images first."""
+    """Loads the splits of a layout, each into memory if it still fits."""
     splits: dict[str, Split | FileSplit] = {}
     skipped: list[str] = []
     memory_left = options["memory_limit"]
@@ -255,7 +256,7 @@ def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_O
 
 
 def _fingerprint(tree: FileTree, layout: Layout) -> str:
-    """Returns a version that tells apart copies with other images, or other labels."""
+    """Returns a version that depends on the images and labels of this copy."""
     sizes = [tree.size(name) for files in layout.splits.values() for name, _ in files]
     return hashlib.sha256(json.dumps([*layout, sizes]).encode()).hexdigest()[:8]
 
@@ -264,7 +265,7 @@ def _load_tfds(
     name: str, data_dir: str | os.PathLike | None, **options: Unpack[_Options]
 ) -> Dataset:
     loaded = load_tfds(name.removeprefix(TFDS), data_dir, **options)
-    # In some, such as imagenet2012, the test images have no labels.
+    # Some, such as imagenet2012, have test images without labels.
     splits = {key: split for key, split in loaded.splits.items() if (split.labels >= 0).all()}
     if "train" not in splits:
         raise InputError(f"{name} has training images without labels, expected a label for each")
@@ -277,7 +278,7 @@ def _load_tfds(
         loaded.class_names,
         mean,
         std,
-        flip=not any(part in name for part in _NOT_TO_BE_FLIPPED),
+        flip=not any(part in name for part in _DONT_FLIP),
         train=train,
         test=test or train,
         validation=splits.get("validation"),
@@ -287,8 +288,8 @@ def _load_tfds(
 
 
 def _with_test_split(dataset: Dataset) -> Dataset:
-    """Takes a fifth of the training images, always the same, as the test split."""
+    """Makes a fixed fifth of the training images the test split."""
     train, test = split_train(dataset, _TEST_SHARE)
-    assert test is not None  # As the share isn't 0.
-    print(f"{dataset.name} has no test split: {len(test)} of its training images are it, a fifth")
+    assert test is not None  # The fraction isn't 0.
+    print(f"{dataset.name} has no test split: testing on {len(test)} of its training images")
     return dataclasses.replace(dataset, train=train, test=test)

@@ -1,4 +1,4 @@
-"""How the field normalises pixels: means and standard deviations in units of [0, 1]."""
+"""Common normalizations: means and standard deviations of pixels in units of [0, 1]."""
 
 import math
 from typing import TypeAlias
@@ -17,18 +17,18 @@ NORMALIZATIONS: dict[str, tuple[PerChannel, PerChannel]] = {
 
 
 def parse_normalization(text: str, dataset: Dataset):
-    """Returns the mean and the standard deviation that a flag names.
+    """Parses a normalization.
 
     Args:
         text: "dataset" for the data set's own, "imagenet", "cifar10", "cifar100", "none", or six
-            numbers with commas between them: three means, then three standard deviations.
+            comma-separated numbers: three means, then three standard deviations.
         dataset: the data set.
 
     Returns:
-        (mean, std), each a number or a tuple of one a channel, in units of [0, 1].
+        (mean, std), each a number or a tuple of one number per channel, in units of [0, 1].
 
     Raises:
-        InputError: for anything else.
+        InputError: if `text` is anything else.
     """
     if text == "dataset":
         return dataset.mean, dataset.std
@@ -40,7 +40,7 @@ def parse_normalization(text: str, dataset: Dataset):
         numbers = []
     if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or min(numbers[3:]) <= 0:
         raise InputError(
-            f"the normalisation is {text!r}, but must be dataset, {', '.join(NORMALIZATIONS)}, or "
-            "six numbers with commas between them: means, then positive standard deviations"
+            f"normalization {text!r} given, expected dataset, {', '.join(NORMALIZATIONS)}, or six "
+            "comma-separated numbers: means, then positive standard deviations"
         )
     return tuple(numbers[:3]), tuple(numbers[3:])

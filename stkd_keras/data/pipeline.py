@@ -1,4 +1,4 @@
-"""The tf.data pipelines for training and evaluation."""
+"""tf.data pipelines for training and evaluation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,35 +28,35 @@ def pipeline(
 ) -> tf.data.Dataset:
     """Builds the infinite pipeline of augmented batches for training.
 
-    Batch number k of epoch e is a pure function of (data_seed, e, k) for given images and batch
-    size: a pipeline with `start_step=s` continues one that has yielded s batches, bit for bit.
-    Each epoch has a permutation of its own, in which every image appears exactly once; its last two
-    batches share what is left over.
+    Batch k of epoch e is a pure function of (data_seed, e, k) for given images and batch size: a
+    pipeline with `start_step=s` continues one that has yielded s batches, bit for bit. Each epoch
+    is a permutation of all images; its last two batches share the remaining images.
 
-    A split that is streamed from TFRecords (`RecordSplit`) keeps these promises, for the same
-    files and the same size of its shuffle buffer. Its order is only as random as files and buffer
-    allow, and to start within an epoch it reads what comes before, without decoding it.
+    A split that is streamed from TFRecords (`RecordSplit`) keeps these promises for the same files
+    and the same shuffle buffer. Its order is only as random as files and buffer allow, and to
+    start within an epoch it reads the images before, without decoding them.
 
     Args:
-        dataset: says whether images may be mirrored.
+        dataset: the data set, which tells whether images may be flipped.
         split: "train", "test" or "validation", or a part of one of them (`split_train`). Images
             in memory aren't copied.
-        batch_size: images a batch, over all shards; an epoch's last two may have fewer, but at
-            least half of it.
+        batch_size: images per batch, over all shards. The last two batches of an epoch may have
+            fewer, but at least half as many.
         data_seed: integer that decides the order and the augmentation.
         augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
             "cutout" or "none".
         start_step: number of the first batch, counted over all epochs.
-        shard_index: which share of every batch is wanted, from 0 on.
-        num_shards: how many shares there are; a worker of several reads its share only. The
-            shares of images in memory or in files are the batch, cut in pieces.
-        with_index: whether to give the number of each image in the split with its label; not of
-            images that are streamed.
+        shard_index: which shard of every batch to return, starting at 0.
+        num_shards: number of shards, one for each worker. The shards of images in memory or in
+            files are the pieces of the batch.
+        with_index: whether to return the index of each image in the split with its label; not
+            supported for streamed images.
 
     Returns:
-        Infinite data set of (images, labels): float32 (batch, height, width, channels) in
-        [0, 255], and integers (batch,), -1 for an image without label; with `with_index` a dict of
-        "labels" and "index", both (batch,). The batch's static size is known where all have one.
+        Infinite tf.data.Dataset of (images, labels): float32 (batch, height, width, channels) in
+        [0, 255], and integers (batch,), -1 for an image without a label. With `with_index` the
+        labels are a dict of "labels" and "index", both (batch,). The batch size is static if all
+        batches have the same.
 
     Raises:
         InputError: if the batch is larger than the split, `augment` or the split's name isn't
@@ -78,17 +78,17 @@ def pipeline(
             raise unknown_name(f"split of {dataset.name}", split, dataset.splits)
         split = dataset.splits[split]
     _check_numbers(start_step, shard_index, num_shards)
-    share = _Share(len(split), batch_size, shard_index, num_shards)
+    shard = _Shard(len(split), batch_size, shard_index, num_shards)
     if isinstance(split, RecordSplit):
         if with_index:
             raise InputError(
-                f"{len(split):,} images are streamed from their files, and have no numbers; give "
-                "them memory (memory_limit, --memory_limit), or choose another method"
+                f"{len(split):,} images are streamed from their files, without an index; raise "
+                "memory_limit to hold them in memory, or choose another method"
             )
-        batches = _streamed_batches(split, share, data_seed, start_step)
+        batches = _streamed_batches(split, shard, data_seed, start_step)
     else:
-        batches = _fetched_batches(split, share, data_seed, start_step, with_index)
-    result = _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, share, data_seed)
+        batches = _fetched_batches(split, shard, data_seed, start_step, with_index)
+    result = _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, shard, data_seed)
     result.source = PipelineSource(
         dataset,
         split,
@@ -105,10 +105,7 @@ def pipeline(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PipelineSource:
-    """What a pipeline's batches follow from: the arguments of `pipeline`.
-
-    A pipeline has it as its attribute `source`, for who has to make the same batches again.
-    """
+    """The arguments of `pipeline`, its attribute `source`, to rebuild the same batches."""
 
     dataset: Dataset
     split: AnySplit
@@ -121,7 +118,7 @@ class PipelineSource:
     with_index: bool
 
     def starting_at(self, step: int) -> tf.data.Dataset:
-        """Returns the same pipeline from another step on."""
+        """Returns the same pipeline, starting at another step."""
         return pipeline(
             self.dataset,
             self.split,
@@ -135,11 +132,7 @@ class PipelineSource:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Returns, by name, what the batches of two pipelines are equal by.
-
-        "images" is a hash of images and labels in their order; of more than 1 GB of images, of all
-        the labels and of 10,000 of the images.
-        """
+        """Returns the settings that must be equal for two pipelines to yield the same batches."""
         return {
             "images": content_hash(self.split),
             "batch_size": self.batch_size,
@@ -152,15 +145,15 @@ class PipelineSource:
 
 
 def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
-    """Builds the finite pipeline of all the images of a split, in their order.
+    """Builds the finite pipeline of all images of a split, in their order.
 
     Args:
-        split: the images to score.
-        batch_size: images a batch; the last batch holds what is left over.
+        split: the images to evaluate on.
+        batch_size: images per batch; the last batch may be smaller.
 
     Returns:
-        Data set of known cardinality, of (images, labels): float32 of shape
-        (batch, height, width, channels) in [0, 255], and the split's integers (batch,).
+        tf.data.Dataset of known cardinality, of (images, labels): float32 of shape
+        (batch, height, width, channels) in [0, 255], and integers of shape (batch,).
 
     Raises:
         InputError: if the batch size isn't positive.
@@ -175,35 +168,32 @@ def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
 
 
 def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
-    """Returns the number of batches of an epoch, the last two of which may be smaller.
+    """Returns the number of batches in an epoch, the last two of which may be smaller.
 
     Args:
         split: the images to train on.
-        batch_size: images a batch, over all replicas.
+        batch_size: images per batch, over all replicas.
 
     Raises:
         InputError: if the batch size isn't positive or is larger than the split.
     """
-    return _Share(len(split), batch_size).steps
+    return _Shard(len(split), batch_size).steps
 
 
 def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
-    """Returns what settings say of the images that are left over, nothing where there are none.
+    """Returns the setting that says how an epoch's remaining images are batched, if there are any.
 
-    Trainings and recordings of a version that left them to the last batch are told apart by it.
+    It differs from that of runs and recordings by a version that left them all to the last batch.
 
     Args:
         split: the images to train on.
-        batch_size: images a batch, over all shards.
+        batch_size: images per batch, over all shards.
     """
     return {"left_over": "shared by the last two batches"} if len(split) % batch_size else {}
 
 
-class _Share:
-    """What one of several workers gets of an epoch and of each of its batches.
-
-    The functions of a batch take and return integer tensors.
-    """
+class _Shard:
+    """The shard of one worker of each batch of an epoch."""
 
     def __init__(self, num_images: int, batch_size: int, index: int = 0, of: int = 1):
         _check_positive(batch_size)
@@ -220,30 +210,30 @@ class _Share:
         self.batch_size = batch_size
         self.starts = _batch_starts(num_images, batch_size)
         self.steps = len(self.starts) - 1
-        # Shares differ by one image at most, and none is larger in a smaller batch.
+        # Shards differ by one image at most, and none is larger in a smaller batch.
         each, rest = np.divmod(np.diff(self.starts), of)
         self.firsts, self.ends = (i * each + np.minimum(rest, i) for i in (index, index + 1))
 
     @property
     def sizes(self) -> np.ndarray:
-        """The size of the share of each batch."""
+        """The size of the shard of each batch."""
         return self.ends - self.firsts
 
     @property
     def static_size(self) -> int | None:
-        """The size of the share of every batch, if they are all the same."""
+        """The size of the shard, if it is the same for every batch."""
         return int(self.sizes[0]) if len(set(self.sizes)) == 1 else None
 
     def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The share of batch k: (first, end), counted within the batch."""
+        """Returns the (first, end) of the shard within batch k, integer tensors."""
         return tf.gather(self.firsts, k), tf.gather(self.ends, k)
 
 
 def _batch_starts(num_images: int, batch_size: int) -> np.ndarray:
-    """Returns where each batch of an epoch begins, and behind them the end, int64 (steps + 1,).
+    """Returns the start of each batch of an epoch, followed by the end, int64 (steps + 1,).
 
-    The last two batches share what is left over: one of a few images would have no batch
-    statistics to normalise with.
+    The last two batches share the remaining images, because a batch of a few images would have no
+    useful batch statistics.
     """
     starts = np.arange(0, num_images, batch_size, dtype=np.int64)
     if len(starts) > 1:
@@ -252,21 +242,21 @@ def _batch_starts(num_images: int, batch_size: int) -> np.ndarray:
 
 
 def _fetched_batches(
-    split: RandomAccessSplit, share: _Share, data_seed: int, start_step: int, with_index: bool
+    split: RandomAccessSplit, shard: _Shard, data_seed: int, start_step: int, with_index: bool
 ) -> tf.data.Dataset:
-    """Numbers of steps with this share of their images and labels, from `start_step` on."""
-    start_epoch, start_batch = divmod(start_step, share.steps)
+    """Returns (step, (images, labels)) of this shard, starting at `start_step`."""
+    start_epoch, start_batch = divmod(start_step, shard.steps)
 
     def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
         permutation = _permutation(len(split), step_seed(data_seed, ORDER, epoch))
 
         def indices_of(k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            first, end = share.of_batch(k)
-            begin = tf.gather(share.starts, k)
-            return epoch * share.steps + k, permutation[begin + first : begin + end]
+            first, end = shard.of_batch(k)
+            begin = tf.gather(shard.starts, k)
+            return epoch * shard.steps + k, permutation[begin + first : begin + end]
 
         first_batch = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
-        return tf.data.Dataset.range(first_batch, share.steps).map(indices_of)
+        return tf.data.Dataset.range(first_batch, shard.steps).map(indices_of)
 
     def fetch(step: tf.Tensor, indices: tf.Tensor):
         images, labels = split.fetch(indices)
@@ -276,12 +266,12 @@ def _fetched_batches(
 
 
 def _streamed_batches(
-    split: RecordSplit, share: _Share, data_seed: int, start_step: int
+    split: RecordSplit, shard: _Shard, data_seed: int, start_step: int
 ) -> tf.data.Dataset:
-    """As `_fetched_batches`, for a split that is read from its beginning in each epoch."""
-    start_epoch, start_batch = divmod(start_step, share.steps)
-    before = np.append(0, np.cumsum(share.sizes))
-    # A share of a small last batch may be empty; all the workers still make the same steps.
+    """As `_fetched_batches`, for a streamed split, which is read from its start in each epoch."""
+    start_epoch, start_batch = divmod(start_step, shard.steps)
+    before = np.append(0, np.cumsum(shard.sizes))
+    # The shard of a small last batch may be empty, but all workers make the same steps.
     nothing = tf.data.Dataset.from_tensors(
         (tf.zeros((0, *split.image_shape), tf.uint8), tf.zeros((0,), tf.int64))
     )
@@ -290,11 +280,11 @@ def _streamed_batches(
         seed = step_seed(data_seed, ORDER, epoch)
         first = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
         images = split.examples(
-            seed, share.firsts.sum(), share.ends.sum(), skip=tf.gather(before, first)
+            seed, shard.firsts.sum(), shard.ends.sum(), skip=tf.gather(before, first)
         )
-        sizes = tf.maximum(share.sizes, 1)[first:]
+        sizes = tf.maximum(shard.sizes, 1)[first:]
         batches = images.batch(sizes[0]).rebatch(sizes).concatenate(nothing.repeat())
-        steps = tf.data.Dataset.range(epoch * share.steps + first, (epoch + 1) * share.steps)
+        steps = tf.data.Dataset.range(epoch * shard.steps + first, (epoch + 1) * shard.steps)
         return tf.data.Dataset.zip(steps, batches)
 
     return tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
@@ -302,10 +292,9 @@ def _streamed_batches(
 
 def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns a permutation of the numbers below `size`, int32 (size,)."""
-    # Not `index_shuffle`, which needs no sort: as TensorFlow calls it (4 rounds of its cipher)
-    # neighbours avoid each other. With 50,000 images sorted by class, the variance of a class's
-    # count in a batch was 9.3, where a uniform permutation has 11.5. The sort takes 6 ms an
-    # epoch there.
+    # Not `index_shuffle`, which needs no sort: as TensorFlow calls it (4 rounds of its cipher),
+    # neighbors avoid each other. With 50,000 images sorted by class, the variance of a class's
+    # count in a batch was 9.3 instead of 11.5. The sort takes 6 ms per epoch there.
     keys = tf.random.stateless_uniform(
         (size,), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
@@ -317,23 +306,23 @@ def _augmented(
     augmentation: Augmentation,
     flip: bool,
     split: AnySplit,
-    share: _Share,
+    shard: _Shard,
     data_seed: int,
 ) -> tf.data.Dataset:
-    """Returns the batches of (images, labels) for ever, made ahead of their use."""
+    """Returns the infinite, prefetched pipeline of augmented (images, labels)."""
 
     def augment(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]):
         images, labels = batch
         seed = step_seed(data_seed, AUGMENTATION, step)
-        # Drawn for the whole batch, so that the shares of several workers make up that of one.
+        # Drawn for the whole batch, so that the shards are the pieces of one worker's batch.
         draws = tf.random.stateless_uniform(
-            (augmentation.num_draws, share.batch_size), seed, alg="philox"
+            (augmentation.num_draws, shard.batch_size), seed, alg="philox"
         )
-        first, end = share.of_batch(step % share.steps)
+        first, end = shard.of_batch(step % shard.steps)
         images = augmentation.apply(images, draws[:, first:end], flip)
-        images = tf.ensure_shape(images, (share.static_size, *split.image_shape))
+        images = tf.ensure_shape(images, (shard.static_size, *split.image_shape))
         labels = tf.nest.map_structure(
-            lambda numbers: tf.ensure_shape(numbers, (share.static_size,)), labels
+            lambda numbers: tf.ensure_shape(numbers, (shard.static_size,)), labels
         )
         return _as_floats(images, labels)
 
@@ -351,7 +340,7 @@ def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
 
 def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
-    # They rewrite the graph, and with it copy every tensor that it captures: here, all the images.
+    # These rewrite the graph, which copies every tensor it captures, here all the images.
     options.experimental_optimization.apply_default_optimizations = False
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 

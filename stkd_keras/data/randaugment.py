@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) of whole batches: each image has operations of its own."""
+"""RandAugment (arXiv 1909.13719) for whole batches, with different operations for each image."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,57 +9,50 @@ import tensorflow as tf
 NUM_OPERATIONS = 2
 MAGNITUDE = 9 / 30
 NUM_DRAWS = 2 * NUM_OPERATIONS
-MID_GREY = 128
+MID_GRAY = 128
 
 
 def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Applies to each image two operations of its own, one after the other.
+    """Applies two random operations to each image, one after the other.
 
-    An operation is drawn from the 14 of `OPERATIONS`, each as likely as the others and with
-    replacement; so is the sign of its magnitude. The magnitude is 9 of 30 of each operation's
-    maximum. Two operations at 9 of 30 are what `RandAugment()` means to PyTorch's users. Others
-    count magnitudes to 10: their 9 is three times as strong and made for large networks on
-    ImageNet, while the paper found that the smaller the network, the smaller the best magnitude.
+    Operations are drawn uniformly from `OPERATIONS`, with replacement, and so is the sign of each
+    magnitude. The magnitude is 9 of 30, as in torchvision's `RandAugment()`. Some papers count
+    magnitudes to 10: their 9 is three times as strong and meant for large networks on ImageNet,
+    while the paper found that smaller networks need smaller magnitudes.
 
-    Args:
-        images: uint8 tensor of shape (batch, height, width, channels); all but the batch are
-            static.
-        draws: float32 tensor of shape (`NUM_DRAWS`, batch), uniform in [0, 1), at most
-            1 - 2**-23: for each operation in turn, which one it is and its sign.
-
-    Returns:
-        uint8 tensor of the shape of `images`. Each image depends on itself and its draws alone.
+    `images` and the result are uint8 of shape (batch, height, width, channels). `draws` is float32
+    of shape (`NUM_DRAWS`, batch), uniform in [0, 1 - 2**-23]: the operation and its sign, twice.
     """
     shape = images.shape
     for i in range(0, NUM_DRAWS, 2):
-        # A draw is at most 1 - 2**-23, so the product is below 14 after rounding too.
+        # A draw is at most 1 - 2**-23, so even the rounded product is below 14.
         chosen = tf.cast(draws[i] * len(OPERATIONS), tf.int32)
         images = _apply(images, chosen, tf.where(draws[i + 1] < 0.5, -1.0, 1.0))
     return tf.ensure_shape(images, shape)
 
 
 def identity(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Returns the images as they are."""
+    """Returns the images."""
     del magnitude, sign
     return images
 
 
 def autocontrast(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel to reach from 0 to 255; one of a single value stays as it is."""
+    """Stretches each channel to the range 0 to 255, unless it is constant."""
     del magnitude, sign
     pixels = tf.cast(images, tf.float32)
     low = tf.reduce_min(pixels, axis=(1, 2), keepdims=True)
     span = tf.reduce_max(pixels, axis=(1, 2), keepdims=True) - low
-    # Multiplied first, so that only the quotient is rounded, and never up to the next integer.
+    # Multiply first, so that only the quotient is rounded, and never up to the next integer.
     stretched = (pixels - low) * 255.0 / tf.maximum(span, 1.0)
     return tf.where(span > 0, tf.cast(stretched, tf.uint8), images)
 
 
 def equalize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Flattens each channel's histogram, as Pillow does.
+    """Equalizes each channel's histogram, as Pillow does.
 
-    A channel stays as it is if less than 255 of its pixels are darker than its brightest ones,
-    as in any image smaller than 16x16.
+    Channels with fewer than 255 pixels below their maximum are unchanged, as in any image smaller
+    than 16x16.
     """
     del magnitude, sign
     height, width, channels = images.shape[1:]
@@ -78,7 +71,7 @@ def equalize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
 
 
 def rotate(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Turns about the centre, by 30 degrees at most, counter-clockwise if positive."""
+    """Rotates around the center by up to 30 degrees, counterclockwise if positive."""
     height, width = images.shape[1:3]
     x, y = width / 2, height / 2
     cos, sin = math.cos(math.radians(30 * magnitude)), math.sin(math.radians(30 * magnitude))
@@ -87,28 +80,28 @@ def rotate(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
 
 
 def solarize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Inverts the values from 256 (at magnitude 0: none) down to 0 (at magnitude 1: all)."""
+    """Inverts the values above a threshold from 256 (magnitude 0) down to 0 (magnitude 1)."""
     del sign
     threshold = 256 * (1 - magnitude)
     return tf.where(tf.cast(images, tf.float32) < threshold, images, 255 - images)
 
 
 def color(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Scales the saturation by 1 + sign * 0.9 * magnitude. Grey images stay as they are."""
-    return _blend(images, _grey(images), magnitude, sign)
+    """Scales the saturation by 1 + sign * 0.9 * magnitude."""
+    return _blend(images, _gray(images), magnitude, sign)
 
 
 def posterize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Keeps the upper 8 bits of each value (at magnitude 0) down to 4 (at magnitude 1)."""
+    """Keeps the upper 8 (magnitude 0) to 4 (magnitude 1) bits of each value."""
     del sign
     lowest_kept = 2 ** round(4 * magnitude)
     return tf.bitwise.bitwise_and(images, tf.constant(256 - lowest_kept, tf.uint8))
 
 
 def contrast(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Scales the distance to the image's mean grey by 1 + sign * 0.9 * magnitude."""
+    """Scales the distance to the image's mean gray by 1 + sign * 0.9 * magnitude."""
     pixels = images.shape[1] * images.shape[2]
-    total = tf.reduce_sum(_grey(images), axis=(1, 2), keepdims=True)
+    total = tf.reduce_sum(_gray(images), axis=(1, 2), keepdims=True)
     return _blend(images, (2 * total + pixels) // (2 * pixels), magnitude, sign)
 
 
@@ -120,14 +113,13 @@ def brightness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tenso
 def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     """Scales the distance to the smoothed image by 1 + sign * 0.9 * magnitude.
 
-    The smoothed value is the mean over 3x3 pixels in which the middle one counts five times; the
-    outermost pixels aren't smoothed.
+    Smoothing averages 3x3 pixels, the center with weight 5, and leaves the border as it is.
     """
     height, width, channels = images.shape[1:]
     pixels = tf.cast(images, tf.float32)
     kernel = np.ones((3, 3, channels, 1), np.float32)
     kernel[1, 1] = 5
-    # Sums of integers are exact in any order, and a 13th of an integer is never near a half.
+    # Sums of integers are exact in any order, and no integer divided by 13 is close to a half.
     smoothed = tf.round(tf.nn.depthwise_conv2d(pixels, kernel, (1, 1, 1, 1), "SAME") / 13)
     inner = np.zeros((height, width, 1), bool)
     inner[1:-1, 1:-1] = True
@@ -135,23 +127,23 @@ def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor
 
 
 def shear_x(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Moves each row sideways by up to 0.3 of its distance from the top, left if positive."""
+    """Shifts each row by up to 0.3 of its distance from the top, left if positive."""
     return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0.3 * magnitude, 0, 0, 0, 0), sign)
 
 
 def shear_y(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Moves each column by up to 0.3 of its distance from the left, up if positive."""
+    """Shifts each column by up to 0.3 of its distance from the left, up if positive."""
     return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, 0, 0.3 * magnitude, 0, 0), sign)
 
 
 def translate_x(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Moves sideways by up to 0.45 of the width, left if positive."""
+    """Shifts by up to 0.45 of the width, left if positive."""
     shift = 0.45 * magnitude * images.shape[2]
     return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, shift, 0, 0, 0), sign)
 
 
 def translate_y(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Moves by up to 0.45 of the height, up if positive."""
+    """Shifts by up to 0.45 of the height, up if positive."""
     shift = 0.45 * magnitude * images.shape[1]
     return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, shift), sign)
 
@@ -175,25 +167,20 @@ OPERATIONS: dict[str, Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]] = {
         translate_y,
     )
 }
-"""The paper's operations by name.
+"""The paper's operations by name, functions of (images, magnitude, sign).
 
-Each is a function of
-
-- images as in `distort`,
-- the magnitude, a float from 0 to 1: the share of the maximum that the docstring states,
-- the magnitude's sign, float32 tensor of shape (batch,), -1 or 1,
-
-and returns uint8 of the shape of the images. Where magnitude or sign mean nothing they are
-ignored. The maxima are the field's usual ones (timm, torchvision), arithmetic and rounding are
-Pillow's, pixels are moved to the nearest place, and what comes from outside the image is mid grey.
+`magnitude` is a float in [0, 1], the fraction of the maximum that the docstring states, and `sign`
+is a float32 tensor of shape (batch,) of -1 and 1; operations ignore what they don't need. The
+maxima are those of timm and torchvision, arithmetic and rounding are Pillow's. Geometric operations
+use the nearest pixel, and mid gray outside of the image.
 """
 
 
 def _apply(images: tf.Tensor, chosen: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
-    """Applies to each image the operation of the number `chosen`, int32 (batch,)."""
+    """Applies to each image the operation with the number `chosen`, int32 (batch,)."""
 
-    # Grouped by operation, every image is worked on once; all operations on all images and a
-    # choice among the results would be fourteen times the work.
+    # Grouping by operation processes every image once. Selecting among the results of all
+    # operations would take fourteen times the work.
     def grouped(values: tf.Tensor) -> list[tf.Tensor]:
         return tf.dynamic_partition(values, chosen, len(OPERATIONS))
 
@@ -209,13 +196,12 @@ def _apply(images: tf.Tensor, chosen: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
 def _transform(
     images: tf.Tensor, constant: Sequence[float], signed: Sequence[float], sign: tf.Tensor
 ) -> tf.Tensor:
-    """Fills each pixel from the nearest one to where an affine map takes it.
+    """Applies the affine map with the coefficients `constant + sign * signed` to the images.
 
-    The map's six numbers are `constant + sign * signed`, row by row as in Pillow's
-    `Image.transform`: (x, y) goes to (a x + b y + c, d x + e y + f), and the image's corner is
-    (0, 0), so that the first pixel's centre is (0.5, 0.5).
+    As in Pillow's `Image.transform`, output pixel (x, y) is input pixel
+    (a x + b y + c, d x + e y + f), and the center of the first pixel is (0.5, 0.5).
     """
-    # ImageProjectiveTransformV3 has (0, 0) at the first pixel's centre instead.
+    # For ImageProjectiveTransformV3 the center of the first pixel is (0, 0).
     to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     even = np.reshape(constant, (2, 3)) @ to_corner - [[0, 0, 0.5]]
     odd = np.reshape(signed, (2, 3)) @ to_corner
@@ -226,22 +212,22 @@ def _transform(
         output_shape=images.shape[1:3],
         interpolation="NEAREST",
         fill_mode="CONSTANT",
-        fill_value=MID_GREY,
+        fill_value=MID_GRAY,
     )
 
 
 def _blend(
     images: tf.Tensor, degenerate: tf.Tensor, magnitude: float, sign: tf.Tensor
 ) -> tf.Tensor:
-    """Scales the images' distance to what they degenerate to, by 1 + sign * 0.9 * magnitude."""
+    """Scales the distance to the degenerate images by 1 + sign * 0.9 * magnitude."""
     factor = 1 + 0.9 * magnitude * sign[:, None, None, None]
     degenerate = tf.cast(degenerate, tf.float32)
     blended = degenerate + factor * (tf.cast(images, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(blended, 0, 255), tf.uint8)
 
 
-def _grey(images: tf.Tensor) -> tf.Tensor:
-    """Returns the luma (ITU-R 601) of RGB, else the channels' mean, int32 (batch, h, w, 1)."""
+def _gray(images: tf.Tensor) -> tf.Tensor:
+    """Returns the luma (ITU-R 601) of RGB, or else the channels' mean, int32 (batch, h, w, 1)."""
     values = tf.cast(images, tf.int32)
     channels = images.shape[3]
     if channels == 3:

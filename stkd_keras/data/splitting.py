@@ -1,4 +1,4 @@
-"""The seeded splits of the training images."""
+"""Splits the training images into training and validation images."""
 
 import numpy as np
 
@@ -15,26 +15,25 @@ def split_train(
     *,
     images_per_class: int | None = None,
 ) -> tuple[AnySplit, AnySplit | None]:
-    """Takes a validation split out of the training images, and a part of the rest to train on.
+    """Splits the training images into validation images and a part of the rest to train on.
 
-    Every class gives the same share of its images to each, up to rounding. For one seed the
-    validation images don't depend on how much of the rest is trained on, and a larger part of
-    the rest contains every smaller one.
+    Both splits are stratified: the same share of each class, up to rounding. For a given seed the
+    validation images don't depend on the size of the training part, and larger training parts
+    contain smaller ones.
 
     Args:
-        dataset: whose training images are split; they keep their order.
-        validation_fraction: share of all the training images, in [0, 1).
-        train_fraction: share of the images left, in (0, 1].
-        seed: non-negative integer that decides which images are taken.
-        images_per_class: number of images of each class to train on, in place of
-            `train_fraction`.
+        dataset: the data set whose training images are split; they keep their order.
+        validation_fraction: share of all training images, in [0, 1).
+        train_fraction: share of the remaining images, in (0, 1].
+        seed: non-negative integer that decides which images are chosen.
+        images_per_class: number of training images per class, instead of `train_fraction`.
 
     Returns:
         (train, validation), where validation is None if `validation_fraction` is 0.
 
     Raises:
-        InputError: if a number is out of range, a class would be left without an image to train
-            on, or the validation split without any.
+        InputError: if a number is out of range, or a class would have no training image, or there
+            would be no validation images.
     """
     check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
     labels = dataset.train.labels
@@ -69,10 +68,16 @@ def check_split_arguments(
     seed: int = 0,
     images_per_class: int | None = None,
 ) -> None:
-    """Refuses arguments of `split_train` that fit no data set.
+    """Checks the arguments of `split_train` that don't depend on the data set.
+
+    Args:
+        validation_fraction: see `split_train`.
+        train_fraction: see `split_train`.
+        seed: see `split_train`.
+        images_per_class: see `split_train`.
 
     Raises:
-        InputError: with what was given, and what was expected.
+        InputError: if a number is out of range, or two exclude each other.
     """
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction={validation_fraction} given, expected [0, 1)")
@@ -87,12 +92,11 @@ def check_split_arguments(
     if train_fraction != 1:
         raise InputError(
             f"train_fraction={train_fraction} and images_per_class={images_per_class} given, "
-            "expected one of them: leave the other out"
+            "expected only one of them"
         )
 
 
 def _check_every_class(dataset: Dataset, shares: np.ndarray, given: str) -> None:
-    """Raises if a class that has training images would give none of them."""
     present = np.bincount(dataset.train.labels, minlength=dataset.num_classes) > 0
     without = np.flatnonzero(present & (shares == 0))
     if len(without):
@@ -108,18 +112,14 @@ def _check_enough(dataset: Dataset, left: np.ndarray, images_per_class: int) -> 
     if images_per_class > left[smallest]:
         raise InputError(
             f"images_per_class={images_per_class} given, expected at most {left[smallest]}, the "
-            f"images there are of class {dataset.class_names[smallest]!r} (validation excluded)"
+            f"number of images of class {dataset.class_names[smallest]!r} (validation excluded)"
         )
 
 
-# Not scikit-learn's `train_test_split(stratify=...)`: it refuses a split whose unused rest is
-# smaller than the number of classes, and has no fixed number of images a class.
+# scikit-learn's `train_test_split(stratify=...)` refuses a split whose unused rest is smaller than
+# the number of classes, and can't take a fixed number of images per class.
 def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns how many images each class gives, by the method of the largest remainders.
-
-    The shares add up to the fraction of all images, rounded, and each is within one image of the
-    fraction of its class.
-    """
+    """Returns the number of images to take from each class, by the largest remainder method."""
     total = round(fraction * int(counts.sum()))
     shares, remainders = np.divmod(counts * total, counts.sum())
     shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
@@ -129,7 +129,7 @@ def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
 def _choose(
     labels: np.ndarray, taken: np.ndarray, shares: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Returns the mask of `shares[label]` images of each label, none of which is taken yet."""
+    """Returns a mask that selects `shares[label]` images of each label that aren't taken yet."""
     chosen = np.zeros(len(labels), bool)
     for label, share in enumerate(shares):
         candidates = np.flatnonzero((labels == label) & ~taken)

@@ -1,7 +1,7 @@
-"""Trains a distiller in a run's directory."""
+"""Trains a distiller and writes the files of its run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ from stkd_keras.teacher.recorded import RecordedTeacher
 from stkd_keras.training.checkpoints import newest_step
 from stkd_keras.training.loop import BackupConfig, Training, fit_resumably, largest_divisor
 from stkd_keras.training.run_directory import RunDirectory
-from stkd_keras.training.sample_panel import NUM_SAMPLES, VirtualSamplePanel
+from stkd_keras.training.sample_panel import NUM_SAMPLES, SamplePanel
 from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard
 
 WARMUP_SHARE = 0.05
@@ -49,15 +49,17 @@ def make_optimizer(
     """Returns an optimizer with a linear warm-up and a cosine decay to 0.
 
     Args:
-        learning_rate: the highest; the warm-up reaches it after 5 % of the steps.
-        weight_decay: of kernels; with "sgd" L2 added to the gradient, with "adamw" decoupled.
-        total_steps: steps of the whole training, but for those of a pretraining.
+        learning_rate: the highest learning rate, which the warm-up reaches after 5 % of the steps.
+        weight_decay: decay of the kernels: L2 added to the gradient with "sgd", decoupled with
+            "adamw".
+        total_steps: steps of the training after the pretraining.
         optimizer: "sgd" (with Nesterov momentum 0.9) or "adamw".
-        pretraining_steps: steps before them, with the highest learning rate.
-        highest_pretraining_learning_rate: of these steps, None for that of the others.
+        pretraining_steps: steps before them, with a constant learning rate.
+        highest_pretraining_learning_rate: upper bound on the learning rate during pretraining, or
+            None.
 
     Raises:
-        InputError: as `check_recipe`, or for an unknown optimizer.
+        InputError: if the optimizer is unknown, or a number is out of range.
     """
     check_optimizer(optimizer)
     check_recipe(learning_rate, weight_decay)
@@ -93,117 +95,134 @@ def train(
     profile_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains a distiller's student, from the run's last backup if there is one, and saves it.
+    """Trains a distiller's student, resuming from the run's last backup, and saves it.
 
-    Of several workers all have to call it, and one writes.
+    All workers have to call it; the chief writes the files.
 
     Args:
-        distiller: made under the strategy that it shall be trained under.
-        dataset: what the splits are of.
-        train_split: the images to train on; those without label have -1.
-        validation_split: the images to watch, or None.
-        run: the started directory for what it leaves.
-        epochs: passes over the training images, after those of a pretraining.
-        batch_size: images a step, over all replicas.
-        learning_rate: the highest.
+        distiller: the distiller, created under the strategy to train with.
+        dataset: the data set of the splits.
+        train_split: the training images; unlabeled ones have the label -1.
+        validation_split: the validation images, or None.
+        run: the run's directory, which `start` has created.
+        epochs: passes over the training images, after those of the pretraining.
+        batch_size: images per step, over all replicas.
+        learning_rate: the highest learning rate.
         weight_decay: as in `make_optimizer`.
-        optimizer: likewise.
+        optimizer: as in `make_optimizer`.
         augment: as in `stkd_keras.data.pipeline`.
-        steps_per_execution: as in `keras.Model.compile`; the largest number up to it that divides
-            the steps of an epoch is taken.
-        backup_steps: steps between two backups within an epoch; there is one after each epoch, too.
-        validation_freq: epochs from one look at the validation images, and picture of virtual
-            samples, to the next.
-        histogram_freq: epochs from one set of histograms of the weights in TensorBoard to the
-            next; 0 for none.
-        profile_steps: steps that TensorFlow's profiler looks at, from the third on; 0 for none.
-        callbacks: further ones. What Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau
-            remember is backed up, too.
+        steps_per_execution: as in `keras.Model.compile`, but lowered to a divisor of the steps per
+            epoch.
+        backup_steps: steps between two backups within an epoch; each epoch also ends with one.
+        validation_freq: validate, and draw virtual samples, every so many epochs.
+        histogram_freq: log histograms of the weights every so many epochs; 0 for never.
+        profile_steps: number of steps to profile, from the third on.
+        callbacks: further callbacks. The state of Keras's EarlyStopping, ModelCheckpoint and
+            ReduceLROnPlateau is backed up.
 
     Raises:
-        InputError: where numbers are outside their ranges, the loss stops being finite, or a file
-            can't be written.
-        Interrupted: after SIGTERM or SIGINT, when the step is done and backed up.
+        InputError: if a number is out of range, the loss stops being finite, or a file can't be
+            written.
+        Interrupted: after SIGTERM or SIGINT, once the current step is done and backed up.
     """
-    for name, number, lowest in (
-        ("backup_steps", backup_steps, 1),
-        ("validation_freq", validation_freq, 1),
-        ("histogram_freq", histogram_freq, 0),
-        ("profile_steps", profile_steps, 0),
-    ):
-        if number < lowest:
-            raise InputError(f"{name} is {number}, but must be {lowest} or more")
+    _check_at_least(1, backup_steps=backup_steps, validation_freq=validation_freq)
+    _check_at_least(0, histogram_freq=histogram_freq, profile_steps=profile_steps)
     strategy = distiller.distribute_strategy
-    chief = is_chief(strategy)
     steps = steps_per_epoch(train_split, batch_size)
-    together = largest_divisor(steps_per_execution, steps)
-    if together != steps_per_execution:
-        print(f"{together} steps an execution: the most that divide the {steps} of an epoch")
+    divisor = largest_divisor(steps_per_execution, steps)
+    if divisor != steps_per_execution:
+        print(f"steps_per_execution is {divisor}: the most that divides the {steps} of an epoch")
     check_alike(f"the run's directory {run.path}", newest_step(run.backup), strategy)
-    metrics: list = ["accuracy"]
-    if dataset.num_classes > 10:
-        metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
-
-    def compile_for(steps_done: int) -> None:
-        distiller.compile(
-            make_optimizer(
-                learning_rate,
-                weight_decay,
-                epochs * steps,
-                optimizer,
-                distiller.pretraining_steps,
-                distiller.highest_pretraining_learning_rate,
-            ),
-            metrics=metrics,
-            steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
-        )
-
-    def batches(first_step: int):
-        share_of = functools.partial(
-            pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
-            start_step=first_step, with_index=any(t.needs_index for t in distiller.terms),
-        )  # fmt: skip
-        if isinstance(distiller.teacher, RecordedTeacher):
-            return distiller.teacher.attach(share_of())
-        return distributed(share_of, strategy)
+    new_optimizer = functools.partial(
+        make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
+        distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
+    )  # fmt: skip
+    training = Training(
+        distiller,
+        functools.partial(_compile, distiller, new_optimizer, dataset, steps, steps_per_execution),
+        functools.partial(_batches, distiller, dataset, train_split, batch_size, augment),
+        _validation_batches(validation_split, strategy),
+        epochs + -(-distiller.pretraining_steps // steps),
+        steps,
+        validation_freq,
+    )
 
     def loggers(resumes: bool) -> list:
-        if not chief:
+        if not is_chief(strategy):
             return []
-        first = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
-        tensorboard = RunTensorBoard(run.tensorboard, histogram_freq, profile_steps)
+        batches = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
         return [
-            tensorboard,
-            *_loggers(run, resumes, first, batch_size, dataset, validation_freq),
+            RunTensorBoard(run.tensorboard, histogram_freq, profile_steps),
+            *_loggers(run, resumes, batches, batch_size, dataset, validation_freq),
         ]
 
-    validation = validation_split and distributed_by_example(
-        evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
-    )
-    all_epochs = epochs + -(-distiller.pretraining_steps // steps)
-    training = Training(
-        distiller, compile_for, batches, validation, all_epochs, steps, validation_freq
-    )
-    config = BackupConfig(run.backup, run.settings, run.history, backup_steps)
     with unwritable_named(run.path):
-        if chief:
+        if is_chief(strategy):
             _write_description(run, describe(dataset, train_split, validation_split))
+        config = BackupConfig(run.backup, run.settings, run.history, backup_steps)
         fit_resumably(training, config, loggers, callbacks)
-    if chief:
+    if is_chief(strategy):
         run.save_model(distiller.student)
 
 
-def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
-    """Writes what is said of the data to TensorBoard, under Text."""
-    rows = [f"| {key} | {value} |" for key, value in description.items()]
-    with tf.summary.create_file_writer(f"{run.tensorboard}/train").as_default():
-        tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *rows]), step=0)
+def _check_at_least(lowest: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < lowest:
+            raise InputError(f"{name} is {number}, but must be {lowest} or more")
+
+
+def _compile(
+    distiller: SimilarityTransferDistiller,
+    new_optimizer: Callable[[], keras.optimizers.Optimizer],
+    dataset: Dataset,
+    steps: int,
+    steps_per_execution: int,
+    steps_done: int,
+) -> None:
+    metrics: list = ["accuracy"]
+    if dataset.num_classes > 10:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
+    distiller.compile(
+        new_optimizer(),
+        metrics=metrics,
+        steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
+    )
+
+
+def _batches(
+    distiller: SimilarityTransferDistiller,
+    dataset: Dataset,
+    train_split: AnySplit,
+    batch_size: int,
+    augment: str,
+    first_step: int,
+) -> Any:
+    """Returns the training batches from a step on, for this worker."""
+    share_of = functools.partial(
+        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
+        start_step=first_step, with_index=any(t.needs_index for t in distiller.terms),
+    )  # fmt: skip
+    if isinstance(distiller.teacher, RecordedTeacher):
+        return distiller.teacher.attach(share_of())
+    return distributed(share_of, distiller.distribute_strategy)
+
+
+def _validation_batches(split: AnySplit | None, strategy: tf.distribute.Strategy) -> Any:
+    if split is None:
+        return None
+    return distributed_by_example(evaluation_pipeline(split, EVALUATION_BATCH), strategy)
 
 
 def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int) -> list:
-    """What leaves a run's artefacts, epoch by epoch."""
+    """Returns the callbacks that write the run's files after each epoch."""
     callbacks = [keras.callbacks.CSVLogger(str(run.history), append=resumes)]
     if batch_size >= NUM_SAMPLES:
-        panel = VirtualSamplePanel(run.tensorboard, batches, dataset.class_names, freq)
-        callbacks.append(panel)
+        callbacks.append(SamplePanel(run.tensorboard, batches, dataset.class_names, freq))
     return [*callbacks, ReturnFreedMemory(freq)]
+
+
+def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
+    """Writes the description of the data to TensorBoard's Text tab."""
+    lines = [f"| {key} | {value} |" for key, value in description.items()]
+    with tf.summary.create_file_writer(f"{run.tensorboard}/train").as_default():
+        tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *lines]), step=0)

@@ -1,4 +1,4 @@
-"""What a run looks like in TensorBoard: virtual samples, and what is answered on them."""
+"""TensorBoard images of virtual samples, with the teacher's and the student's predictions."""
 
 import functools
 import io
@@ -13,22 +13,19 @@ from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.teacher.frozen import FrozenTeacher
 
 NUM_SAMPLES = 8
-SAMPLES_A_ROW = 4
+SAMPLES_PER_ROW = 4
 NUM_CLASSES_SHOWN = 5
 NAME_LENGTH = 12
 
 
-class VirtualSamplePanel(keras.callbacks.Callback):
-    """Writes an image every few epochs: eight virtual samples with their labels and answers.
-
-    Beside each sample stand its mixed label and the five classes that the teacher and the
-    student find likeliest.
+class SamplePanel(keras.callbacks.Callback):
+    """Logs an image of eight virtual samples and their likeliest classes every few epochs.
 
     Args:
         log_dir: the directory of the TensorBoard callback.
         dataset: training batches of (images, labels), at least eight images each.
         class_names: names of the classes.
-        freq: epochs from one image to the next.
+        freq: log an image every so many epochs.
     """
 
     def __init__(
@@ -44,14 +41,15 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         """Opens the event file."""
         self._writer = tf.summary.create_file_writer(f"{self._log_dir}/train")
         self._images, self._labels = next(iter(self._dataset))
-        self._draw = tf.function(functools.partial(virtual_samples, self.model))
+        self._predict = tf.function(functools.partial(predict_samples, self.model))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the panel of this epoch, if it is its turn."""
+        """Logs the image, if one is due."""
         if (epoch + 1) % self._freq:
             return
-        images, answers = self._draw(self._images, self._labels, tf.constant(self.model.step))
-        figure = draw_panel(images.numpy(), answers, self._class_names)
+        step = tf.constant(self.model.step)
+        images, probabilities = self._predict(self._images, self._labels, step)
+        figure = draw_panel(images.numpy(), probabilities, self._class_names)
         with self._writer.as_default():
             tf.summary.image("virtual_samples", _to_image(figure)[None], step=epoch)
 
@@ -60,49 +58,46 @@ class VirtualSamplePanel(keras.callbacks.Callback):
         self._writer.close()
 
 
-def virtual_samples(distiller: SimilarityTransferDistiller, images, labels, step):
-    """Makes eight virtual samples, and has teacher and student answer them.
+def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step):
+    """Mixes eight virtual samples, and predicts them with teacher and student.
 
     Args:
-        distiller: student, teacher (if any) and mixing (if any).
+        distiller: the distiller, with or without teacher and mixing.
         images: float32 tensor (B, H, W, channels), pixels in [0, 255], B >= 8.
         labels: integer tensor (B,).
-        step: integer, the step whose mixtures are made.
+        step: integer, the step whose mixtures are drawn.
 
     Returns:
-        The samples (8, H, W, channels), and the distributions (8, C) by the name of what gives
-        them: "mixed label", "teacher", "student".
+        images: the samples (8, H, W, channels).
+        probabilities: tensors (8, C) by name: "mixed label", "teacher" and "student".
     """
-    rows = tf.one_hot(labels, distiller.num_classes)
-    images, rows, _ = distiller.virtual_samples(images, rows, None, step)
-    images, rows = images[:NUM_SAMPLES], rows[:NUM_SAMPLES]
-    answers = {"mixed label": rows}
-    if isinstance(distiller.teacher, FrozenTeacher):  # A recorded one answered other samples.
-        answers["teacher"] = tf.nn.softmax(distiller.teacher(images))
-    answers["student"] = tf.nn.softmax(distiller.student_logits(images))
-    return images, answers
+    soft_labels = tf.one_hot(labels, distiller.num_classes)
+    images, soft_labels, _ = distiller.virtual_samples(images, soft_labels, None, step)
+    images = images[:NUM_SAMPLES]
+    probabilities = {"mixed label": soft_labels[:NUM_SAMPLES]}
+    if isinstance(distiller.teacher, FrozenTeacher):  # A recording has no logits of these images.
+        probabilities["teacher"] = tf.nn.softmax(distiller.teacher(images))
+    probabilities["student"] = tf.nn.softmax(distiller.student_logits(images))
+    return images, probabilities
 
 
-def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
-    """Draws samples, each above the five likeliest classes of each distribution.
+def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
+    """Draws samples above their five likeliest classes.
 
     Args:
         images: array (N, H, W, channels), pixels in [0, 255].
-        answers: arrays (N, C) by name, as `virtual_samples` gives them.
+        probabilities: arrays (N, C) by name, as `predict_samples` returns them.
         class_names: names of the classes.
-
-    Returns:
-        The figure.
     """
-    rows = math.ceil(len(images) / SAMPLES_A_ROW)
-    figure = Figure(figsize=(1.1 * SAMPLES_A_ROW * len(answers), 3.3 * rows))
+    rows = math.ceil(len(images) / SAMPLES_PER_ROW)
+    figure = Figure(figsize=(1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows))
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)
-    axes = figure.subplots(rows, SAMPLES_A_ROW, squeeze=False).flat
+    axes = figure.subplots(rows, SAMPLES_PER_ROW, squeeze=False).flat
     for i, axis in enumerate(axes):
         axis.axis("off")
         if i < len(images):
             axis.imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
-            table = _table({k: np.asarray(v[i]) for k, v in answers.items()}, class_names)
+            table = _table({k: np.asarray(v[i]) for k, v in probabilities.items()}, class_names)
             axis.text(
                 0.5, -0.05, table, transform=axis.transAxes, va="top", ha="center",
                 family="monospace", fontsize=7,
@@ -110,13 +105,13 @@ def draw_panel(images, answers, class_names: tuple[str, ...]) -> Figure:
     return figure
 
 
-def _table(answers: dict[str, np.ndarray], class_names: tuple[str, ...]) -> str:
-    """Columns of "0.62 cat", likeliest first, under the names of the distributions."""
+def _table(probabilities: dict[str, np.ndarray], class_names: tuple[str, ...]) -> str:
+    """Columns such as "0.62 cat", likeliest class first."""
     columns = []
-    for title, probabilities in answers.items():
-        likeliest = np.argsort(-probabilities)[:NUM_CLASSES_SHOWN]
+    for title, column in probabilities.items():
+        likeliest = np.argsort(-column)[:NUM_CLASSES_SHOWN]
         cells = [
-            f"{probabilities[c]:.2f} {class_names[c][:NAME_LENGTH]}" if probabilities[c] > 0 else ""
+            f"{column[c]:.2f} {class_names[c][:NAME_LENGTH]}" if column[c] > 0 else ""
             for c in likeliest
         ]
         width = max(map(len, [title, *cells]))

@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard; the picture of its virtual samples is in panel.py."""
+"""The TensorBoard logs of a run, apart from the images in sample_panel.py."""
 
 import ctypes
 import gc
@@ -10,17 +10,17 @@ import keras
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-# The first two are slow: they trace the step and let TensorFlow choose its kernels.
+# The first two steps are slow: they trace the step and let TensorFlow choose its kernels.
 FIRST_PROFILED_STEP = 3
 
 
 class RunTensorBoard(keras.callbacks.TensorBoard):
-    """TensorBoard, whose files hold what an epoch has logged before its backup is written.
+    """Keras's TensorBoard, but written to the disk before an epoch's backup.
 
     Args:
         log_dir: the directory of the event files.
-        histogram_freq: epochs from one set of histograms of the weights to the next; 0 for none.
-        profile_steps: how many steps of this process are profiled, from the third on; 0 for none.
+        histogram_freq: log histograms of the weights every so many epochs; 0 for never.
+        profile_steps: number of steps to profile, from the third on.
     """
 
     def __init__(self, log_dir, histogram_freq: int = 0, profile_steps: int = 0):
@@ -39,21 +39,43 @@ class RunTensorBoard(keras.callbacks.TensorBoard):
             writer.flush()
 
 
+class ReturnFreedMemory(keras.callbacks.Callback):
+    """Returns unused memory to the operating system every few epochs.
+
+    Figures are reference cycles of megabytes each, which Python collects ever more rarely: a
+    process would grow by some percent over its first dozens of epochs.
+    """
+
+    def __init__(self, freq: int = 1):
+        super().__init__()
+        self._freq = freq
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Only glibc has it.
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Collects garbage, if it is due."""
+        if (epoch + 1) % self._freq:
+            return
+        gc.collect()
+        if self._trim is not None:
+            self._trim(0)
+
+
 def write_result(
     log_dir: pathlib.Path, name: str, settings: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> None:
-    """Writes settings and scores, by which TensorBoard's HParams sorts the runs of a sweep.
+    """Logs settings and scores for TensorBoard's HParams tab.
 
     Args:
-        log_dir: the directory of the run's event files; it goes into `test/` there.
-        name: the run's.
-        settings: values by name; those that HParams has no column for, as None, are left out, and
-            fingerprints, which would fill it.
-        metrics: what `stkd_keras.experiment.evaluate` returned.
+        log_dir: the directory of the run's event files; the result goes into `test/` there.
+        name: the run's name.
+        settings: values by name. Fingerprints and values without a column type are left out.
+        metrics: as `stkd_keras.experiment.evaluate` returns them.
     """
-    shown = {key: value for key, value in settings.items() if isinstance(value, bool | float | str)}
-    shown = {key: value for key, value in shown.items() if not _is_fingerprint(value)}
-    shown |= {key: float(value) for key, value in settings.items() if type(value) is int}
+    shown = {
+        key: float(value) if type(value) is int else value
+        for key, value in settings.items()
+        if isinstance(value, bool | int | float | str) and not _is_fingerprint(value)
+    }
     scores = {**metrics["test"], **metrics.get("fidelity", {})}
     with tf.summary.create_file_writer(str(log_dir / "test")).as_default():
         hparams.hparams(shown, trial_id=name)
@@ -63,27 +85,3 @@ def write_result(
 
 def _is_fingerprint(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-class ReturnFreedMemory(keras.callbacks.Callback):
-    """Gives memory that isn't used any more back to the operating system every few epochs.
-
-    Figures are cycles, of megabytes each, which Python looks for the less often the more there is
-    beside them: a process would grow by some percent over its first dozens of epochs.
-
-    Args:
-        freq: epochs from one time to the next.
-    """
-
-    def __init__(self, freq: int = 1):
-        super().__init__()
-        self._freq = freq
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Gives it back, if it is its turn."""
-        if (epoch + 1) % self._freq:
-            return
-        gc.collect()
-        if self._trim is not None:  # Of glibc.
-            self._trim(0)

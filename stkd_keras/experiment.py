@@ -157,27 +157,27 @@ def report(
     students: Sequence[Student],
     teacher: FrozenTeacher | None,
     dataset: Dataset,
-    teacher_name: str = "teacher",
+    teacher_name: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes an HTML file that stands alone on students, and on their teacher if there is one.
+    """Writes a self-contained HTML report on students, and on their teacher if there is one.
 
-    Every model answers the test split once, and virtual samples made of it; then all are timed by
-    turns. docs/report.md says what is on the page.
+    Evaluates every model on the test split and on virtual samples made from it, and measures its
+    cost. docs/report.md describes the page.
 
     Args:
-        file: the file to write; one that is there is replaced, whole or not at all.
-        students: at least one. The report is about the first; the others stand beside it, on the
-            same images.
+        file: the file to write or replace.
+        students: at least one. The report is about the first one, and compares it with the others.
         teacher: the teacher, or None.
         dataset: the data set.
-        teacher_name: what the teacher is called.
+        teacher_name: the teacher's name in the report (default: its name in the first student's
+            run, such as resnet20, or "teacher").
 
     Returns:
         The scores of the first student, as `evaluate` returns them.
 
     Raises:
-        InputError: where the file can't be written, or a run's directory holds what a run doesn't
-            write.
+        InputError: if the file can't be written, or a run's directory has content that no run
+            writes.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""How good a classifier is, and how faithful to its teacher. Fractions, not percent."""
+"""Accuracy, calibration, and fidelity to a teacher, as fractions."""
 
 import math
 import statistics
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import scipy.special
 import tensorflow as tf
 
 EVALUATION_BATCH = 500
@@ -17,11 +18,11 @@ CONFIDENCE_LEVEL = 0.95
 def compiled(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: tuple[int, int, int]
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Compiles a classifier for batches of any size, so that several data sets share one graph.
+    """Compiles a classifier into one graph for batches of any size.
 
     Args:
         classifier: a function from images to logits: a `FrozenTeacher`, or
-            `stkd_keras.outputs.logits_function` of a model.
+            `stkd_keras.classifiers.outputs.logits_function` of a model.
         image_shape: (height, width, channels).
     """
     images = tf.TensorSpec([None, *image_shape], tf.float32)
@@ -31,12 +32,12 @@ def compiled(
 def predict_logits(
     classifier: Callable[[tf.Tensor], tf.Tensor], dataset: tf.data.Dataset, verbose: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs a classifier over a data set, with Keras's progress bar.
+    """Predicts the logits of a data set.
 
     Args:
-        classifier: a function from images to logits, best of `compiled`.
-        dataset: batches of (images, labels), finite.
-        verbose: whether to show the bar.
+        classifier: a function from images to logits, ideally returned by `compiled`.
+        dataset: finite batches of (images, labels).
+        verbose: whether to show Keras's progress bar.
 
     Returns:
         logits: float32 array (N, C).
@@ -67,17 +68,16 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         labels: integer array (N,).
 
     Returns:
-        "accuracy", "top5_accuracy" (where there are more than 10 classes), "nll" (mean negative
-        log-likelihood, in nats) and "ece" (expected calibration error, 15 equal-width bins;
+        "accuracy", "top5_accuracy" (with more than 10 classes), "nll" (mean negative
+        log-likelihood, in nats) and "ece" (expected calibration error over 15 equal-width bins;
         Guo et al., arXiv 1706.04599, equation 3).
     """
-    log_probabilities = log_softmax(logits)
     correct = logits.argmax(axis=1) == labels
     result = {"accuracy": float(correct.mean())}
     if logits.shape[1] > 10:
         top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
         result["top5_accuracy"] = float((top5 == labels[:, None]).any(axis=1).mean())
-    result["nll"] = float(-log_probabilities[np.arange(len(labels)), labels].mean())
+    result["nll"] = float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
     bins = reliability(logits, labels)
     gaps = np.abs(bins["accuracy"] - bins["confidence"])
     filled = bins["images"] > 0
@@ -86,19 +86,19 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Sorts samples by confidence into 15 bins of equal width, as the calibration error does.
+    """Sorts predictions by confidence into 15 bins of equal width.
 
     Args:
         logits: float array (N, C).
         labels: integer array (N,).
 
     Returns:
-        Arrays (15,): "images" in each bin, their "accuracy" and their mean "confidence" (the
-        probability of the class that is named), both NaN where there are none.
+        Arrays of shape (15,): "images" in each bin, their "accuracy", and their mean "confidence"
+        (the probability of the predicted class). The last two are NaN for an empty bin.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
     correct = logits.argmax(axis=1) == labels
-    # A bin holds (lower, upper]; a confidence is never 0, but may be NaN.
+    # Bins are (lower, upper]. A confidence is never 0, but is NaN after a diverged training.
     bins = np.ceil(np.nan_to_num(confidence, nan=1.0) * ECE_BINS).astype(int) - 1
     images = np.bincount(bins, minlength=ECE_BINS)
     sums = [np.bincount(bins, weights=each, minlength=ECE_BINS) for each in (correct, confidence)]
@@ -108,23 +108,25 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
 
 
 def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, float]:
-    """Compares a student's answers with its teacher's.
+    """Compares a student's predictions with its teacher's.
 
     Args:
         student_logits: float array (N, C).
         teacher_logits: float array (N, C).
 
     Returns:
-        "agreement", the share of samples on which both name the same class, and "kl", the mean
-        of KL(teacher || student) at temperature 1, in nats.
+        "agreement", the fraction of samples for which both predict the same class, and "kl", the
+        mean of KL(teacher || student) at temperature 1, in nats.
     """
-    agreement = student_logits.argmax(axis=1) == teacher_logits.argmax(axis=1)
-    divergence = divergences(student_logits, teacher_logits)
-    return {"agreement": float(agreement.mean()), "kl": float(divergence.mean())}
+    same = student_logits.argmax(axis=1) == teacher_logits.argmax(axis=1)
+    return {
+        "agreement": float(same.mean()),
+        "kl": float(divergences(student_logits, teacher_logits).mean()),
+    }
 
 
 def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
-    """Returns KL(teacher || student) at temperature 1 of each sample, in nats: float64 (N,).
+    """Returns KL(teacher || student) at temperature 1 of each sample, in nats, float64 (N,).
 
     Args:
         student_logits: float array (N, C).
@@ -135,28 +137,26 @@ def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.nd
 
 
 def wilson_interval(successes, trials) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the 95 % intervals of shares.
+    """Returns 95 % confidence intervals of proportions.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
-    American Statistical Association 22 (1927). Unlike the normal approximation's it stays within
-    [0, 1] and has a width where all or none succeed.
+    American Statistical Association 22 (1927).
 
     Args:
-        successes: integers, of any shape.
-        trials: integers of the same shape; where they are 0 the interval is NaN.
+        successes: integers of any shape.
+        trials: integers of the same shape; the interval is NaN where they are 0.
 
     Returns:
-        The lower and the upper ends, float64 of that shape.
+        The lower and the upper bounds, float64 of the same shape.
     """
     z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE_LEVEL / 2)
     n = np.where(np.asarray(trials) > 0, np.float64(trials), math.nan)
     p = np.asarray(successes) / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
+    return np.maximum(center - half, 0), np.minimum(center + half, 1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the logarithms of the probabilities, float64 (N, C), of logits (N, C)."""
-    shifted = np.float64(logits) - np.max(logits, axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    """Returns the log-probabilities of logits (N, C), float64 (N, C)."""
+    return scipy.special.log_softmax(np.float64(logits), axis=1)

@@ -1,259 +1,250 @@
-"""The figures of a report, each with what it says in words."""
+"""Draws the figures of a report as SVG, in the page's colors, with a text alternative for each."""
 
-import dataclasses
+import io
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stkd_keras.report.numbers import largest_entries, off_diagonal
-from stkd_keras.report.svg import (
-    CELL_INK,
-    FAINT,
-    FONT_SIZE,
-    INK,
-    SERIES,
-    WIDTH,
-    new_figure,
-    style,
-    to_svg,
-)
+from stkd_keras.report.measurements import largest_entries, off_diagonal
 
-# What still fits beside a matrix's rows, and in its cells.
+WIDTH = 340
+"""CSS pixels: what a phone of 390 pixels has without margins. One is a point of matplotlib."""
+FONT_SIZE = 11.5
+# Class counts up to which a matrix has names on its axes, and numbers in its cells.
 MOST_NAMED_CLASSES = 20
 MOST_WRITTEN_CLASSES = 12
-NAME_LENGTH = 11
-POINTS_AS_VECTORS = 1_000
+MOST_VECTOR_POINTS = 1_000
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = "osD^vP"
-# A blue that is drawn over the page, so that it suits a light and a dark one. Letters of the page
-# have a contrast of 4.5 on weaker cells, and white ones on those that are stronger, on both.
-CELL_COLOUR = "#1f6fb2"
-WHITE_INK_FROM = 0.93
+# Opacity shows the value, so that one blue suits a light and a dark page. Text in the page's color
+# has a contrast of at least 4.5 up to the limit, and white text above it.
+CELL_COLOR = "#1f6fb2"
+WHITE_TEXT_FROM = 0.93
+
+# Placeholders for the colors of the page, light or dark.
+INK, FAINT, CELL_INK = "#010203", "#040506", "#070809"
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+"""The first is the student's, the second the teacher's."""
+_VARIABLES = {
+    INK: "currentColor",
+    FAINT: "var(--line)",
+    CELL_INK: "var(--cell-ink)",
+    **{color: f"var(--series-{n})" for n, color in enumerate(SERIES, start=1)},
+}
+_STYLE = {
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.labelsize": "medium",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.size": FONT_SIZE,
+    "grid.color": FAINT,
+    "legend.fontsize": "medium",
+    "legend.frameon": False,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # A class may be called $x$.
+    "xtick.color": INK,
+    "xtick.labelsize": "medium",
+    "ytick.color": INK,
+    "ytick.labelsize": "medium",
+}
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """A figure of the page: its SVG, and the caption under it, plain text."""
-
-    svg: str
-    caption: str
+def style():
+    """Returns the context in which figures are drawn and saved."""
+    return matplotlib.rc_context(_STYLE)
 
 
-def draw_accuracies(names: Sequence[str], models: Sequence[Mapping]) -> Drawing:
+def draw_accuracies(models: Sequence[Mapping]) -> dict:
     """Draws the accuracy of each model with its interval."""
-    with style():
-        figure = new_figure(46 + 26 * len(names))
-        axes = figure.subplots()
-        for row, model in enumerate(models):
-            low, high = (100 * end for end in model["accuracy_interval"])
-            value = 100 * model["accuracy"]
-            colour = SERIES[row % len(SERIES)]
-            axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot(value, row, MARKERS[row % len(MARKERS)], color=colour)
-        axes.set_yticks(range(len(names)), [shorten(name, 18) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        axes.set_xlabel("accuracy, %")
-        said = "; ".join(
-            f"{name} {_percent(model['accuracy'])} %, 95 % interval "
-            f"{_percent(model['accuracy_interval'][0])} to "
-            f"{_percent(model['accuracy_interval'][1])} %"
-            for name, model in zip(names, models, strict=True)
+    figure = _new_figure(46 + 26 * len(models))
+    axes = figure.subplots()
+    said = []
+    for row, model in enumerate(models):
+        color = SERIES[row % len(SERIES)]
+        low, value, high = (
+            100 * x for x in np.insert(model["accuracy_interval"], 1, model["accuracy"])
         )
-        svg = to_svg(figure, "accuracies", f"Accuracy on the test images: {said}.")
-    return Drawing(svg, "Accuracy on the test images, with its 95 % interval")
+        axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot(value, row, MARKERS[row % len(MARKERS)], color=color)
+        said.append(f"{model['name']} {value:.1f} %, 95 % interval {low:.1f} to {high:.1f} %")
+    axes.set_yticks(range(len(models)), [_shorten(model["name"], 18) for model in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("accuracy, %")
+    text = f"Accuracy on the test images: {'; '.join(said)}."
+    return _drawn(figure, "accuracies", text, "Accuracy on the test images with 95 % intervals")
 
 
-def draw_reliability(name: str, number: int, model: Mapping) -> Drawing:
-    """Draws accuracy by confidence, and how many images have which confidence."""
+def draw_reliability(number: int, model: Mapping) -> dict:
+    """Draws accuracy by confidence, and the fraction of images by confidence."""
     bins = [each for each in model["reliability"] if each["images"]]
-    total = sum(each["images"] for each in bins)
-    with style():
-        figure = new_figure(300)
-        axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        colour = SERIES[number % len(SERIES)]
-        left = [100 * each["lower"] for each in bins]
-        width = 100 / len(model["reliability"])
-        heights = [100 * each["accuracy"] for each in bins]
-        axes.bar(left, heights, width, align="edge", color=colour, alpha=0.45)
-        axes.plot(
-            [100 * each["confidence"] for each in bins], heights,
-            MARKERS[number % len(MARKERS)], color=colour, markersize=4,
-        )  # fmt: skip
-        axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--")
-        axes.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 100))
-        shares = [100 * each["images"] / total for each in bins]
-        counts.bar(left, shares, width, align="edge", color=colour, alpha=0.45)
-        counts.set(xlabel="confidence, %", ylabel="images, %")
-        counts.yaxis.set_major_locator(MaxNLocator(2))
-        sure = bins[-1]
-        text = (
-            f"Reliability diagram of {name}: expected calibration error "
-            f"{_percent(model['ece'], 2)} %. Of the {total:,} images {sure['images']:,} are "
-            f"answered with a confidence of more than {100 * sure['lower']:.0f} %, on average "
-            f"{_percent(sure['confidence'])} %, and {_percent(sure['accuracy'])} % of those are "
-            "right."
-        )
-        svg = to_svg(figure, f"reliability-{number}", text)
-    caption = f"{name}: ECE {_percent(model['ece'], 2)} %. Dots on the dashed line would be perfect"
-    return Drawing(svg, caption)
+    left, accuracy, confidence, images = (
+        np.array([each[key] for each in bins])
+        for key in ("lower", "accuracy", "confidence", "images")
+    )
+    figure = _new_figure(300)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+    bars = {"width": 100 / len(model["reliability"]), "align": "edge", "color": color}
+    axes.bar(100 * left, 100 * accuracy, alpha=0.45, **bars)
+    axes.plot(100 * confidence, 100 * accuracy, marker, color=color, markersize=4)
+    axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--")
+    axes.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 104))
+    axes.set_yticks(range(0, 101, 20))
+    counts.bar(100 * left, 100 * images / images.sum(), alpha=0.45, **bars)
+    counts.set(xlabel="confidence, %", ylabel="images, %")
+    counts.yaxis.set_major_locator(MaxNLocator(2))
+    ece = f"{100 * model['ece']:.2f} %"
+    text = (
+        f"Reliability diagram of {model['name']}: expected calibration error {ece}. For "
+        f"{images[-1]:,} of the {images.sum():,} images the confidence is above "
+        f"{100 * left[-1]:.0f} %; its mean is {100 * confidence[-1]:.1f} %, and their accuracy "
+        f"{100 * accuracy[-1]:.1f} %."
+    )
+    caption = f"{model['name']}: ECE {ece}. On the dashed line, accuracy equals confidence"
+    return _drawn(figure, f"reliability-{number}", text, caption)
 
 
-def draw_confusion(name: str, number: int, model: Mapping, class_names: Sequence[str]) -> Drawing:
-    """Draws, of the images of each class, the shares that are given each class."""
+def draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
+    """Draws the percentages of each class's images that are predicted as each class."""
     counts = model["confusion"]
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(totals > 0, totals, math.nan)
     confused = [
-        f"{counts[true, given]:,} of {int(totals[true, 0]):,} {class_names[true]} are called "
-        f"{class_names[given]}"
+        f"{counts[true, given]:,} of {int(totals[true, 0]):,} {class_names[true]} are predicted "
+        f"as {class_names[given]}"
         for true, given in largest_entries(counts, 3)
     ]
-    with style():
-        figure = draw_matrix(shares, 100.0, class_names, "named class", "true class")
-        text = (
-            f"Confusion matrix of {name}, {len(counts)} classes: {_percent(model['accuracy'])} % "
-            f"of the images are on the diagonal. {'; '.join(confused) or 'None are confused'}."
-        )
-        svg = to_svg(figure, f"confusion-{number}", text)
-    return Drawing(svg, f"{name}: % of the images of a class (rows) that are named as each")
+    figure = _draw_matrix(shares, 100.0, class_names, "predicted class")
+    text = (
+        f"Confusion matrix of {model['name']}, {len(counts)} classes: "
+        f"{100 * model['accuracy']:.1f} % of the images are on the diagonal. "
+        f"{'; '.join(confused) or 'No classes are confused'}."
+    )
+    caption = f"{model['name']}: % of the images of each true class"
+    return _drawn(figure, f"confusion-{number}", text, caption)
 
 
 def draw_similarity(
-    name: str, number: int, matrix: np.ndarray, highest: float, class_names: Sequence[str]
-) -> Drawing:
-    """Draws how much of every other class a model sees in each.
-
-    Args:
-        name: of the model.
-        number: of the model.
-        matrix: of `class_similarity`.
-        highest: the entry that has the strongest colour, the same for all models.
-        class_names: names of the classes.
-    """
-    alike = [
-        f"{_percent(matrix[true, other])} % {class_names[other]} in {class_names[true]}"
+    number: int, model: Mapping, highest: float, class_names: Sequence[str]
+) -> dict:
+    """Draws a model's class similarity; the entry `highest` gets the strongest color."""
+    matrix = model["similarity"]
+    largest = [
+        f"{100 * matrix[true, other]:.1f} % {class_names[other]} for images of {class_names[true]}"
         for true, other in largest_entries(matrix, 3)
     ]
     others = 100 * np.where(np.eye(len(matrix), dtype=bool), math.nan, matrix)
-    with style():
-        figure = draw_matrix(others, 100 * highest, class_names, "class seen", "true class")
-        text = (
-            f"How alike the classes look to {name}, mean soft outputs off the diagonal: most "
-            f"{'; '.join(alike) or 'nothing'}."
-        )
-        svg = to_svg(figure, f"similarity-{number}", text)
-    return Drawing(svg, f"{name}: mean soft output in %, the diagonal left out")
+    figure = _draw_matrix(others, 100 * highest, class_names, "class")
+    text = (
+        f"Mean soft outputs of {model['name']} off the diagonal; the largest: "
+        f"{'; '.join(largest) or 'none'}."
+    )
+    caption = f"{model['name']}: mean soft outputs in %, without the diagonal"
+    return _drawn(figure, f"similarity-{number}", text, caption)
 
 
-def draw_similarity_scatter(
-    name: str, teacher_name: str, student: np.ndarray, teacher: np.ndarray, r: float | None
-) -> Drawing:
-    """Draws the student's similarities against the teacher's."""
-    x, y = 100 * off_diagonal(teacher), 100 * off_diagonal(student)
-    with style():
-        figure = new_figure(WIDTH * 0.9)
-        axes = figure.subplots()
-        highest = 1.05 * max(np.nanmax(x, initial=0), np.nanmax(y, initial=0), 1e-6)
-        many = len(x) > POINTS_AS_VECTORS
-        # What is rasterised can't follow the page's colours.
-        axes.scatter(
-            x, y, s=6 if many else 16, linewidths=0, alpha=0.35 if many else 0.75,
-            color="#8c6bb1" if many else SERIES[0], rasterized=many,
-        )  # fmt: skip
-        axes.plot([0, highest], [0, highest], color=INK, linewidth=1, linestyle="--")
-        axes.set(xlabel=f"{shorten(teacher_name, 24)}, %", ylabel=f"{shorten(name, 24)}, %")
-        axes.set(xlim=(0, highest), ylim=(0, highest))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        found = "no correlation is defined" if r is None else f"correlation {r:.3f}"
-        count = int((np.isfinite(x) & np.isfinite(y)).sum())
-        text = f"{count:,} pairs of classes, {name} against {teacher_name}: {found}."
-        svg = to_svg(figure, "similarity-scatter", text)
-    return Drawing(svg, f"Each dot a pair of classes: {found}. On the dashed line both agree")
+def draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
+    """Draws the student's class similarities against the teacher's."""
+    x, y = (100 * off_diagonal(model["similarity"]) for model in (teacher, student))
+    figure = _new_figure(WIDTH * 0.9)
+    axes = figure.subplots()
+    highest = 1.05 * max(np.nanmax(x, initial=0), np.nanmax(y, initial=0), 1e-6)
+    many = len(x) > MOST_VECTOR_POINTS
+    # A rasterized color can't follow the page.
+    color = "#8c6bb1" if many else SERIES[0]
+    size, alpha = (6, 0.35) if many else (16, 0.75)
+    axes.scatter(x, y, s=size, linewidths=0, alpha=alpha, color=color, rasterized=many)
+    axes.plot([0, highest], [0, highest], color=INK, linewidth=1, linestyle="--")
+    for axis, model in ((axes.xaxis, teacher), (axes.yaxis, student)):
+        axis.set_label_text(f"{_shorten(model['name'], 24)}, %")
+        axis.set_major_locator(MaxNLocator(5))
+    axes.set(xlim=(0, highest), ylim=(0, highest))
+    r = student["similarity_correlation"]
+    found = "the correlation is undefined" if r is None else f"correlation {r:.3f}"
+    count = int((np.isfinite(x) & np.isfinite(y)).sum())
+    text = f"{count:,} pairs of classes, {student['name']} against {teacher['name']}: {found}."
+    caption = f"Each dot is a pair of classes: {found}. On the dashed line, both models agree"
+    return _drawn(figure, "similarity-scatter", text, caption)
 
 
 def draw_curves(
-    figure_name: str,
+    name: str,
     curves: Mapping[str, Sequence[float]],
     label: str,
     caption: str,
-    in_percent: bool = False,
     series: Sequence[int] | None = None,
-) -> Drawing | None:
-    """Draws values by epoch; None where there are none.
+) -> dict | None:
+    """Draws values by epoch, where NaN means none; returns None if there are no values.
 
-    Args:
-        figure_name: of this figure.
-        curves: by name the values of the epochs, NaN for none.
-        label: of the vertical axis.
-        caption: what stands below.
-        in_percent: whether fractions are shown in percent.
-        series: which colour, dash and marker each curve has; None for the first ones.
+    Fractions are drawn in percent if the label has a %. `series` are the numbers of the curves'
+    colors and markers.
     """
-    scale = 100 if in_percent else 1
+    unit = " %" if "%" in label else ""
     looks = dict(zip(curves, series or range(len(curves)), strict=True))
     kept = {
-        name: scale * np.asarray(values, float)
-        for name, values in curves.items()
+        curve: (100 if unit else 1) * np.asarray(values, float)
+        for curve, values in curves.items()
         if np.isfinite(values).any()
     }
     if not kept:
         return None
-    with style():
-        figure = new_figure(240 + 16 * len(kept))
-        axes = figure.subplots()
-        for name, values in kept.items():
-            number, there = looks[name], np.isfinite(values)
-            epochs = np.flatnonzero(there) + 1
-            axes.plot(
-                epochs, values[there], color=SERIES[number % len(SERIES)], linewidth=1.8,
-                linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)],
-                markersize=4, markevery=max(1, len(epochs) // 6), label=shorten(name, 34),
-            )  # fmt: skip
-        axes.grid(axis="y")
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.legend(loc="outside lower left", ncols=1, handlelength=3.2)
-        said = "; ".join(_course(name, values, in_percent) for name, values in kept.items())
-        svg = to_svg(figure, f"curves-{figure_name}", f"{caption}. {said}.")
-    return Drawing(svg, caption)
-
-
-def draw_matrix(
-    values: np.ndarray, highest: float, class_names: Sequence[str], across: str, down: str
-) -> Figure:
-    """Draws a matrix of percentages; a class by its name, as long as there is room.
-
-    Args:
-        values: float array (C, C), NaN for what is left empty.
-        highest: what has the strongest colour.
-        class_names: names of the classes.
-        across: what the columns are.
-        down: what the rows are.
-    """
-    count = len(values)
-    named = count <= MOST_NAMED_CLASSES
-    written = count <= MOST_WRITTEN_CLASSES
-    figure = new_figure(WIDTH + (0 if written else 50))
+    figure = _new_figure(240 + 16 * len(kept))
     axes = figure.subplots()
-    strength = np.arange(256)[:, None] / 255
-    cells = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOUR), (256, 1)), strength]))
-    colours = cells.with_extremes(bad=(0, 0, 0, 0))
+    said = []
+    for curve, values in kept.items():
+        number, present = looks[curve], np.isfinite(values)
+        epochs, values = np.flatnonzero(present) + 1, values[present]
+        axes.plot(
+            epochs, values, color=SERIES[number % len(SERIES)], linewidth=1.8,
+            linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)],
+            markersize=4, markevery=max(1, len(epochs) // 6), label=_shorten(curve, 34),
+        )  # fmt: skip
+        said.append(
+            f"{curve} from {values[0]:.4g}{unit} to {values[-1]:.4g}{unit} in {len(values)} epochs"
+        )
+    axes.grid(axis="y")
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(loc="outside lower left", ncols=1, handlelength=3.2)
+    return _drawn(figure, f"curves-{name}", f"{caption}. {'; '.join(said)}.", caption)
+
+
+def _draw_matrix(
+    values: np.ndarray, highest: float, class_names: Sequence[str], across: str
+) -> Figure:
+    """Draws percentages (C, C) by true class; NaN cells are empty."""
+    count, down = len(values), "true class"
+    figure = _new_figure(WIDTH + (0 if count <= MOST_WRITTEN_CLASSES else 50))
+    axes = figure.subplots()
+    opacity = np.arange(256)[:, None] / 255
+    colors = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOR), (256, 1)), opacity]))
+    colors = colors.with_extremes(bad=(0, 0, 0, 0))
     highest = highest if highest > 0 else 1.0
-    image = axes.imshow(values, colours, interpolation="none", vmin=0, vmax=highest, aspect="equal")
+    image = axes.imshow(values, colors, interpolation="none", vmin=0, vmax=highest, aspect="equal")
     axes.spines[:].set_visible(True)
-    if named:
-        names = [shorten(name, NAME_LENGTH) for name in class_names]
-        axes.set_xticks(range(count), names, rotation=90)
+    if count <= MOST_NAMED_CLASSES:
+        names = [_shorten(name, 11) for name in class_names]
+        axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) < 3 else 90)
         axes.set_yticks(range(count), names)
         axes.tick_params(length=0)
     else:
@@ -261,40 +252,62 @@ def draw_matrix(
             axis.set_major_locator(MaxNLocator(5, integer=True))
         across, down = f"{across} (number)", f"{down} (number)"
     axes.set(xlabel=across, ylabel=down)
-    if written:
+    if count <= MOST_WRITTEN_CLASSES:
         _write_cells(axes, values, highest)
     else:
         scale = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=30)
         if scale.solids is not None:
-            scale.solids.set_rasterized(True)  # Else its steps show through each other.
+            scale.solids.set_rasterized(True)  # Vector steps would show through each other.
         scale.set_ticks([0, highest], labels=["0 %", f"{highest:.3g} %"])
         scale.outline.set_edgecolor(FAINT)
     return figure
 
 
-def shorten(name: str, length: int) -> str:
-    """Returns a name of at most so many characters."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
 def _write_cells(axes: Axes, values: np.ndarray, highest: float) -> None:
-    """Writes the numbers into the cells of a matrix."""
     digits = 1 if highest < 10 and len(values) <= 8 else 0
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
         if round(value, digits) > 0:
-            is_strong = value / highest > WHITE_INK_FROM
-            axes.text(
-                column, row, f"{value:.{digits}f}", ha="center", va="center",
-                color="#ffffff" if is_strong else CELL_INK, fontsize=FONT_SIZE,
-            )  # fmt: skip
+            color = "#ffffff" if value / highest > WHITE_TEXT_FROM else CELL_INK
+            label = f"{value:.{digits}f}"
+            axes.text(column, row, label, ha="center", va="center", color=color)
 
 
-def _course(name: str, values: np.ndarray, in_percent: bool) -> str:
-    there = values[np.isfinite(values)]
-    unit = " %" if in_percent else ""
-    return f"{name} from {there[0]:.4g}{unit} to {there[-1]:.4g}{unit} in {len(there)} epochs"
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}"
+def _new_figure(height: float) -> Figure:
+    return Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+
+
+def _drawn(figure: Figure, name: str, text: str, caption: str) -> dict:
+    """Returns a figure as an `<svg>` element with a text alternative, and its caption."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": name}):
+        # The browser's fonts have the characters that matplotlib's lacks.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=none)
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    root = ElementTree.fromstring(buffer.getvalue())
+    _clean(root)
+    width, height = (root.get(key, "").removesuffix("pt") for key in ("width", "height"))
+    root.attrib |= {"width": width, "height": height, "role": "img", "aria-label": text}
+    return {"svg": Markup(ElementTree.tostring(root, encoding="unicode")), "caption": caption}
+
+
+def _clean(root: ElementTree.Element) -> None:
+    """Uses the page's colors, and removes global styles and unused identifiers."""
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    used = set(re.findall(r"(?m)^#(.+)$|url\(#([^)]*)\)", "\n".join(values)))
+    used = {identifier for pair in used for identifier in pair}
+    for parent in list(root.iter()):
+        for child in parent.findall(f"{{{_SVG}}}style"):
+            parent.remove(child)
+        if parent.get("id") not in used:
+            parent.attrib.pop("id", None)
+        if declared := parent.get("style"):
+            colors = re.sub(r"#[0-9a-f]{6}", lambda c: _VARIABLES.get(c[0], c[0]), declared)
+            parent.set("style", colors)

@@ -1,351 +1,390 @@
-"""The page of a report: what is on it, in which words, and its file."""
+"""Writes the page of a report."""
 
 import base64
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import keras
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 import stkd_keras
 from stkd_keras.data import Dataset
 from stkd_keras.errors import InputError, one_line
+from stkd_keras.evaluation import cost
+from stkd_keras.evaluation.scores import fidelity, log_softmax, score
 from stkd_keras.files.atomic import write_atomically
-from stkd_keras.mixing import CutMix, Mixup
-from stkd_keras.report import figures, text
-from stkd_keras.report.numbers import as_json, largest_entries, off_diagonal
-from stkd_keras.report.run_files import RunFiles
+from stkd_keras.mixing import Mixup
+from stkd_keras.report import figures
+from stkd_keras.report.measurements import (
+    Predictions,
+    fetch_test_images,
+    largest_entries,
+    measure,
+    most_different,
+    off_diagonal,
+)
+from stkd_keras.report.run_files import RunFiles, printable, read_run_files
+from stkd_keras.teacher.frozen import FrozenTeacher
 
 MOST_CLASSES_IN_A_TABLE = 20
-EXTREME_CLASSES = 5
-CONFUSED_PAIRS = 10
-ALIKE_PAIRS = 5
-CLASSES_A_CARD = 3
-LARGEST_IMAGE = 192
+# Larger matrices are only drawn: as numbers, those of 200 classes have megabytes.
+MOST_CLASSES_IN_JSON = 100
+UNKNOWN = "–"  # noqa: RUF001
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
-    """An image, and what is said of it.
+class Student:
+    """A student in a report.
 
     Attributes:
-        image: uint8 (height, width, channels).
-        label: float (C,), the label as a row.
-        answers: float (C,) by "teacher" and "student".
-        index: the image's number in the test split; None for a virtual sample.
-        kl: KL(teacher || student), or None.
+        name: its name in the report.
+        model: any Keras classifier.
+        run: the directory of the run that trained it, or None.
+        exported: the folder it was exported to (default: `export/` in the run's directory).
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    answers: dict[str, np.ndarray]
-    index: int | None = None
-    kl: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """All that the page is made of.
-
-    Attributes:
-        models: the numbers of each, the student's first, the teacher's second if there is one.
-        class_names: names of the classes, printable, as are those of the models.
-        dataset: the data set.
-        runs: what is known of each student's run.
-        temperature: of the similarities.
-        mixing: what made the virtual samples.
-        mixing_is_own: whether the run mixed so, too.
-        different: what student and teacher answer most differently.
-        virtual: virtual samples.
-        machine: what the times were taken on.
-    """
-
-    models: list[dict[str, Any]]
-    class_names: list[str]
-    dataset: Dataset
-    runs: list[RunFiles]
-    temperature: float
-    mixing: Mixup | CutMix
-    mixing_is_own: bool
-    different: list[Card]
-    virtual: list[Card]
-    machine: str
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether one of the models is a teacher."""
-        return any(model["role"] == "teacher" for model in self.models)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the models."""
-        return [model["name"] for model in self.models]
+    name: str
+    model: keras.Model
+    run: str | os.PathLike | None = None
+    exported: str | os.PathLike | None = None
 
 
 def check_report_file(file: str | os.PathLike) -> None:
-    """Refuses a place where no report can be written, before anything is measured.
-
-    Raises:
-        InputError: likewise.
-    """
+    """Raises an `InputError` if the file's folder doesn't exist, or the file is a folder."""
     path = pathlib.Path(file)
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
-        raise InputError(f"the report {path} {what}; name a file, as PATH/report.html")
+        raise InputError(f"the report {path} {what}; name a file, such as PATH/report.html")
 
 
-def write_page(file: str | os.PathLike, report: Report) -> None:
-    """Writes the page, whole or not at all.
+def write_report(
+    file: str | os.PathLike,
+    students: Sequence[Student],
+    teacher: FrozenTeacher | None,
+    dataset: Dataset,
+    teacher_name: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Writes the report; see `stkd_keras.experiment.report`."""
+    check_report_file(file)
+    if not students:
+        raise InputError("the report has no student; give at least one")
+    runs = [read_run_files(student.run, student.exported) for student in students]
+    run = runs[0]
+    names = [student.name for student in students]
+    compared: list[keras.Model | FrozenTeacher] = [student.model for student in students]
+    if teacher is not None:
+        names.insert(1, teacher_name or run.teacher or "teacher")
+        compared.insert(1, teacher)
+    by_name = dict(zip(_unique(names), compared, strict=True))
+    mixing, temperature = run.mixing or Mixup(), run.settings.get("temperature", 1.0)
+    seed = run.settings.get("data_seed", 0)
+    models, test, virtual = measure(by_name, dataset, mixing, seed, temperature)
+    print("report: drawing")
+    class_names = [printable(name) for name in dataset.class_names]
+    different = most_different(*test.logits[:2], 12) if teacher is not None else []
+    arguments = ", ".join(f"{name}={value}" for name, value in mixing.get_config().items())
+    page = _render(
+        dataset=dataset,
+        models=models,
+        student=models[0],
+        teacher=models[1] if teacher is not None else None,
+        run=run,
+        machine=cost.machine(),
+        temperature=temperature,
+        mixing=f"{type(mixing).__name__}({arguments})",
+        summary=_summary(models),
+        facts=_facts(run, dataset),
+        classes=_class_rows(models, class_names),
+        confused=_pairs(models, "confusion", 10, class_names),
+        similar=_pairs(models, "similarity", 5, class_names),
+        different=_different_cards(different, test, dataset, class_names),
+        virtual=_virtual_cards(virtual, models, class_names),
+        figures=_figures(models, runs, class_names),
+        numbers=_as_json(
+            {
+                "dataset": {"name": dataset.name, "version": dataset.version,
+                            "test_images": len(dataset.test)},
+                "classes": class_names,
+                "temperature": temperature,
+                "mixing": {"class": type(mixing).__name__, **mixing.get_config()},
+                "machine": cost.machine(),
+                "models": models,
+                "most_different": [{"image": index, "kl": kl} for index, kl in different],
+            }
+        ),
+    )  # fmt: skip
+    # File names may contain bytes that aren't valid text.
+    write_atomically(file, page.encode(errors="backslashreplace"))
+    metrics = {"test": score(test.logits[0], test.labels)}
+    if teacher is not None:
+        metrics["teacher"] = score(test.logits[1], test.labels)
+        metrics["fidelity"] = fidelity(*test.logits[:2])
+    return metrics
 
-    Raises:
-        InputError: where it can't be written.
-    """
-    # File names may hold bytes that no text has.
-    write_atomically(file, render(report).encode(errors="backslashreplace"))
 
-
-def render(report: Report) -> str:
-    """Returns the page."""
+def _render(**content) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stkd_keras", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_finalized,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {
-        "percent": text.percent,
-        "number": text.number,
-        "nats": text.nats,
-        "millions": text.millions,
-        "megabytes": text.megabytes,
-        "times": text.times,
-    }
-    template = environment.get_template("report.html.jinja")
-    return template.render(
-        report=report,
-        models=report.models,
-        student=report.models[0],
-        teacher=report.models[1] if report.has_teacher else None,
-        run=report.runs[0],
-        title=_title(report),
-        summary=text.summary(report.models),
-        facts=_facts(report),
-        settings=[(one_line(k), one_line(v)) for k, v in sorted(report.runs[0].settings.items())],
-        classes=_class_rows(report),
-        confused=_pairs(report, "confusion", CONFUSED_PAIRS),
-        alike=_pairs(report, "similarity", ALIKE_PAIRS),
-        mixing=_mixing_in_words(report),
-        different=[_shown(card, report.class_names) for card in report.different],
-        virtual=[_shown(card, report.class_names) for card in report.virtual],
-        figures=_figures(report),
-        numbers=_numbers(report),
-    )
+        "percent": _percent, "number": _number, "nats": _nats, "times": _times,
+        "one_line": one_line,
+    }  # fmt: skip
+    return environment.get_template("report.html.jinja").render(**content)
 
 
-def _finalized(value: Any) -> Any:
-    """What is written for a value: no text from a file as it is."""
-    return text.printable(value) if type(value) is str else value
+def _unique(names: Sequence[str]) -> list[str]:
+    result: list[str] = []
+    for name in map(printable, names):
+        same = sum(each == name or each.startswith(f"{name} (") for each in result)
+        result.append(f"{name} ({same + 1})" if name in result else name)
+    return result
 
 
-def _title(report: Report) -> str:
-    name = report.models[0]["name"]
-    return f"{name}, distilled from {report.models[1]['name']}" if report.has_teacher else name
+def _summary(models: Sequence[dict]) -> str:
+    """Returns a sentence to quote: the student's accuracy and cost."""
+    student = models[0]
+    name, costs, accuracy = student["name"], student["cost"], student["accuracy"]
+    if len(models) < 2 or models[1]["role"] != "teacher":
+        low, high = student["accuracy_interval"]
+        return (
+            f"{name} has an accuracy of {_percent(accuracy)} (95 % interval {_percent(low)} to "
+            f"{_percent(high)}) and {costs['parameters']:,} parameters."
+        )
+    teacher = models[1]
+    if 0 < accuracy <= teacher["accuracy"]:
+        reached = (
+            f"reaches {_percent(accuracy / teacher['accuracy'])} of {teacher['name']}'s accuracy "
+            f"({_percent(accuracy)} of {_percent(teacher['accuracy'])})"
+        )
+    else:
+        reached = (
+            f"has an accuracy of {_percent(accuracy)}, compared with "
+            f"{_percent(teacher['accuracy'])} for {teacher['name']},"
+        )
+    ratios = [
+        f"{_times(costs[key], teacher['cost'][key])} the {label}"
+        for key, label in (
+            ("parameters", "parameters"),
+            ("multiply_adds", "multiply-adds"),
+            ("images_per_second_128", "throughput on this machine"),
+        )
+        if costs[key] and teacher["cost"][key]
+    ]
+    return f"{name} {reached} with {', '.join(ratios[:-1])} and {ratios[-1]}."
 
 
-def _facts(report: Report) -> list[tuple[str, str | list[str]]]:
-    """What made the run, by name, as far as it is known."""
-    run, dataset = report.runs[0], report.dataset
-    counts = {**run.data.get("images", {}), "test": len(dataset.test)}
-    images = ", ".join(
-        f"{count:,} {name}" for name, count in counts.items() if isinstance(count, int)
-    )
+def _facts(run: RunFiles, dataset: Dataset) -> list[tuple[str, str | list[str]]]:
+    """Returns how the student was trained, by name, as far as it is known."""
+    counts = {**run.image_counts, "test": len(dataset.test)}
+    images = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     shape = "x".join(map(str, dataset.image_shape))
     data = f"{dataset.name} {dataset.version}, {dataset.num_classes} classes, images of {shape}"
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     facts: dict[str, str | list[str]] = {
         "Command": [shlex.quote(word) for word in ("python", *run.command)] if run.command else "",
         "Data": f"{data}: {images}",
-        "Trained for": text.duration(run.seconds) if run.seconds else "",
+        "Trained for": _duration(run.seconds) if run.seconds else "",
         "Versions": one_line(versions) if versions else "",
         "Commit": one_line(run.git_commit) if run.git_commit else "",
-        "Measured on": f"{report.machine}, with stkd_keras {stkd_keras.__version__}",
+        "Measured on": f"{cost.machine()}, with stkd_keras {stkd_keras.__version__}",
     }
     return [(name, value) for name, value in facts.items() if value]
 
 
-def _class_rows(report: Report) -> dict[str, list[dict]]:
-    """The classes of the per class table: "all", and of many the student's "worst" and "best"."""
+def _class_rows(models: Sequence[dict], class_names: Sequence[str]) -> dict[str, list[dict]]:
+    """Returns the classes as "all", and the student's "worst" and "best" if there are many."""
     rows = [
-        {
-            "name": name,
-            "images": report.models[0]["per_class"][number]["images"],
-            "models": [model["per_class"][number] for model in report.models],
-        }
-        for number, name in enumerate(report.class_names)
+        {"name": name, "images": each[0]["images"], "models": each}
+        for name, *each in zip(class_names, *(m["per_class"] for m in models), strict=True)
     ]
     if len(rows) <= MOST_CLASSES_IN_A_TABLE:
         return {"all": rows, "worst": [], "best": []}
-    ordered = sorted(
-        (row for row in rows if row["images"]), key=lambda row: row["models"][0]["accuracy"]
-    )
-    return {
-        "all": rows,
-        "worst": ordered[:EXTREME_CLASSES],
-        "best": ordered[::-1][:EXTREME_CLASSES],
-    }
+    tested = [row for row in rows if row["images"]]
+    ordered = sorted(tested, key=lambda row: row["models"][0]["accuracy"])
+    return {"all": rows, "worst": ordered[:5], "best": ordered[::-1][:5]}
 
 
-def _pairs(report: Report, matrix: str, count: int) -> list[dict]:
-    """The largest entries of the student's matrix off its diagonal, with those of the others."""
+def _pairs(models: Sequence[dict], matrix: str, count: int, names: Sequence[str]) -> list[dict]:
+    """Returns the student's largest entries off the diagonal, with the other models' entries."""
     return [
         {
-            "true": report.class_names[true],
-            "other": report.class_names[other],
-            "values": [model[matrix][true, other] for model in report.models],
+            "true": names[true],
+            "other": names[other],
+            "values": [model[matrix][true, other] for model in models],
         }
-        for true, other in largest_entries(report.models[0][matrix], count)
+        for true, other in largest_entries(models[0][matrix], count)
     ]
 
 
-def _mixing_in_words(report: Report) -> str:
-    config = report.mixing.get_config()
-    arguments = ", ".join(f"{name}={value}" for name, value in config.items())
-    return f"{type(report.mixing).__name__}({arguments})"
+def _different_cards(
+    different: list[tuple[int, float]], test: Predictions, dataset: Dataset, names: Sequence[str]
+) -> list[dict]:
+    if not different:
+        return []
+    indices = [index for index, _ in different]
+    student, teacher = (np.exp(log_softmax(logits[indices])) for logits in test.logits[:2])
+    labels = np.eye(dataset.num_classes)[test.labels[indices]]
+    return [
+        {
+            **_card(images, {"label": label, "teacher": t, "student": s}, names),
+            "title": f"{names[label.argmax()]}, image {index}",
+            "kl": kl,
+        }
+        for images, label, t, s, (index, kl) in zip(
+            fetch_test_images(dataset, indices), labels, teacher, student, different,
+            strict=True,
+        )
+    ]  # fmt: skip
 
 
-def _shown(card: Card, class_names: Sequence[str]) -> dict[str, Any]:
-    """A card as the page has it: the classes that any of its distributions finds likeliest."""
-    columns = {"label": card.label, **card.answers}
+def _virtual_cards(virtual: Predictions, models: list[dict], names: Sequence[str]) -> list[dict]:
+    count = len(virtual.images)
+    columns = {"label": virtual.labels[:count]}
+    for role in ("teacher", "student"):
+        for model, logits in zip(models, virtual.logits, strict=True):
+            if model["role"] == role:
+                columns[role] = np.exp(log_softmax(logits[:count]))
+    cards = []
+    for number, image in enumerate(np.rint(np.clip(virtual.images, 0, 255)).astype(np.uint8)):
+        label = columns["label"][number]
+        mixed = [c for c in np.argsort(-label, kind="stable") if label[c] > 0]
+        title = ", ".join(f"{names[c]} ({100 * label[c]:.0f} %)" for c in mixed)
+        card = _card(image, {role: values[number] for role, values in columns.items()}, names)
+        cards.append({**card, "title": title, "kl": None})
+    return cards
+
+
+def _card(image: np.ndarray, columns: dict[str, np.ndarray], names: Sequence[str]) -> dict:
+    """Returns an image with the three most probable classes of each column."""
     chosen: list[int] = []
     for values in columns.values():
-        likeliest = [int(c) for c in np.argsort(-values, kind="stable")[:CLASSES_A_CARD]]
-        chosen += [c for c in likeliest if c not in chosen and values[c] >= 0.005]
+        top = [int(c) for c in np.argsort(-values, kind="stable")[:3]]
+        chosen += [c for c in top if c not in chosen and values[c] >= 0.005]
     chosen.sort(key=lambda c: -sum(values[c] for values in columns.values()))
-    label = ", ".join(
-        f"{100 * card.label[c]:.0f} % {class_names[c]}" if card.label[c] < 1 else class_names[c]
-        for c in np.argsort(-card.label, kind="stable")
-        if card.label[c] > 0
-    )
-    what = "virtual sample" if card.index is None else f"test image {card.index}"
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] not in (3, 4) else image)
+    picture.thumbnail((192, 192))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", optimize=True)
     return {
-        "image": _data_uri(card.image),
-        "alt": f"{what}: {label}",
-        "title": label if card.index is None else f"{label}, image {card.index}",
-        "kl": card.kl,
+        "image": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
         "columns": list(columns),
         "rows": [
-            {"name": class_names[c], "values": [values[c] for values in columns.values()]}
-            for c in chosen
+            {"name": names[c], "values": [values[c] for values in columns.values()]} for c in chosen
         ],
     }
 
 
-def _data_uri(image: np.ndarray) -> str:
-    """An image as it stands within a page: PNG, no larger than it is shown."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] not in (3, 4) else image)
-    picture.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _figures(
+    models: list[dict], runs: list[RunFiles], class_names: Sequence[str]
+) -> dict[str, list[dict]]:
+    """Returns the figures of each section."""
+    with figures.style():
+        each = list(enumerate(models))
+        highest = max(np.nanmax(off_diagonal(m["similarity"]), initial=0) for m in models)
+        drawn = {
+            "accuracy": [figures.draw_accuracies(models)] if len(models) > 1 else [],
+            "reliability": [figures.draw_reliability(n, model) for n, model in each],
+            "confusion": [figures.draw_confusion(n, model, class_names) for n, model in each],
+            "similarity": [
+                figures.draw_similarity(n, model, highest, class_names) for n, model in each
+            ],
+            "curves": _curves(models, runs),
+        }
+        if len(models) > 1 and models[1]["role"] == "teacher":
+            drawn["similarity"].append(figures.draw_similarity_scatter(*models[:2]))
+    return drawn
 
 
-def _figures(report: Report) -> dict[str, list[dict]]:
-    """The figures of each section."""
-    models, names, classes = report.models, report.names, report.class_names
-    each = list(zip(range(len(models)), names, models, strict=True))
-    drawn: dict[str, list] = {
-        "accuracy": [figures.draw_accuracies(names, models)] if len(models) > 1 else [],
-        "reliability": [figures.draw_reliability(name, n, model) for n, name, model in each],
-        "confusion": [figures.draw_confusion(name, n, model, classes) for n, name, model in each],
+def _curves(models: list[dict], runs: list[RunFiles]) -> list[dict]:
+    history = runs[0].history
+    labels = {
+        "val_accuracy": "validation accuracy",
+        "accuracy": "training accuracy",
+        "teacher_agreement": "agreement with the teacher",
     }
-    highest = max(
-        (np.nanmax(off_diagonal(model["similarity"]), initial=0) for model in models), default=0
-    )
-    drawn["similarity"] = [
-        figures.draw_similarity(name, n, model["similarity"], highest, classes)
-        for n, name, model in each
-    ]
-    if report.has_teacher:
-        student, teacher = models[:2]
-        scatter = figures.draw_similarity_scatter(
-            student["name"], teacher["name"], student["similarity"], teacher["similarity"],
-            student["similarity_correlation"],
-        )  # fmt: skip
-        drawn["similarity"].append(scatter)
-    drawn["curves"] = _curves(report)
-    return {
-        section: [{"svg": Markup(d.svg), "caption": d.caption} for d in drawings]
-        for section, drawings in drawn.items()
-    }
-
-
-def _curves(report: Report) -> list[figures.Drawing]:
-    history = report.runs[0].history
-    shares = {
-        "validation accuracy": history.get("val_accuracy"),
-        "accuracy on what is trained on": history.get("accuracy"),
-        "agreement with the teacher": history.get("teacher_agreement"),
-    }
-    losses = {
-        name: values
-        for name, values in history.items()
-        if name.endswith("loss") and not name.startswith("val_")
-    }
-    students = [n for n, model in enumerate(report.models) if model["role"] != "teacher"]
-    runs = {
+    shares = {label: history[key] for key, label in labels.items() if key in history}
+    losses = {k: v for k, v in history.items() if k.endswith("loss") and not k.startswith("val_")}
+    validation = {"validation loss": history["val_loss"]} if "val_loss" in history else {}
+    students = [n for n, model in enumerate(models) if model["role"] != "teacher"]
+    compared = {
         number: run.history["val_accuracy"]
-        for number, run in zip(students, report.runs, strict=True)
+        for number, run in zip(students, runs, strict=True)
         if "val_accuracy" in run.history
     }
     drawings = [
-        figures.draw_curves(
-            "accuracy", _given(shares), "%", "Accuracy and agreement by epoch", in_percent=True
-        ),
+        figures.draw_curves("accuracy", shares, "%", "Accuracy and agreement by epoch"),
         figures.draw_curves("loss", losses, "loss", "Training losses by epoch"),
         figures.draw_curves(
-            "validation-loss", _given({"validation loss": history.get("val_loss")}), "loss",
-            "Cross-entropy on the validation images by epoch",
+            "validation-loss", validation, "loss", "Cross-entropy on the validation images by epoch"
         ),
-    ]  # fmt: skip
-    if len(runs) > 1:
-        of_runs = {report.names[number]: values for number, values in runs.items()}
-        drawings.append(
-            figures.draw_curves(
-                "runs", of_runs, "validation accuracy, %",
-                "Validation accuracy of the runs by epoch", in_percent=True, series=list(runs),
-            )
-        )  # fmt: skip
+    ]
+    if len(compared) > 1:
+        of_runs = {models[number]["name"]: values for number, values in compared.items()}
+        caption = "Validation accuracy of the runs by epoch"
+        label = "validation accuracy, %"
+        drawings.append(figures.draw_curves("runs", of_runs, label, caption, list(compared)))
     return [drawing for drawing in drawings if drawing is not None]
 
 
-def _given(curves: Mapping[str, list[float] | None]) -> dict[str, list[float]]:
-    return {name: values for name, values in curves.items() if values is not None}
+def _as_json(content: Any) -> Any:
+    """Makes NaN None, arrays lists (large ones None), and NumPy's numbers Python's."""
+    if isinstance(content, dict):
+        return {key: _as_json(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray):
+        return None if len(content) > MOST_CLASSES_IN_JSON else _as_json(content.tolist())
+    if isinstance(content, list | tuple):
+        return [_as_json(value) for value in content]
+    if isinstance(content, np.integer):
+        return int(content)
+    if isinstance(content, float):  # NumPy's floats too.
+        return round(float(content), 9) if math.isfinite(content) else None
+    return content
 
 
-def _numbers(report: Report) -> dict[str, Any]:
-    """The page's numbers, for programs."""
-    return as_json(
-        {
-            "dataset": {
-                "name": report.dataset.name,
-                "version": report.dataset.version,
-                "test_images": len(report.dataset.test),
-            },
-            "classes": report.class_names,
-            "temperature": report.temperature,
-            "mixing": {"class": type(report.mixing).__name__, **report.mixing.get_config()},
-            "machine": report.machine,
-            "models": report.models,
-            "most_different": [{"image": c.index, "kl": c.kl} for c in report.different],
-        }
-    )
+def _percent(fraction: float | None, digits: int = 1) -> str:
+    return _formatted(fraction, lambda x: f"{100 * x:.{digits}f} %")
+
+
+def _nats(value: float | None) -> str:
+    return _formatted(value, lambda x: f"{x:.4f}")
+
+
+def _number(value: float | None, unit: float = 1.0) -> str:
+    """Formats an integer with thousands separators, and other numbers to three digits."""
+    if isinstance(value, int) and unit == 1:
+        return f"{value:,}"
+    return _formatted(value, lambda x: f"{x / unit:{',.0f' if x >= 1000 * unit else '.3g'}}")
+
+
+def _times(value: float | None, reference: float | None) -> str:
+    if not value or not reference:
+        return UNKNOWN
+    ratio = value / reference
+    return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 10 else 0}f}×"  # noqa: RUF001
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _formatted(value: float | None, form) -> str:
+    return UNKNOWN if value is None or not math.isfinite(value) else form(value)

@@ -1,24 +1,24 @@
-"""How long a training will take, found by making a few of its steps."""
+"""Estimates the duration of a training from a few of its steps."""
 
 import functools
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
 
 import keras
 
 from stkd_keras.data import AnySplit, Dataset, pipeline, steps_per_epoch
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.distribution.workers import distributed
+from stkd_keras.evaluation.cost import median_seconds
 from stkd_keras.evaluation.scores import compiled
 from stkd_keras.optimizers import SGD
 from stkd_keras.teacher.frozen import FrozenTeacher
 
-# Tracing, and the pipeline's first batches.
-_NOT_COUNTED = 3
-_COUNTED = 10
+# The first steps trace the graph and fill the input pipeline.
+_WARM_UP_STEPS = 3
+_TIMED_STEPS = 10
 
 
 def time_training(
@@ -33,71 +33,66 @@ def time_training(
     evaluated: int,
     started: float,
 ) -> dict[str, float]:
-    """Makes a few steps of a training, which change the distiller's student, and leaves no file.
+    """Times a few training steps. They change the student, but write no file.
 
     Args:
-        distiller: as it would be trained, with the teacher itself and no recording.
-        teacher: what is scored on the test split, or None.
-        dataset: what the split is of.
+        distiller: the distiller, with the teacher itself and not a recording.
+        teacher: the teacher to evaluate on the test split, or None.
+        dataset: the data set.
         train_split: the images to train on.
-        epochs: as of `stkd_keras.experiment.train`.
-        batch_size: likewise.
-        augment: likewise.
-        evaluated: how many images the student is scored on, during the training and behind it.
-        started: when the process began, by `time.monotonic()`.
+        epochs: as in `stkd_keras.experiment.train`.
+        batch_size: as in `stkd_keras.experiment.train`.
+        augment: as in `stkd_keras.experiment.train`.
+        evaluated: how many images the student is evaluated on, during and after the training.
+        started: the start of the process, by `time.monotonic()`.
 
     Returns:
-        `steps`, and the seconds of a step, of the teacher's part in it, of what comes before the
-        first (imports, images, compiling), and of all evaluations (of which the student's are
-        guessed: a third of a step for a batch).
+        "steps", the number of steps, and durations in seconds: "step_seconds" of a step,
+        "teacher_seconds" of the teacher's forward pass in it, "start_seconds" before the first
+        step (imports, images, compilation), and "evaluation_seconds" of all evaluations, where a
+        batch of the student is estimated as a third of its training step.
     """
     step = _time_steps(distiller, dataset, train_split, batch_size, augment)
-    start = time.monotonic() - started - (_NOT_COUNTED + _COUNTED) * step
-    answers = 0.0
+    start = time.monotonic() - started - (_WARM_UP_STEPS + _TIMED_STEPS) * step
+    forward = 0.0
     if teacher is not None:
-        answers = _time_teacher(distiller, teacher, dataset, train_split, batch_size, augment)
-    in_step = answers if distiller.teacher is not None else 0.0
+        forward = _time_teacher(distiller, teacher, dataset, train_split, batch_size, augment)
+    in_step = forward if distiller.teacher is not None else 0.0
     of_student = max(0.0, step - in_step) / 3
     return {
         "steps": epochs * steps_per_epoch(train_split, batch_size) + distiller.pretraining_steps,
         "step_seconds": step,
         "teacher_seconds": in_step,
         "start_seconds": max(0.0, start),
-        "evaluation_seconds": (evaluated * of_student + len(dataset.test) * answers) / batch_size,
+        "evaluation_seconds": (evaluated * of_student + len(dataset.test) * forward) / batch_size,
     }
 
 
 def say(timing: dict[str, float]) -> None:
-    """Prints a line for who reads it, and a line of JSON for what does.
-
-    Args:
-        timing: of `time_training`.
-    """
-    seconds, step = training_seconds(timing), timing["step_seconds"]
-    share = f", of which the teacher {timing['teacher_seconds'] / step:.0%}".replace("%", " %")
+    """Prints a summary of what `time_training` returned, and a JSON line."""
+    step = timing["step_seconds"]
+    share = f", {100 * timing['teacher_seconds'] / step:.0f} % of it for the teacher"
     print(
-        f"{timing['steps']:,} steps of {1e3 * step:.0f} ms: about {in_words(seconds)}"
-        + (share if timing["teacher_seconds"] else "")
+        f"{timing['steps']:,} steps of {1e3 * step:.0f} ms"
+        f"{share if timing['teacher_seconds'] else ''}: about {in_words(training_seconds(timing))}"
     )
     print(json.dumps({name: round(value, 6) for name, value in timing.items()}))
 
 
 def training_seconds(timing: dict[str, float]) -> float:
-    """Returns what the whole training takes, with all that comes before and behind it."""
+    """Returns the duration of the whole training, with startup and evaluations."""
     steps = timing["steps"] * timing["step_seconds"]
     return timing["start_seconds"] + steps + timing["evaluation_seconds"]
 
 
 def in_words(seconds: float) -> str:
-    """Returns a duration for people: 45 s, 34 min, 5.2 h."""
+    """Returns a readable duration: 45 s, 34 min, 5.2 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class _Clock(keras.callbacks.Callback):
-    """Notes when each step is done."""
-
     def __init__(self):
         super().__init__()
         self.times = []
@@ -113,27 +108,20 @@ def _time_steps(distiller, dataset, train_split, batch_size: int, augment: str) 
     )  # fmt: skip
     clock = _Clock()
     with distiller.distribute_strategy.scope():
-        # Which optimizer it is makes no difference to be seen.
+        # The choice of the optimizer makes no measurable difference.
         distiller.compile(SGD(0.01, momentum=0.9, l2=5e-4), metrics=["accuracy"])
     distiller.fit(
         distributed(share_of, distiller.distribute_strategy),
-        steps_per_epoch=_NOT_COUNTED + _COUNTED, shuffle=False, verbose=0, callbacks=[clock],
+        steps_per_epoch=_WARM_UP_STEPS + _TIMED_STEPS, shuffle=False, verbose=0, callbacks=[clock],
     )  # fmt: skip
-    return _median_between(clock.times[_NOT_COUNTED - 1 :])
+    times = clock.times[_WARM_UP_STEPS - 1 :]
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def _time_teacher(distiller, teacher, dataset, train_split, batch_size: int, augment: str) -> float:
     batches = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
     images = next(iter(batches))[0]
-    # Each replica asks about its own part of the batch, at the same time.
+    # Each replica calls the teacher on its part of the batch, at the same time.
     images = images[: -(-len(images) // distiller.distribute_strategy.num_replicas_in_sync)]
-    ask: Callable = compiled(teacher, dataset.image_shape)
-    times = []
-    for _ in range(_NOT_COUNTED + _COUNTED):
-        ask(images).numpy()
-        times.append(time.perf_counter())
-    return _median_between(times[_NOT_COUNTED - 1 :])
-
-
-def _median_between(times: list[float]) -> float:
-    return statistics.median(b - a for a, b in itertools.pairwise(times))
+    forward = compiled(teacher, dataset.image_shape)
+    return median_seconds({"teacher": lambda: forward(images).numpy()}, seconds=5)["teacher"]

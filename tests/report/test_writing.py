@@ -328,7 +328,7 @@ def test_exported_models_have_a_table_and_a_broken_file_one_line(tmp_path):
     (run / "export" / "export.json").write_text(json.dumps(EXPORT))
     experiment.report(tmp_path / "report.html", students, None, dataset)
     text = Page((tmp_path / "report.html").read_text()).text
-    for shown in ("student.tflite", "99.80 %", "LiteRT 2.3", "0.25 MB", "<b>a machine</b>"):
+    for shown in ("student.tflite", "99.80 %", "LiteRT 2.3", "0.25", "<b>a machine</b>"):
         assert shown in text
     before = (tmp_path / "report.html").read_bytes()
     for broken in (

@@ -425,10 +425,10 @@ COMBINATIONS = {
         "names.txt is no folder", (*SCORED, "names.txt")),
     "an export in place of a folder": Case(
         f"{SCORE} --model=two.keras --export=litert --output_dir=.",
-        "student.tflite is there and isn't of an export", SCORED, (directory("student.tflite"),)),
+        "student.tflite exists and isn't from an export", SCORED, (directory("student.tflite"),)),
     "an export in place of another's folder": Case(
         f"{SCORE} --model=two.keras --export=saved_model --output_dir=.",
-        "saved_model is there and isn't of an export", SCORED, (write("saved_model/own.txt"),)),
+        "saved_model exists and isn't from an export", SCORED, (write("saved_model/own.txt"),)),
     "an export beside a teacher": Case(
         f"{SCORE} --model=two.keras --teacher=small.keras --export=litert --output_dir=new",
         "--teacher", SCORED),

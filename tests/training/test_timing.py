@@ -25,7 +25,7 @@ def test_it_times_student_and_teacher_and_writes_nothing(command, tmp_path):
         "--train_images_per_class=20", "--batch_size=20", "--replay=answers.replay",
     )  # fmt: skip
     assert line.startswith("30 steps of ")
-    assert ", of which the teacher " in line
+    assert " % of it for the teacher" in line
     assert answer["steps"] == 30
     assert 0 < answer["teacher_seconds"] < answer["step_seconds"] < 1
     assert 1 < answer["start_seconds"] < 100

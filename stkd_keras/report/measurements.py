@@ -1,0 +1,266 @@
+"""Measures the models of a report: predictions, scores and costs. Fractions, not percent."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from stkd_keras.classifiers.outputs import logits_function
+from stkd_keras.data import Dataset, RecordSplit, evaluation_pipeline, pipeline
+from stkd_keras.evaluation import cost
+from stkd_keras.evaluation.scores import (
+    EVALUATION_BATCH,
+    compiled,
+    divergences,
+    fidelity,
+    log_softmax,
+    reliability,
+    score,
+    wilson_interval,
+)
+from stkd_keras.mixing import CutMix, Mixup, virtual_samples
+from stkd_keras.teacher.frozen import FrozenTeacher
+from stkd_keras.training.sample_panel import NUM_SAMPLES
+
+MOST_VIRTUAL_SAMPLES = 10_000
+
+Classifier = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of several models on the same images.
+
+    Attributes:
+        labels: integers (N,), or mixed labels float32 (N, C).
+        logits: float32 (N, C) of each model.
+        images: the first images, float32 (<= 8, height, width, channels), pixels in [0, 255].
+    """
+
+    labels: np.ndarray
+    logits: list[np.ndarray]
+    images: np.ndarray
+
+
+def measure(
+    compared: Mapping[str, keras.Model | FrozenTeacher],
+    dataset: Dataset,
+    mixing: Mixup | CutMix,
+    data_seed: int,
+    temperature: float,
+) -> tuple[list[dict[str, Any]], Predictions, Predictions]:
+    """Measures models on the test split, and on virtual samples made from it.
+
+    The first model is the student, and a `FrozenTeacher` is the teacher, the second.
+
+    Returns:
+        The scores and costs of each model, and the predictions on both kinds of images.
+    """
+    classifiers = _classifiers(compared.values(), dataset)
+    count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
+    print(f"report: evaluating {count} on {len(dataset.test):,} test images")
+    batches = evaluation_pipeline(dataset.test, EVALUATION_BATCH)
+    test = _predict(classifiers, batches, len(dataset.test))
+    print("report: evaluating on virtual samples")
+    virtual = _predict_virtual_samples(classifiers, dataset, mixing, data_seed)
+    print("report: timing")
+    costs = _costs(list(compared.values()), dataset)
+    entries = [
+        {
+            "name": name,
+            "role": "student" if number == 0 else "other",
+            **model_scores(test.logits[number], test.labels, temperature),
+            "cost": costs[number],
+        }
+        for number, name in enumerate(compared)
+    ]
+    if len(entries) > 1 and isinstance(list(compared.values())[1], FrozenTeacher):
+        entries[1]["role"] = "teacher"
+        for number in (0, *range(2, len(entries))):
+            entries[number]["fidelity"] = {
+                images: fidelity_scores(each.logits[number], each.logits[1])
+                for images, each in (("test", test), ("virtual", virtual))
+            }
+            entries[number]["similarity_correlation"] = similarity_correlation(
+                entries[number]["similarity"], entries[1]["similarity"]
+            )
+    return entries, test, virtual
+
+
+def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
+    """Returns some images of the test split, uint8 (len(indices), height, width, channels)."""
+    if not isinstance(dataset.test, RecordSplit):
+        return np.asarray(dataset.test.fetch(tf.constant(list(indices), tf.int32))[0])
+    found = {
+        number: image.numpy()
+        for number, (image, _) in enumerate(dataset.test.examples().take(max(indices) + 1))
+        if number in indices
+    }
+    return np.stack([found[index] for index in indices])
+
+
+def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
+    """Returns the report's scores of one model on the test split.
+
+    They are those of `stkd_keras.evaluation.score`, and "correct" (images), "accuracy_interval",
+    "reliability", "per_class", and the arrays "confusion" and "similarity".
+    """
+    classes = logits.shape[1]
+    pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
+    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    correct, images = np.diag(confusion), confusion.sum(axis=1)
+    bins = reliability(logits, labels)
+    edges = np.linspace(0, 1, len(bins["images"]) + 1)
+    return {
+        **score(logits, labels),
+        "correct": int(correct.sum()),
+        "accuracy_interval": _interval(correct.sum(), len(labels)),
+        "reliability": [
+            {"lower": low, "upper": high, **{key: values[n] for key, values in bins.items()}}
+            for n, (low, high) in enumerate(itertools.pairwise(edges))
+        ],
+        "per_class": [
+            {
+                "images": count,
+                "accuracy": right / count if count else math.nan,
+                "interval": _interval(right, count),
+            }
+            for right, count in zip(correct, images, strict=True)
+        ],
+        "confusion": confusion,
+        "similarity": class_similarity(logits, labels, temperature),
+    }
+
+
+def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns the mean soft outputs on the images of each class.
+
+    Float64 (C, C): row c holds the mean probabilities for images of class c, NaN without images.
+    """
+    sums = np.zeros((logits.shape[1], logits.shape[1]))
+    np.add.at(sums, labels, np.exp(log_softmax(np.float64(logits) / temperature)))
+    counts = np.bincount(labels, minlength=len(sums))[:, None]
+    return sums / np.where(counts > 0, counts, math.nan)
+
+
+def off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    """Returns the entries of a square matrix except its diagonal, (C * (C - 1),)."""
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def similarity_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Returns Pearson's correlation of two class similarities, without their diagonals.
+
+    None for fewer than three pairs of classes with images, or if all entries are equal.
+    """
+    x, y = off_diagonal(one), off_diagonal(other)
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    if len(x) < 3 or not (np.ptp(x) > 0 and np.ptp(y) > 0):
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def fidelity_scores(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, Any]:
+    """Returns "agreement", its 95 % interval "agreement_interval", "kl" and "images"."""
+    result = fidelity(student_logits, teacher_logits)
+    count = len(student_logits)
+    agreed = round(result["agreement"] * count)
+    return {**result, "agreement_interval": _interval(agreed, count), "images": count}
+
+
+def most_different(
+    student_logits: np.ndarray, teacher_logits: np.ndarray, count: int
+) -> list[tuple[int, float]]:
+    """Returns the (index, KL divergence) of the samples with the largest divergence."""
+    divergence = divergences(student_logits, teacher_logits)
+    order = np.argsort(-divergence, kind="stable")[:count]
+    return [(int(index), float(divergence[index])) for index in order]
+
+
+def largest_entries(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Returns the (row, column) of a matrix's largest positive entries off the diagonal."""
+    values = np.where(np.eye(len(matrix), dtype=bool), 0, np.nan_to_num(matrix))
+    order = np.argsort(-values, axis=None, kind="stable")[:count]
+    places = [divmod(int(place), len(matrix)) for place in order]
+    return [place for place in places if values[place] > 0]
+
+
+def _classifiers(models: Iterable[keras.Model | FrozenTeacher], dataset: Dataset) -> list:
+    """Returns a traced function from images to logits for each model."""
+    functions = (m if isinstance(m, FrozenTeacher) else logits_function(m) for m in models)
+    return [compiled(each, dataset.image_shape).get_concrete_function() for each in functions]
+
+
+def _predict_virtual_samples(
+    classifiers: Sequence[Classifier], dataset: Dataset, mixing: Mixup | CutMix, data_seed: int
+) -> Predictions:
+    """Predicts at most 10,000 mixtures of shuffled test images."""
+    size = min(EVALUATION_BATCH, len(dataset.test))
+    steps = -(-min(len(dataset.test), MOST_VIRTUAL_SAMPLES) // size)
+    mix = tf.function(functools.partial(virtual_samples, mixing, None, data_seed))
+
+    def batches() -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+        shuffled = pipeline(dataset, dataset.test, size, data_seed, "none").take(steps)
+        for step, (images, labels) in enumerate(shuffled):
+            labels = tf.one_hot(labels, dataset.num_classes)
+            images, labels, _ = mix(images, labels, None, tf.constant(step, tf.int64))
+            yield images, labels
+
+    return _predict(classifiers, batches(), min(len(dataset.test), steps * size))
+
+
+def _predict(classifiers: Sequence[Classifier], batches: Iterable, count: int) -> Predictions:
+    progress = keras.utils.Progbar(count, unit_name="image")
+    labels: list[np.ndarray] = []
+    images = np.zeros(0)
+    logits: list[list[np.ndarray]] = [[] for _ in classifiers]
+    for x, y in batches:
+        images = images if labels else x[:NUM_SAMPLES].numpy()
+        labels.append(y.numpy())
+        for classifier, of_model in zip(classifiers, logits, strict=True):
+            of_model.append(classifier(x).numpy())
+        progress.add(len(x))
+    return Predictions(np.concatenate(labels), [np.concatenate(each) for each in logits], images)
+
+
+def _costs(
+    models: Sequence[keras.Model | FrozenTeacher], dataset: Dataset
+) -> list[dict[str, float | None]]:
+    """Returns the costs of each model, all as `FrozenTeacher`s: parameters, files and times."""
+    frozen = [m if isinstance(m, FrozenTeacher) else FrozenTeacher(m) for m in models]
+    classifiers = _classifiers(frozen, dataset)
+    seconds: list[dict[str, float]] = []
+    for size in cost.BATCH_SIZES:
+        pixels = np.random.default_rng(0).uniform(0, 255, (size, *dataset.image_shape))
+        images = tf.constant(pixels, tf.float32)
+        calls = {
+            str(number): lambda call=call, images=images: call(images).numpy()
+            for number, call in enumerate(classifiers)
+        }
+        seconds.append(cost.median_seconds(calls, seconds=8))
+    result: list[dict[str, float | None]] = []
+    for number, (model, snapshot) in enumerate(zip(models, frozen, strict=True)):
+        kept = snapshot.snapshots if model is snapshot else [model]
+        one, many = (each[str(number)] for each in seconds)
+        result.append(
+            {
+                "parameters": snapshot.num_parameters,
+                "multiply_adds": cost.multiply_adds(snapshot, dataset.image_shape),
+                "file_bytes": None if kept is None else cost.file_bytes(kept),
+                "latency_ms": 1e3 * one,
+                "images_per_second_1": cost.BATCH_SIZES[0] / one,
+                "images_per_second_128": cost.BATCH_SIZES[1] / many,
+            }
+        )
+    return result
+
+
+def _interval(successes, trials) -> list[float]:
+    return [float(bound) for bound in wilson_interval(successes, trials)]

@@ -237,8 +237,8 @@ def _draw_matrix(
     figure = _new_figure(WIDTH + (0 if count <= MOST_WRITTEN_CLASSES else 50))
     axes = figure.subplots()
     opacity = np.arange(256)[:, None] / 255
-    colors = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOR), (256, 1)), opacity]))
-    colors = colors.with_extremes(bad=(0, 0, 0, 0))
+    cells = ListedColormap(np.hstack([np.tile(to_rgb(CELL_COLOR), (256, 1)), opacity]))
+    colors = cells.with_extremes(bad=(0, 0, 0, 0))
     highest = highest if highest > 0 else 1.0
     image = axes.imshow(values, colors, interpolation="none", vmin=0, vmax=highest, aspect="equal")
     axes.spines[:].set_visible(True)

@@ -144,7 +144,7 @@ def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float)
     Float64 (C, C): row c holds the mean probabilities for images of class c, NaN without images.
     """
     sums = np.zeros((logits.shape[1], logits.shape[1]))
-    np.add.at(sums, labels, np.exp(log_softmax(np.float64(logits) / temperature)))
+    np.add.at(sums, labels, np.exp(log_softmax(logits.astype(np.float64) / temperature)))
     counts = np.bincount(labels, minlength=len(sums))[:, None]
     return sums / np.where(counts > 0, counts, math.nan)
 

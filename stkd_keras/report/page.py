@@ -89,7 +89,7 @@ def write_report(
     models, test, virtual = measure(by_name, dataset, mixing, seed, temperature)
     print("report: drawing")
     class_names = [printable(name) for name in dataset.class_names]
-    different = most_different(*test.logits[:2], 12) if teacher is not None else []
+    different = most_different(test.logits[0], test.logits[1], 12) if teacher is not None else []
     arguments = ", ".join(f"{name}={value}" for name, value in mixing.get_config().items())
     page = _render(
         dataset=dataset,
@@ -126,7 +126,7 @@ def write_report(
     metrics = {"test": score(test.logits[0], test.labels)}
     if teacher is not None:
         metrics["teacher"] = score(test.logits[1], test.labels)
-        metrics["fidelity"] = fidelity(*test.logits[:2])
+        metrics["fidelity"] = fidelity(test.logits[0], test.logits[1])
     return metrics
 
 

@@ -3,20 +3,22 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-unit test-slow lint docs notebooks clean
+.PHONY: demo test test-all test-slow lint docs notebooks clean
 
 demo: $(VENV)/installed
 	$(RUN) train.py --run_dir=runs/demo --overwrite
 	$(RUN) benchmarks/few_images.py --run=runs/demo
 
+# The unit tests: at most five minutes on two cores.
 test: $(VENV)/installed-dev
+	$(RUN) -m pytest -n 2 -m "not slow and not process and not alone"
+
+# Also the tests that run the commands: at most twelve minutes.
+test-all: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 -m "not slow and not alone"
 	$(RUN) -m pytest -m alone
 
-# What to run while working on something.
-test-unit: $(VENV)/installed-dev
-	$(RUN) -m pytest -n 2 -m "not slow and not alone and not process"
-
+# The tests that take hours or need much memory.
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
@@ -25,7 +27,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# The site of the documentation, in site/; what it warns of is an error.
+# Builds the documentation site in site/; warnings are errors.
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 

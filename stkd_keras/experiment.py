@@ -192,6 +192,7 @@ def report(
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
     """Returns metrics as lines for a terminal, accuracies and agreement in percent."""
+    names = {"teacher": "teacher (test)", "fidelity": "student vs. teacher"}
     lines = []
     for name, values in metrics.items():
         shown = [
@@ -200,7 +201,7 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
             else f"{k} {v:.4f}"
             for k, v in values.items()
         ]
-        lines.append(f"{name + ':':12}{', '.join(shown)}")
+        lines.append(f"{names.get(name, f'student ({name})') + ':':22}{', '.join(shown)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What train.py and evaluate.py share: flags, help, and errors in one line."""
+"""Runs a command: flags, help, and errors in one line."""
 
 import contextlib
 import functools
@@ -15,65 +15,61 @@ from absl import app, flags, logging
 from stkd_keras.errors import InputError, WorkerLostError, is_text
 from stkd_keras.training.signals import Interrupted, ignore_signals, leave, raise_on_signals
 
-# Kubernetes' training operator restarts what ends with this status, which is the user's to give.
+# Kubernetes' training operator restarts processes that exit with this user-defined status.
 WORKER_LOST = 138
+_HELP = ("-h", "-help", "--help", "--helpshort", "-helpfull", "--helpfull")
 
 
-def run(main: Callable[[], None], description: str) -> None:
-    """Parses the flags and runs a command, then ends the process.
+def run(
+    main: Callable[[], None],
+    description: str,
+    groups: Sequence[str] = (),
+    common: Sequence[str] = (),
+) -> None:
+    """Parses the flags, runs a command, and ends the process.
 
-    A wrong flag, an InputError and an error of the operating system end with one line and exit
-    status 2, the loss of another worker with one line and status 138, SIGTERM and SIGINT with one
-    line and 128 plus their number. `--help` shows the command's
-    own flags and nothing of absl's.
+    Bad flags and input end with one line and status 2, a lost worker with one line and status
+    138, SIGTERM and SIGINT with one line and 128 plus the signal's number.
 
     Args:
         main: the command.
-        description: what `--help` says before the flags.
+        description: the first lines of `--help`.
+        groups: names of the command's flag groups; none if the script defines its own flags.
+        common: names of the flags that `--help` shows; `--helpfull` shows all. All if empty.
     """
     logging.set_verbosity(logging.WARNING)
-    # A user's keras.json may say otherwise, for what isn't ours.
+    # A user's keras.json may set another format, which the models don't support.
     keras.config.set_image_data_format("channels_last")
     if not sys.warnoptions:
-        # They are for who writes code, and would stand around the one line.
+        # Python's warnings are meant for developers and would hide the one line.
         warnings.simplefilter("ignore")
-    # File names and classes may have characters that a terminal hasn't.
+    # File and class names may contain characters that the terminal can't encode.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app.run(
-        lambda _: _guarded(main),
-        flags_parser=functools.partial(_parse, description=description),
-    )
+    parse = functools.partial(_parse, description=description, groups=groups, common=common)
+    app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
-def bytes_of(gigabytes: float) -> int:
-    """Returns the value of --memory_limit in bytes; infinity is the largest there is.
-
-    Raises:
-        InputError: if it is negative or not a number.
-    """
-    if not gigabytes >= 0:
-        raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
-    return round(min(gigabytes * 1e9, sys.maxsize / 2))
+def command_flags(groups: Sequence[str] = ()) -> dict[str, list[flags.Flag]]:
+    """Returns the command's own flags by group."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    return {group: by_module[group] for group in groups or (sys.argv[0],)}
 
 
-def list_skipped(skipped: Sequence[str]) -> None:
-    """Says what was left out of a data set."""
-    if skipped:
-        lines = "\n  ".join([f"left out {len(skipped)} images that can't be read:", *skipped])
-        print(lines)
-
-
-def _parse(argv: list[str], description: str) -> list[str]:
-    if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv[1:]):
-        print(_help(description))
+def _parse(
+    argv: list[str], description: str, groups: Sequence[str], common: Sequence[str]
+) -> list[str]:
+    if asked := set(_HELP) & set(argv[1:]):
+        shown = () if any("full" in flag for flag in asked) else common
+        print(_help(description, command_flags(groups), shown))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
-        _check_texts(flags.FLAGS.flags_by_module_dict()[argv[0]])
+        for group in command_flags(groups).values():
+            _check_texts(group)
     except UnicodeDecodeError as error:
         _fail(InputError(f"--flagfile names a file that isn't UTF-8 text ({error})"))
     except (flags.Error, InputError, OSError) as error:
@@ -82,7 +78,7 @@ def _parse(argv: list[str], description: str) -> list[str]:
 
 
 def _check_texts(own_flags: Sequence[flags.Flag]) -> None:
-    """Refuses what a shell makes of a variable that isn't set, and what TensorFlow can't take."""
+    """Rejects empty values, such as those of unset shell variables, and invalid UTF-8."""
     for flag in own_flags:
         if isinstance(flag.value, str) and not flag.value.strip():
             raise InputError(f"--{flag.name} is given, but empty; give it a value, or leave it out")
@@ -103,13 +99,13 @@ def _guarded(main: Callable[[], None]) -> None:
         ignore_signals()
         overwrites = flags.FLAGS.get_flag_value("overwrite", False)
         command = f"the same command{' without --overwrite' if overwrites else ''}"
-        where = f"after {error}; {command} resumes there"
+        done = f"after {error}; rerun {command} to resume"
         with contextlib.suppress(OSError):
             print(flush=True)
         with contextlib.suppress(OSError):
             _print(
                 f"ended by {error.name} "
-                + (where if str(error) else "before it was done; give the same command again")
+                + (done if str(error) else "before it was done; rerun the same command")
             )
         leave(128 + error.number)
 
@@ -120,7 +116,7 @@ def _fail(error: Exception) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    # A name from a file could command the terminal.
+    # A file's name could contain control sequences for the terminal.
     line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     _print(f"error: {line}")
 
@@ -129,12 +125,22 @@ def _print(line: str) -> None:
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
 
 
-def _help(description: str) -> str:
-    parts = [textwrap.dedent(description).strip(), "\nFlags:"]
-    for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
-        shown = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        text = textwrap.fill(
-            f"{flag.help}{shown}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
-        parts.append(f"  --{flag.name}\n{text}")
-    return "\n".join(parts)
+def _help(description: str, groups: dict[str, list[flags.Flag]], common: Sequence[str]) -> str:
+    lines = [textwrap.dedent(description).strip()]
+    if common:
+        lines.append("\nCommon flags (--helpfull shows all):")
+        lines += [_flag_help(flags.FLAGS[name]) for name in common]
+        return "\n".join(lines)
+    for group, own_flags in groups.items():
+        lines.append(f"\n{group.capitalize()} flags:" if len(groups) > 1 else "\nFlags:")
+        lines += [_flag_help(flag) for flag in own_flags]
+    return "\n".join(lines)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    says_default = flag.default is None or "(default:" in flag.help
+    default = str(flag.default).lower() if flag.boolean else flag.default
+    text = flag.help if says_default else f"{flag.help} (default: {default})"
+    indent = " " * 6
+    filled = textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent)
+    return f"  --{flag.name}\n{filled}"

@@ -1,0 +1,117 @@
+"""Checks the flags of evaluate.py."""
+
+import dataclasses
+import os
+import pathlib
+
+from absl import flags
+
+from stkd_keras import data, export
+from stkd_keras.cli import evaluate_flags  # noqa: F401
+from stkd_keras.errors import InputError, one_line
+from stkd_keras.files.json_files import read_json
+from stkd_keras.report import check_report_file
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The files to write.
+
+    Attributes:
+        report: the report's file, or None.
+        compared: directories of other runs in the report, by name.
+        export: the directory of exported files, or None.
+    """
+
+    report: str | None
+    compared: dict[str, pathlib.Path]
+    export: pathlib.Path | None
+
+    @property
+    def are_scores(self) -> bool:
+        """Whether the model is scored: always, unless it is only exported."""
+        return self.report is not None or self.export is None
+
+
+def names_a_run(model: str) -> bool:
+    """Whether --model means a run directory, existing or not."""
+    path = pathlib.Path(model)
+    return path.is_dir() or ("/" in model and not path.exists() and not path.suffix)
+
+
+def outputs_from_flags() -> Outputs:
+    """Returns the files to write, once they are known to be writable."""
+    teacher_flags = (FLAGS.teacher_weights, FLAGS.teacher_normalization, FLAGS.teacher_classes)
+    if FLAGS.teacher is None and any(teacher_flags):
+        raise InputError(
+            "--teacher_weights, --teacher_normalization and --teacher_classes need --teacher"
+        )
+    outputs = Outputs(_report_file(), _compared_runs(), _export_folder())
+    if outputs.export is not None:
+        export.check_export(FLAGS.export, outputs.export)
+    return outputs
+
+
+def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
+    """Raises an error if a run of --compare has other data than the report."""
+    described = read_json(folder / "config.json").get("data")
+    described = described if isinstance(described, dict) else {}
+    expected = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "image_shape": list(dataset.image_shape),
+        "classes": list(dataset.class_names),
+    }
+    for key, value in expected.items():
+        if described.get(key) != value:
+            raise InputError(
+                f"--compare={folder} is a run on data with {key} {one_line(described.get(key))}, "
+                f"expected {one_line(value)}, as for --model: leave it out"
+            )
+
+
+def _report_file() -> str | None:
+    for name in ("report_file", "compare"):
+        if FLAGS[name].value and not FLAGS.report:
+            raise InputError(f"--{name} needs --report: add it, or leave --{name} out")
+    if not FLAGS.report:
+        return None
+    if FLAGS.report_file is None and not names_a_run(FLAGS.model):
+        raise InputError(
+            f"--model={FLAGS.model} isn't a run directory, so the report needs a file: add "
+            "--report_file=PATH"
+        )
+    file = FLAGS.report_file or os.path.join(FLAGS.model, "report.html")
+    check_report_file(file)
+    return file
+
+
+def _compared_runs() -> dict[str, pathlib.Path]:
+    """The directories of --compare, by their last part where that is unique."""
+    folders = [pathlib.Path(folder) for folder in FLAGS.compare or []]
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(folders):
+        raise InputError("--compare has a run twice; name each once")
+    names = [folder.name for folder in resolved]
+    return {
+        name if names.count(name) == 1 else str(folder): folder
+        for name, folder in zip(names, folders, strict=True)
+    }
+
+
+def _export_folder() -> pathlib.Path | None:
+    if FLAGS.export is None:
+        if FLAGS.output_dir is not None:
+            raise InputError(f"--output_dir={FLAGS.output_dir} needs --export")
+        return None
+    if FLAGS.teacher is not None and not FLAGS.report:
+        raise InputError("--export doesn't use --teacher: leave one of them out, or add --report")
+    if FLAGS.output_dir is not None:
+        return pathlib.Path(FLAGS.output_dir)
+    if not pathlib.Path(FLAGS.model).is_dir():
+        raise InputError(
+            f"--model={FLAGS.model} isn't a run directory, so --export needs --output_dir=FOLDER"
+        )
+    return pathlib.Path(FLAGS.model) / "export"

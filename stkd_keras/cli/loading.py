@@ -1,0 +1,52 @@
+"""Loads the data set that flags name, for train.py and evaluate.py."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from stkd_keras import data
+from stkd_keras.errors import InputError
+
+
+def load_dataset(**defaults) -> data.Dataset:
+    """Loads the data set of --dataset, --data_dir, --image_size and --skip_bad_images.
+
+    Args:
+        **defaults: values, by flag name, of flags that aren't given.
+    """
+    values: list[Any] = [
+        defaults.get(name) if flags.FLAGS[name].value is None else flags.FLAGS[name].value
+        for name in ("dataset", "data_dir", "image_size", "skip_bad_images")
+    ]
+    dataset, data_dir, image_size, skip = values
+    return data.load(
+        dataset,
+        data_dir,
+        image_size=image_size,
+        memory_limit=memory_limit(),
+        skip_bad_images=bool(skip),
+    )
+
+
+def memory_limit() -> int:
+    """Returns --memory_limit in bytes."""
+    return bytes_of(flags.FLAGS.memory_limit)
+
+
+def bytes_of(gigabytes: float) -> int:
+    """Converts --memory_limit from GB to bytes, infinity to the largest integer.
+
+    Raises:
+        InputError: if it is negative or not a number.
+    """
+    if not gigabytes >= 0:
+        raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
+    return round(min(gigabytes * 1e9, sys.maxsize / 2))
+
+
+def list_skipped(skipped: Sequence[str]) -> None:
+    """Prints the images that were left out of a data set."""
+    if skipped:
+        print("\n  ".join([f"skipped {len(skipped)} unreadable images:", *skipped]))

@@ -1,0 +1,190 @@
+"""Reads and checks the flags of train.py."""
+
+import dataclasses
+import os
+import sys
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from absl import flags
+
+from stkd_keras import data, experiment, recipes
+from stkd_keras.cli import loading, train_flags  # noqa: F401
+from stkd_keras.distillation.checks import check_settings, check_soft_target
+from stkd_keras.distribution import is_chief, largest_batch, make_strategy
+from stkd_keras.distribution.strategy import check_batch_size, refuse_what_keras_cannot_do
+from stkd_keras.errors import InputError
+from stkd_keras.teacher.recording import check_recording
+from stkd_keras.training.settings import RunSettings
+
+FLAGS = flags.FLAGS
+
+
+class Images(NamedTuple):
+    """A data set and its splits.
+
+    Attributes:
+        dataset: the data set.
+        labeled: the labeled training images.
+        train: all training images, unlabeled ones included.
+        validation: the validation images, or None.
+    """
+
+    dataset: data.Dataset
+    labeled: data.AnySplit
+    train: data.AnySplit
+    validation: data.AnySplit | None
+
+
+def settings_from_flags() -> RunSettings:
+    """Returns the settings of the run, checked as far as possible before anything is loaded.
+
+    Raises:
+        InputError: if a flag is out of range, or flags contradict each other.
+    """
+    data.check_name(FLAGS.dataset)
+    recipe = dataclasses.asdict(recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer))
+    given = {name: FLAGS[name].value for name in recipe}
+    recipe |= {name: value for name, value in given.items() if value is not None}
+    method = recipes.method_settings(
+        FLAGS.method, **{name: FLAGS[name].value for name in recipes.SETTINGS}
+    )
+    if method["pretraining_epochs"] is None:
+        method["pretraining_epochs"] = recipes.default_pretraining_epochs(
+            FLAGS.method, recipe["epochs"]
+        )
+    known: dict[str, Any] = {"replay": FLAGS.replay is not None, **recipe, **method}
+    others: dict[str, Any] = {
+        field.name: FLAGS[field.name].value
+        for field in dataclasses.fields(RunSettings)
+        if field.default is dataclasses.MISSING and field.name not in known
+    }
+    settings = RunSettings(**known, **others)
+    _check_values(settings)
+    _check_combinations(settings)
+    return settings
+
+
+def features_from_flag(flag: str) -> dict[str, str]:
+    """Returns the layer names by feature that --student_features or --teacher_features gives."""
+    pairs = [entry.partition("=") for entry in FLAGS[flag].value or []]
+    for feature, equals, layer in pairs:
+        if not (feature and equals and layer):
+            raise InputError(
+                f"--{flag} has {feature + equals + layer!r}, expected FEATURE=LAYER, such as "
+                "stage1=conv2_block3_out"
+            )
+    return {feature: layer for feature, _, layer in pairs}
+
+
+def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
+    """Sets up the devices. Workers other than the chief print nothing from here on."""
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(FLAGS.distribute, FLAGS.logical_devices)
+    if strategy is None:
+        return tf.distribute.get_strategy()
+    refuse_what_keras_cannot_do(strategy, None, FLAGS.steps_per_execution, "auto")
+    check_batch_size("--batch_size", settings.batch_size, strategy)
+    if not is_chief(strategy):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return strategy
+
+
+def images_from_flags() -> Images:
+    """Loads and splits the data set."""
+    dataset = loading.load_dataset()
+    if FLAGS.flip is not None:
+        dataset = dataclasses.replace(dataset, flip=FLAGS.flip)
+    labeled, validation = experiment.split(
+        dataset,
+        FLAGS.validation_fraction,
+        FLAGS.train_fraction,
+        FLAGS.data_seed,
+        images_per_class=FLAGS.train_images_per_class,
+    )
+    train: data.AnySplit = labeled
+    skipped: list[str] = []
+    if FLAGS.unlabeled_dir is not None:
+        train, skipped = data.join_unlabeled(
+            labeled,
+            FLAGS.unlabeled_dir,
+            memory_limit=loading.memory_limit(),
+            skip_bad_images=FLAGS.skip_bad_images,
+        )
+    dataset = dataclasses.replace(dataset, skipped=(*dataset.skipped, *skipped))
+    loading.list_skipped(dataset.skipped)
+    return Images(dataset, labeled, train, validation)
+
+
+def batching(
+    settings: RunSettings, train_split: data.AnySplit, strategy: tf.distribute.Strategy
+) -> tuple[int, int]:
+    """Returns the batch size and the number of batches per epoch."""
+    batch_size = FLAGS.batch_size or largest_batch(settings.batch_size, len(train_split), strategy)
+    steps = data.steps_per_epoch(train_split, batch_size)
+    if FLAGS.steps_per_execution > steps:
+        raise InputError(
+            f"--steps_per_execution={FLAGS.steps_per_execution} is more than the {steps} steps of "
+            "an epoch: choose fewer"
+        )
+    return batch_size, steps
+
+
+def _check_values(settings: RunSettings) -> None:
+    check_settings(
+        recipes.make_mixing(settings.method_settings),
+        None,
+        settings.temperature,
+        settings.soft_weight,
+        settings.label_weight,
+        has_terms=settings.method not in recipes.OWN_METHODS,
+    )
+    check_soft_target(settings.soft_target, recipes.make_mixing(settings.method_settings))
+    recipes.check_recipe(settings.learning_rate, settings.weight_decay)
+    data.check_split_arguments(
+        settings.validation_fraction or 0.0,
+        settings.train_fraction,
+        images_per_class=settings.train_images_per_class,
+    )
+    features_from_flag("student_features")
+    features_from_flag("teacher_features")
+    loading.bytes_of(FLAGS.memory_limit)
+    if FLAGS.replay is not None:
+        check_recording(FLAGS.replay)
+
+
+def _check_combinations(settings: RunSettings) -> None:
+    """Rejects flags of which one makes another one useless."""
+    for flag, purpose in (("unlabeled_dir", "labels its images"), ("replay", "is recorded")):
+        if FLAGS[flag].value is not None and not settings.needs_teacher:
+            raise InputError(
+                f"--{flag} needs a teacher that {purpose}, but the soft weight is 0: choose "
+                "--method=stkd or --method=kd, or leave it out"
+            )
+    if FLAGS.replay is not None and not settings.can_replay:
+        raise InputError(
+            f"--replay records the teacher's logits only, but --method={settings.method} needs its "
+            "features: leave one of them out"
+        )
+    for flag in ("student_features", "teacher_features"):
+        if FLAGS[flag].value and not recipes.needs_features(settings.method):
+            raise InputError(
+                f"--{flag} names layers, but --method={settings.method} uses no features of "
+                "inner layers: leave it out, or choose another method"
+            )
+    if FLAGS.replay is not None and FLAGS.distribute == "multi_worker":
+        raise InputError(
+            "--replay records on one machine, but --distribute is multi_worker: leave one of them "
+            "out"
+        )
+    if FLAGS.logical_devices and FLAGS.distribute in ("auto", "none"):
+        raise InputError(
+            f"--logical_devices={FLAGS.logical_devices} needs --distribute=mirrored, but "
+            f"--distribute is {FLAGS.distribute}: set it, or leave --logical_devices out"
+        )
+    if settings.num_images > settings.batch_size:
+        raise InputError(
+            f"--num_images={settings.num_images} are mixed from a batch of {settings.batch_size}: "
+            "choose fewer, or a larger --batch_size"
+        )

@@ -1,0 +1,130 @@
+"""The settings of a run."""
+
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+from stkd_keras import recipes
+from stkd_keras.data import AnySplit
+
+# Settings whose values may name files, of which the content counts and not the path.
+_MAY_NAME_FILES = ("teacher", "teacher_classes", "student", "student_weights")
+# Settings that are only known once images and teacher are loaded.
+_KNOWN_LATER = ("images", "left_over", "replicas", "teacher_weights")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Every setting that a run's result depends on.
+
+    config.json stores them, and a run resumes only with equal ones. Each attribute has the name
+    and the meaning of a flag of train.py, but for those after `replay`.
+
+    Attributes:
+        images: a hash of the training images and labels.
+        left_over: how an epoch is cut into batches.
+        replicas: the number of replicas.
+        teacher_weights: a hash of the teacher's weights.
+    """
+
+    dataset: str
+    image_size: int | None
+    skip_bad_images: bool
+    train_fraction: float
+    train_images_per_class: int | None
+    validation_fraction: float | None
+    augment: str
+    flip: bool | None
+    data_seed: int
+
+    teacher: str
+    teacher_normalization: str | None
+    teacher_classes: str | None
+    teacher_dtype: str | None
+    teacher_epochs: int
+
+    student: str
+    student_weights: str | None
+    student_normalization: str | None
+    student_features: list[str] | None
+    teacher_features: list[str] | None
+    mixed_precision: str
+    seed: int
+
+    method: str
+    soft_weight: float
+    label_weight: float
+    temperature: float
+    soft_target: str
+    mixing: str
+    mixup_alpha: float
+    mixup_probability: float
+    num_images: int
+    mixing_epochs: int | None
+    mixing_per_batch: bool
+    method_weight: float | None
+    pretraining_epochs: int
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    deterministic: bool
+    replay: bool
+
+    images: str | None = None
+    left_over: str | None = None
+    replicas: int | None = None
+    teacher_weights: str | None = None
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The part that `stkd_keras.recipes` works on."""
+        return {name: getattr(self, name) for name in recipes.SETTINGS}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training queries a teacher."""
+        return recipes.needs_teacher(self.method, self.method_settings)
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether a recording of the teacher's logits is enough to train on."""
+        return recipes.can_replay(self.method, self.method_settings)
+
+    def distiller_arguments(self, train_split: AnySplit, steps: int) -> dict[str, Any]:
+        """Returns the distiller's arguments, for `steps` batches per epoch."""
+        return recipes.distiller_arguments(
+            self.method, self.method_settings, train_split, steps, self.data_seed
+        )
+
+    def recorded_samples(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Returns which of the distiller's arguments say what a recorded teacher is queried on."""
+        samples = {name: arguments[name] for name in ("mixing", "mixing_steps", "data_seed")}
+        if self.soft_target == "mixed":  # The teacher is queried on the original images.
+            samples |= {"mixing": None, "mixing_steps": None}
+        return samples
+
+    def stored(self) -> dict[str, Any]:
+        """Returns the settings as config.json stores them, those known so far."""
+        values = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None or name not in _KNOWN_LATER
+        }
+        return values | {name: _content_hashes(values[name]) for name in _MAY_NAME_FILES}
+
+
+def _content_hashes(names: str | None) -> str | None:
+    """Replaces each file in a comma-separated list by a hash of its content."""
+    if names is None:
+        return None
+    hashes = []
+    for name in names.split(","):
+        if os.path.isfile(name):
+            with open(name, "rb") as file:
+                name = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes.append(name)
+    return ",".join(hashes)

@@ -25,7 +25,8 @@ from stkd_keras.data.sources.archives import find_source
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.data.sources.folder import folder_layout, unlabeled_files
 from stkd_keras.data.sources.image_files import FileSplit, load_files
-from stkd_keras.data.sources.tfds_reader import default_root, load_tfds, newest_version
+from stkd_keras.data.sources.tfds_download import default_root, newest_version
+from stkd_keras.data.sources.tfds_reader import load_tfds
 from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.data.splitting import split_train
 from stkd_keras.errors import InputError, unknown_name

@@ -17,7 +17,7 @@ def split_of(count, shape=(4, 5, 3)) -> data.Split:
     return data.Split(noise(count, shape), np.arange(count) % 7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rows=st.lists(st.integers(0, 19), min_size=1, max_size=30),
     indices=st.lists(st.integers(0, 10**6), max_size=40),

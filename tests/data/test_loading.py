@@ -31,7 +31,7 @@ class TestSplit:
             (np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64)),
         ],
     )
-    def test_refuses_what_isnt_images_with_labels(self, images, labels):
+    def test_refuses_arrays_of_other_shapes_and_dtypes(self, images, labels):
         with pytest.raises(InputError, match="expected") as error:
             data.Split(images, labels)
         one_line(error)
@@ -64,7 +64,7 @@ class TestDigits:
             (digits.mean[0], digits.std[0]), (pixels.mean(), pixels.std()), atol=1e-3
         )
 
-    def test_a_fifth_of_each_class_is_the_test_split_and_always_the_same(self):
+    def test_a_fixed_fifth_of_each_class_is_the_test_split(self):
         first, second = data.load("digits"), data.load("digits")
         assert (len(first.train.labels), len(first.test.labels)) == (1437, 360)
         train, test = (np.bincount(s.labels) for s in (first.train, first.test))
@@ -77,6 +77,7 @@ def round_up(image) -> bytes:
 
 
 class TestTinyImagenet:
+    @pytest.mark.slow
     def test_the_real_subset_from_the_zip(self, shared):
         source = shared / "data" / "tiny-imagenet-200-subset.zip"
         dataset = data.load("tiny_imagenet", source)
@@ -117,11 +118,11 @@ class TestCinic10:
                     pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
                     PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
 
-    @pytest.mark.parametrize("given", ["folder", "parent", "tar.gz", "zip"])
-    def test_is_read_from_wherever_it_is(self, tmp_path, given):
+    @pytest.mark.parametrize("given", ["parent", "tar.gz", "zip"])
+    def test_is_loaded_from_a_folder_or_an_archive(self, tmp_path, given):
         root = tmp_path / "cinic" / "CINIC-10"
         self.write(root, 2)
-        source = {"folder": root, "parent": root.parent}.get(given)
+        source = root.parent if given == "parent" else None
         if source is None:
             archive_format = {"tar.gz": "gztar", "zip": "zip"}[given]
             source = shutil.make_archive(tmp_path / "CINIC-10", archive_format, root)
@@ -132,11 +133,11 @@ class TestCinic10:
         (row,) = np.flatnonzero((dataset.validation.images == truth).all((1, 2, 3)))
         assert dataset.class_names[dataset.validation.labels[row]] == "cat"
 
-    def test_is_found_where_tfds_looks_for_what_was_downloaded_by_hand(self, tmp_path):
+    def test_is_found_in_tfds_folder_of_manual_downloads(self, tmp_path):
         self.write(tmp_path / "downloads" / "manual" / "CINIC-10", 1)
         assert len(data.load("cinic10", tmp_path).train) == 10
 
-    def test_the_version_tells_copies_apart_and_not_where_they_are(self, tmp_path):
+    def test_the_version_depends_on_the_images_but_not_on_the_location(self, tmp_path):
         self.write(tmp_path / "few", 1)
         self.write(tmp_path / "more", 2)
         shutil.make_archive(tmp_path / "few", "zip", tmp_path / "few")
@@ -144,16 +145,16 @@ class TestCinic10:
         assert versions[0] != versions[1]
         assert data.load("cinic10", tmp_path / "few.zip").version == versions[0]
 
-    def test_what_is_larger_than_the_limit_is_read_while_it_is_used(self, tmp_path):
+    def test_splits_beyond_the_memory_limit_are_read_for_every_batch(self, tmp_path):
         self.write(tmp_path, 2)
         held = data.load("cinic10", tmp_path)
-        # The training images fit, the others don't any more.
+        # With the first limit, only the training images fit.
         for limit in (20 * 3072, 0):
             streamed = data.load("cinic10", tmp_path, memory_limit=limit)
             assert [isinstance(split, data.Split) for split in streamed.splits.values()] == [
                 limit > 0, False, False,
             ]  # fmt: skip
-            for augment in ("none", "standard"):
+            for augment in ("standard",):
                 pairs = zip(
                     data.pipeline(held, "train", 8, 0, augment),
                     data.pipeline(streamed, "train", 8, 0, augment),
@@ -165,8 +166,8 @@ class TestCinic10:
                     np.testing.assert_array_equal(y, other_y)
 
 
-@pytest.mark.parametrize("name", ["cifar-10", "tiny-imagenet", "cinic", ""])
-def test_an_unknown_name_is_refused_with_the_nearest(name):
+@pytest.mark.parametrize("name", ["cifar-10", ""])
+def test_an_unknown_name_is_refused_with_similar_ones(name):
     with pytest.raises(InputError, match="nearest known") as error:
         data.load(name)
     one_line(error)

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stkd_keras import data
+from stkd_keras.data.pipeline import _batch_starts
 from stkd_keras.errors import InputError
 
 
 def numbered(count, num_classes=10) -> data.Split:
-    """Image number i holds i in its four pixels."""
+    """Images whose four pixels encode their index."""
     images = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(-1, 2, 2, 1)
     return data.Split(images, np.arange(count) % num_classes)
 
@@ -25,7 +26,7 @@ def dataset_of(split) -> data.Dataset:
 
 
 def recorded(folder, count, num_files=5, buffer_size=7) -> data.RecordSplit:
-    """The same images and labels, in TFRecord files of different lengths."""
+    """`numbered` images and labels in TFRecord files of different lengths."""
     split = numbered(count)
     parts = np.array_split(np.arange(count), num_files)
     for number, rows in enumerate(parts):
@@ -50,7 +51,7 @@ def recorded(folder, count, num_files=5, buffer_size=7) -> data.RecordSplit:
 
 @pytest.fixture(params=["memory", "records"])
 def make_split(request, tmp_path):
-    """A function from a count to the numbered images, in memory or streamed."""
+    """A function from a count to numbered images, in memory or streamed."""
     if request.param == "memory":
         return numbered
     return lambda count: recorded(tmp_path, count)
@@ -80,64 +81,54 @@ def epochs(split, batch_size, data_seed, count, **options) -> list[np.ndarray]:
     return np.split(np.concatenate([indices(images) for images, _ in batches]), count)
 
 
-def assert_shared(split, batch_size) -> None:
-    """That an epoch's batches are full, but for the last two, which are nearly equal."""
-    steps = data.steps_per_epoch(split, batch_size)
-    assert steps == -(-len(split) // batch_size)
-    batches = data.pipeline(dataset_of(split), split, batch_size, 0, "none")
-    sizes = [len(images) for images, _ in take(batches, 2 * steps)]
-    assert sizes[:steps] == sizes[steps:]
-    *full, last = sizes[:steps]
-    assert sum(full) + last == len(split)
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 1000), batch_size=st.integers(1, 400))
+def test_only_the_last_two_batches_are_smaller_and_by_half_at_most(count, batch_size):
+    batch_size = min(batch_size, count)
+    *full, last = np.diff(_batch_starts(count, batch_size))
+    assert sum(full) + last == count
+    assert len(full) + 1 == -(-count // batch_size)
     assert set(full[:-1]) <= {batch_size}
     if full:
         assert batch_size >= full[-1] >= last >= full[-1] - 1
         assert last >= batch_size // 2
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
 class TestPipeline:
-    @settings(max_examples=8, deadline=None)
-    @given(count=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 2**40))
-    def test_each_image_exactly_once_an_epoch(self, count, batch_size, seed):
-        split = numbered(count)
-        batch_size = min(batch_size, count)
-        for order in epochs(split, batch_size, seed, 2):
+    @pytest.mark.parametrize(("count", "sizes"), [(61, [12, 12, 12, 12, 7, 6]), (5, [5])])
+    def test_an_epoch_has_every_image_once(self, make_split, count, sizes):
+        split = make_split(count)
+        assert data.steps_per_epoch(split, sizes[0]) == len(sizes)
+        batches = take(data.pipeline(dataset_of(split), split, sizes[0], 3, "none"), 2 * len(sizes))
+        assert [len(images) for images, _ in batches] == 2 * sizes
+        for images, labels in batches:
+            np.testing.assert_array_equal(labels, indices(images) % 10)
+        for epoch in (batches[: len(sizes)], batches[len(sizes) :]):
+            order = np.concatenate([indices(images) for images, _ in epoch])
             assert sorted(order) == list(range(count))
 
-    @pytest.mark.parametrize(("count", "batch_size"), [(60, 12), (61, 12), (13, 12), (5, 5)])
-    def test_each_recorded_image_exactly_once_an_epoch(self, tmp_path, count, batch_size):
-        for order in epochs(recorded(tmp_path, count), batch_size, 3, 2):
-            assert sorted(order) == list(range(count))
-
-    @settings(max_examples=30, deadline=None)
-    @given(count=st.integers(1, 100), batch_size=st.integers(1, 40))
-    def test_only_the_last_two_batches_are_smaller_and_by_half_at_most(self, count, batch_size):
-        batch_size = min(batch_size, count)
-        assert_shared(numbered(count), batch_size)
-
-    @pytest.mark.parametrize(("count", "batch_size"), [(60, 12), (61, 12), (71, 12), (13, 12)])
-    def test_so_are_those_of_recorded_images(self, tmp_path, count, batch_size):
-        assert_shared(recorded(tmp_path, count), batch_size)
-
-    @pytest.mark.parametrize(("count", "num_shards"), [(60, 2), (61, 3), (65, 5), (47, 7)])
-    def test_workers_share_every_epoch_without_overlap_or_loss(self, make_split, count, num_shards):
+    # The last batch of 2 images has none for two of the workers.
+    @pytest.mark.parametrize(("count", "batch_size", "workers"), [(61, 12, 3), (17, 4, 4)])
+    def test_workers_share_every_epoch_without_overlap(
+        self, make_split, count, batch_size, workers
+    ):
         split = make_split(count)
         shards = [
-            epochs(split, 12, 1, 2, shard_index=index, num_shards=num_shards)
-            for index in range(num_shards)
+            epochs(split, batch_size, 1, 2, shard_index=index, num_shards=workers)
+            for index in range(workers)
         ]
         for parts in zip(*shards, strict=True):
             assert sorted(np.concatenate(parts)) == list(range(count))
 
-    @pytest.mark.parametrize("augment", data.AUGMENTATIONS)
-    def test_the_shares_of_two_workers_are_the_batch_cut_in_two(self, digits, augment):
+    @pytest.mark.parametrize("augment", ["standard", "randaugment"])
+    def test_the_shards_of_two_workers_are_the_pieces_of_the_batch(self, digits, augment):
         def batches(**share):
-            return take(data.pipeline(digits, "train", 33, 5, augment, **share), 90)
+            return take(data.pipeline(digits, "train", 33, 5, augment, start_step=40, **share), 8)
 
         halves = [batches(shard_index=index, num_shards=2) for index in range(2)]
         together = [
@@ -146,16 +137,16 @@ class TestPipeline:
         ]
         assert_same(together, batches())
 
-    @pytest.mark.parametrize("start", [1, 43, 44, 45, 100])
-    def test_starting_at_a_step_is_going_there(self, digits, start):
+    @pytest.mark.parametrize("start", [1, 44, 100])
+    def test_start_step_continues_the_pipeline(self, digits, start):
         def batches(start_step, count):
             return take(data.pipeline(digits, "train", 32, 5, start_step=start_step), count)
 
         assert data.steps_per_epoch(digits.train, 32) == 45
         assert_same(batches(0, start + 3)[start:], batches(start, 3))
 
-    @pytest.mark.parametrize("start", [1, 4, 5, 6, 12])
-    def test_starting_at_a_step_of_records_is_going_there(self, tmp_path, start):
+    @pytest.mark.parametrize("start", [1, 5, 12])
+    def test_start_step_continues_a_pipeline_of_records(self, tmp_path, start):
         split = recorded(tmp_path, 45)
 
         def batches(start_step, count):
@@ -169,7 +160,7 @@ class TestPipeline:
         orders = []
         for seed in (1, 2):
             keras.utils.set_random_seed(seed)
-            orders.append(np.concatenate(epochs(split, 10, 0, 2)))
+            orders.append(np.concatenate(epochs(split, 10, 0, 1)))
         np.testing.assert_array_equal(*orders)
 
     def test_records_are_shuffled_within_and_beyond_the_buffer(self, tmp_path):
@@ -177,10 +168,10 @@ class TestPipeline:
         first, second = epochs(split, 100, 0, 2)
         assert (first == second).mean() < 0.05
         assert (np.diff(first) == 1).mean() < 0.1
-        # Files are read by turns, so that a batch has images of all of them.
+        # Files are read in turn, so a batch has images of all of them.
         assert all(len(set(batch // 100)) == 5 for batch in np.split(first, 5)[:3])
 
-    def test_parts_of_records_give_their_images_only(self, tmp_path):
+    def test_parts_of_records_have_only_their_images(self, tmp_path):
         split = recorded(tmp_path, 100)
         dataset = dataset_of(split)
         train, validation = data.split_train(dataset, 0.2, 0.5)
@@ -195,13 +186,13 @@ class TestPipeline:
         (order,) = epochs(train, 7, 0, 1)
         assert sorted(order) == sorted(seen[0])
 
-    def test_iterating_again_gives_the_same(self, digits):
+    def test_iterating_again_yields_the_same(self, digits):
         pipeline = data.pipeline(digits, "train", 32, 5)
-        assert_same(take(pipeline, 60), take(pipeline, 60))
+        assert_same(take(pipeline, 47), take(pipeline, 47))
 
     def test_epochs_and_seeds_differ(self):
         split = numbered(1000)
-        orders = epochs(split, 10, 0, 3) + epochs(split, 10, 1, 1)
+        orders = epochs(split, 100, 0, 3) + epochs(split, 100, 1, 1)
         for i, first in enumerate(orders):
             for second in orders[:i]:
                 assert (first == second).mean() < 0.01
@@ -212,9 +203,8 @@ class TestPipeline:
         assert len({x.tobytes() for x in batches}) == 20
 
     def test_the_order_is_uniform(self):
-        # With classes in sequence, as folders have them, a poor shuffle shows: the number of a
-        # class's images in a batch has the hypergeometric variance (TensorFlow's index_shuffle
-        # has 0.8 of it).
+        # The number of images of a class in a batch has the hypergeometric variance. With images
+        # sorted by class, TensorFlow's index_shuffle has 0.8 of it.
         count, batch_size = 50_000, 125
         split = numbered(count)
         orders = np.concatenate(epochs(split, batch_size, 0, 4)).reshape(-1, batch_size)
@@ -222,7 +212,7 @@ class TestPipeline:
         expected = batch_size * 0.1 * 0.9 * (count - batch_size) / (count - 1)
         assert 0.93 < in_batch.var() / expected < 1.07
 
-    def test_is_infinite_and_static_where_all_batches_are_full(self, digits):
+    def test_is_infinite_with_a_static_batch_size_if_all_are_equal(self, digits):
         pipeline = data.pipeline(digits, "test", 36, 0)
         assert pipeline.cardinality() == tf.data.INFINITE_CARDINALITY
         images, labels = pipeline.element_spec
@@ -234,25 +224,6 @@ class TestPipeline:
     def test_pixels_keep_their_range(self, digits):
         images = np.concatenate([x for x, _ in take(data.pipeline(digits, "train", 32, 0), 10)])
         assert (images.min(), images.max()) == (0, 255)
-
-    def test_fit(self, digits):
-        model = keras.Sequential(
-            [
-                keras.layers.Rescaling(1 / 255),
-                keras.layers.Flatten(),
-                keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
-        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        history = model.fit(
-            data.pipeline(digits, "train", 32, 0, augment="none"),
-            steps_per_epoch=data.steps_per_epoch(digits.train, 32),
-            epochs=10,
-            shuffle=False,
-            validation_data=data.evaluation_pipeline(digits.test, 100),
-            verbose=0,
-        )
-        assert history.history["val_accuracy"][-1] > 0.8
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -276,7 +247,7 @@ class TestPipeline:
 
 
 class TestEvaluationPipeline:
-    @pytest.mark.parametrize(("batch_size", "batches"), [(1, 10), (3, 4), (5, 2), (10, 1), (64, 1)])
+    @pytest.mark.parametrize(("batch_size", "batches"), [(3, 4), (5, 2), (64, 1)])
     def test_all_images_in_order(self, make_split, batch_size, batches):
         expected = numbered(10)
         pipeline = data.evaluation_pipeline(make_split(10), batch_size)
@@ -295,6 +266,7 @@ IN_A_FRESH_PROCESS = """
 import json
 import numpy as np, tensorflow as tf
 from stkd_keras import data
+from stkd_keras.data.pipeline import _batch_starts
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -334,13 +306,13 @@ print(json.dumps({"copies": copies, "sizes": list(sizes), "equal": equal}))
 
 @pytest.fixture(scope="module")
 def fresh(repository):
-    """What a process finds whose memory is its own and which has two devices."""
+    """Measurements of a fresh process with two devices."""
     run = subprocess.run(
         [sys.executable, "-c", IN_A_FRESH_PROCESS],
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     return json.loads(run.stdout)
@@ -352,6 +324,6 @@ def test_the_images_are_not_copied(fresh):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
-def test_two_replicas_share_the_batch_of_one(fresh):
+def test_two_replicas_split_the_batch(fresh):
     assert fresh["sizes"] == [16]
     assert fresh["equal"]

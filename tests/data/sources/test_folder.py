@@ -83,17 +83,17 @@ class TestFolderLayout:
         (photos / "train" / "fox").symlink_to(tmp_path / "elsewhere")
         assert ("train/fox/a.png", 3) in folder_layout(photos).splits["train"]
 
-    def test_what_the_system_adds_doesnt_count(self, photos):
+    def test_system_files_are_ignored(self, photos):
         before = folder_layout(photos)
         make(photos, *CLUTTER)
         assert folder_layout(photos) == before
 
-    def test_other_folders_beside_the_splits_dont_count(self, photos):
+    def test_other_folders_are_ignored(self, photos):
         before = folder_layout(photos)
         make(photos, "unlabeled/a.png", "notes.txt")
         assert folder_layout(photos) == before
 
-    def test_every_other_file_is_taken_for_an_image(self, photos):
+    def test_every_other_file_counts_as_an_image(self, photos):
         (photos / "train" / "cat" / "notes.txt").write_text("no image")
         layout = folder_layout(photos)
         assert ("train/cat/notes.txt", 1) in layout.splits["train"]
@@ -124,7 +124,7 @@ class TestFolderLayout:
             assert [layout.class_names[label] for label in labels] == found
 
 
-class TestFoldersThatAreWrong:
+class TestWrongFolders:
     def test_no_folder(self, tmp_path):
         (tmp_path / "file").touch()
         for name in ("file", "nowhere"):
@@ -172,14 +172,14 @@ class TestFoldersThatAreWrong:
         assert f"{folder} holds no images" in message
 
     @pytest.mark.parametrize("split", ["train", "test", "val"])
-    def test_an_image_beside_the_classes(self, photos, split):
+    def test_an_image_outside_of_the_classes(self, photos, split):
         make(photos, "val/cat/a.png", f"{split}/lost.png")
         message = refusal(folder_layout, photos)
         assert f"{photos / split / 'lost.png'} is in no class" in message
 
     @pytest.mark.parametrize("split", ["test", "val"])
     @pytest.mark.parametrize("is_empty", [False, True])
-    def test_a_class_that_train_doesnt_have(self, photos, split, is_empty):
+    def test_a_class_that_train_does_not_have(self, photos, split, is_empty):
         (photos / split / "cow").mkdir(parents=True)
         if not is_empty:
             make(photos, f"{split}/cow/a.png")
@@ -192,7 +192,7 @@ class TestFoldersThatAreWrong:
 
 
 class TestUnlabeledFiles:
-    def test_all_below_in_order(self, tmp_path):
+    def test_all_images_are_sorted(self, tmp_path):
         make(tmp_path, "b.png", "a/z.jpg", "a/b/c.gif", "é.png", "notes.txt")
         assert unlabeled_files(tmp_path) == ["a/b/c.gif", "a/z.jpg", "b.png", "notes.txt", "é.png"]
 
@@ -202,7 +202,7 @@ class TestUnlabeledFiles:
         split, _ = load_files(open_tree(tmp_path), images, None, memory_limit=10**6)
         np.testing.assert_array_equal(split.labels, [-1, -1])
 
-    def test_what_the_system_adds_doesnt_count(self, tmp_path):
+    def test_system_files_are_ignored(self, tmp_path):
         make(tmp_path, "a.png", "b/.DS_Store", "b/Thumbs.db", ".git/a.png")
         assert unlabeled_files(tmp_path) == ["a.png"]
 

@@ -1,0 +1,128 @@
+"""Finds data sets prepared by TensorFlow Datasets (TFDS), or downloads them."""
+
+import http.client
+import os
+import pathlib
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+
+import tensorflow_datasets as tfds
+
+from stkd_keras.errors import InputError, one_line
+from stkd_keras.files.untrusted import check_tfds_features
+
+
+def prepared_builder(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    check: Callable[[tfds.core.DatasetBuilder], object],
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set, after downloading it if necessary.
+
+    `check(builder)` raises an error for a data set that isn't worth downloading. Raises an
+    InputError if the data set is broken, or can't be downloaded.
+    """
+    root = _tfds_root(data_dir)
+    check_tfds_features(root / re.split("[:/]", name)[0])
+    folder = newest_version(root / name)
+    if folder is not None:
+        try:
+            return tfds.builder_from_directory(folder)
+        except Exception as error:
+            raise broken(folder, name, error) from error
+    try:
+        builder = tfds.builder(name, data_dir=root)
+    except Exception as error:
+        raise InputError(
+            f"TFDS has no data set {name!r} ({one_line(error)}), expected a name of "
+            "https://www.tensorflow.org/datasets/catalog, such as beans"
+        ) from error
+    is_elsewhere = root.absolute() not in pathlib.Path(builder.data_dir).absolute().parents
+    if not is_elsewhere and not pathlib.Path(builder.data_dir).exists():
+        check(builder)
+        _download(builder, name, root)
+    return builder
+
+
+def default_root() -> pathlib.Path:
+    """Returns TFDS's default folder of prepared data sets."""
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of the newest prepared version, if any."""
+    # TFDS names folders that aren't complete yet incomplete.XYZ_VERSION.
+    versions = [path for path in folder.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
+
+
+def broken(folder: os.PathLike, name: str, error: Exception) -> InputError:
+    """Returns the error for a prepared data set that can't be read."""
+    return InputError(
+        f"{folder} holds a broken or incomplete {name} ({one_line(error)}), expected what TFDS "
+        "prepares: remove it and prepare it again, or give another data_dir"
+    )
+
+
+def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder of the prepared data sets; only the default one needn't exist."""
+    root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
+    if not root.is_dir() and (data_dir is not None or root.exists()):
+        state = "is no folder" if root.exists() else "doesn't exist"
+        what = "TFDS_DATA_DIR" if data_dir is None and "TFDS_DATA_DIR" in os.environ else "data_dir"
+        raise InputError(
+            f"{what} {str(root)!r} {state}, expected a folder of data sets prepared by TFDS: "
+            f"correct {what} or make the folder"
+        )
+    return root
+
+
+def _download(builder, name: str, root: pathlib.Path) -> None:
+    """Downloads and prepares a data set, or raises within seconds if the host is unreachable."""
+    # TFDS itself retries for over three minutes.
+    # Our own builders have an address. Those of TFDS have checksums by address.
+    address = getattr(builder, "ADDRESS", None) or next(iter(builder.url_infos or ()), None)
+    if address is not None and not _is_reachable(address):
+        host = urllib.parse.urlsplit(address).hostname
+        prepare = f"tfds.builder('{name}', data_dir='tfds').download_and_prepare()"
+        remedy = (
+            'on a connected machine run `python -c "import tensorflow_datasets as tfds; '
+            f'{prepare}"`, copy the folder tfds here and give it as data_dir'
+        )
+        if hasattr(builder, "ADDRESS"):
+            remedy = f"get {address} on a connected machine, and give the archive as data_dir"
+        raise InputError(
+            f"no {name} found in {root / name} and {host} can't be reached to download it: {remedy}"
+        )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise InputError(
+            f"{name} couldn't be downloaded and prepared in {root} ({one_line(error)}); it will be "
+            "downloaded again the next time: try again"
+        ) from error
+
+
+def _is_reachable(address: str, seconds: float = 3.0) -> bool:
+    """Returns whether the host of an address responds in time, through a proxy if one is set."""
+    responded = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # The host responded.
+        except (OSError, http.client.HTTPException, ValueError):
+            return
+        responded.set()
+
+    # A thread, because urlopen's timeout doesn't include looking up the host's name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return responded.is_set()

@@ -1,4 +1,4 @@
-"""The steps of train.py, as functions that user code can call."""
+"""The steps of train.py as functions."""
 
 import os
 from collections.abc import Sequence
@@ -59,18 +59,18 @@ def split(
     *,
     images_per_class: int | None = None,
 ) -> tuple[AnySplit, AnySplit | None]:
-    """Returns the images to train on and those to watch.
+    """Splits a data set into training and validation images.
 
     Args:
         dataset: the data set.
-        validation_fraction: as in `split_train`. None for the data set's own validation split or,
-            where it has none, a tenth of the training images if they suffice for that.
+        validation_fraction: as in `split_train`. None: the data set's own validation split or, if
+            it has none, a tenth of the training images if there are enough.
         train_fraction: as in `split_train`.
         seed: as in `split_train`.
         images_per_class: as in `split_train`.
 
     Raises:
-        InputError: as `split_train`.
+        InputError: as in `split_train`.
     """
     own = dataset.validation if validation_fraction is None else None
     if validation_fraction is None:
@@ -87,12 +87,12 @@ def start(
     strategy: tf.distribute.Strategy,
     overwrite: bool = False,
 ) -> None:
-    """Starts a run: of several workers one does, once all have looked at what is there.
+    """Starts a run in its directory. All workers must call it; the chief writes.
 
     Args:
-        run: the run's directory, which all share.
+        run: the run directory, shared by all workers.
         config: as in `RunDirectory.start`.
-        strategy: that of the training.
+        strategy: the strategy of the training.
         overwrite: as in `RunDirectory.start`.
     """
     wait_for_all(strategy)
@@ -107,17 +107,17 @@ def evaluate(
     dataset: Dataset,
     splits: dict[str, AnySplit],
 ) -> dict[str, dict[str, float]]:
-    """Scores a student, and its teacher on the test split.
+    """Evaluates a student on several splits, and its teacher on the test split.
 
     Args:
         student: any Keras classifier.
         teacher: the teacher, or None.
-        dataset: the data set; its test split is always scored.
-        splits: further splits by name, as "train" and "validation".
+        dataset: the data set; its test split is always included.
+        splits: further splits by name, such as "train" and "validation".
 
     Returns:
-        The content of metrics.json: the scores under the split's name, and with a teacher
-        "teacher" and "fidelity", both on the test split.
+        The content of metrics.json: scores by split and, with a teacher, "teacher" and "fidelity"
+        on the test split.
     """
     classifier = compiled(logits_function(student), dataset.image_shape)
     metrics = {}
@@ -128,22 +128,22 @@ def evaluate(
         metrics[name] = score(logits, labels)
         if name == "test" and teacher is not None:
             print("evaluating the teacher on the test split")
-            answers, _ = predict_logits(compiled(teacher, dataset.image_shape), batches)
-            metrics["teacher"] = score(answers, labels)
-            metrics["fidelity"] = fidelity(logits, answers)
+            teacher_logits, _ = predict_logits(compiled(teacher, dataset.image_shape), batches)
+            metrics["teacher"] = score(teacher_logits, labels)
+            metrics["fidelity"] = fidelity(logits, teacher_logits)
     return metrics
 
 
 def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[str, float]]) -> None:
-    """Writes a run's scores: to TensorBoard's HParams, the model card, and at last metrics.json.
+    """Writes a run's scores to TensorBoard's HParams, the model card and metrics.json.
 
     Args:
-        run: the run, whose model is there.
+        run: the run directory, which has the model.
         student: that model.
-        metrics: what `evaluate` returned.
+        metrics: from `evaluate`.
 
     Raises:
-        InputError: where they can't be written.
+        InputError: if a file can't be written.
     """
     with unwritable_named(run.path):
         write_result(run.tensorboard, run.path.name, run.settings, metrics)
@@ -211,6 +211,6 @@ def _default_validation_fraction(dataset: Dataset, seed: int) -> float:
     try:
         split_train(dataset, DEFAULT_VALIDATION_FRACTION, seed=seed)
     except InputError:
-        print("too few images for a validation split: all are trained on")
+        print("too few images for a validation split: training on all of them")
         return 0.0
     return DEFAULT_VALIDATION_FRACTION

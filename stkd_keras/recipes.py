@@ -1,4 +1,4 @@
-"""What train.py takes where its flags don't say otherwise: by data set, and by method."""
+"""The defaults of train.py, by data set and by method."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from stkd_keras.mixing import CutMix, Mixup
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What train.py takes where a flag doesn't say otherwise."""
+    """Defaults for a data set."""
 
     teacher: str
     student: str
@@ -23,7 +23,7 @@ class Recipe:
     weight_decay: float = 5e-4
 
 
-# The highest learning rate and the weight decay that suit each optimizer.
+# The peak learning rate and the weight decay of each optimizer.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
     "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
@@ -31,14 +31,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 RECIPES = {
     "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
 }
-# What the field trains for on CIFAR-10 and its like.
+# Common practice on CIFAR-10 and similar data sets.
 DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
 
 MIXINGS = ("none", "mixup", "cutmix")
-# The share of the main training that a stage before it has: 30 epochs before 240 in
+# Epochs of pretraining per epoch of training: 30 before 240 in
 # github.com/HobbitLong/RepDistiller.
 PRETRAINING_SHARE = 30 / 240
-# Those of METHODS that have no term of their own.
+# Methods without a loss term of their own.
 OWN_METHODS: dict[str, dict[str, Any]] = {
     "stkd": {"soft_weight": 0.9, "label_weight": 0.1, "mixing": "mixup"},
     "kd": {"soft_weight": 0.9, "label_weight": 0.1},
@@ -58,9 +58,9 @@ _DEFAULTS: dict[str, Any] = {
     "method_weight": None,
     "pretraining_epochs": None,
 }
-# What may be given in place of a method's own.
+# Settings that may be overridden.
 SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
-# What says how to mix, and is nothing where nothing is mixed.
+# Settings that only matter with mixing.
 _OF_MIXING = (
     "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
     "soft_target",
@@ -68,10 +68,10 @@ _OF_MIXING = (
 
 
 def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
-    """Returns the recipe for a data set's name.
+    """Returns the recipe for a data set.
 
     Raises:
-        InputError: for an unknown optimizer.
+        InputError: if the optimizer is unknown.
     """
     recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
     check_optimizer(optimizer)
@@ -81,18 +81,15 @@ def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
 
 
 def method_settings(method: str, **explicit) -> dict[str, Any]:
-    """Returns the settings of a method, with those that were given explicitly in their place.
+    """Returns a method's settings, overridden by explicit ones.
 
     Args:
         method: a name in `METHODS`.
-        **explicit: `soft_weight`, `label_weight`, `temperature`, `mixing` ("none", "mixup" or
-            "cutmix"), `mixup_alpha`, `mixup_probability`, `num_images`, `mixing_epochs`,
-            `mixing_per_batch`, `soft_target`, `method_weight`,
-            `pretraining_epochs`; None stands for not given.
-            To give one that says how to mix is to mix, also where the method doesn't by itself.
+        **explicit: values for names in `SETTINGS`; None means not given. Giving a setting of the
+            mixing turns mixing on.
 
     Raises:
-        InputError: for an unknown method, or where the settings contradict each other.
+        InputError: if the method is unknown or settings contradict each other.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -102,8 +99,8 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
     if of_mixing and settings["mixing"] == "none":
         if "mixing" in given:
             raise InputError(
-                f"mixing is none, but {of_mixing[0]} is {given[of_mixing[0]]}, which says how to "
-                "mix; leave one of them out"
+                f"mixing is none, but {of_mixing[0]} is {given[of_mixing[0]]}, which is a setting of "
+                "mixing; leave one of them out"
             )
         settings["mixing"] = "mixup"
     if settings["mixup_probability"] == 0:
@@ -113,25 +110,25 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
 
 
 def needs_teacher(method: str, settings: dict[str, Any]) -> bool:
-    """Whether a method with these settings asks a teacher."""
+    """Whether a method with these settings queries a teacher."""
     return method not in OWN_METHODS or settings["soft_weight"] > 0
 
 
 def needs_features(method: str) -> bool:
-    """Whether a method compares more of the models than their logits."""
+    """Whether a method compares features of inner layers."""
     return method not in OWN_METHODS and not methods.METHODS[method].term.uses_logits_only
 
 
 def can_replay(method: str, settings: dict[str, Any]) -> bool:
-    """Whether a recording of the teacher's logits is all that such a training needs of it."""
+    """Whether a recording of the teacher's logits is all that training needs."""
     return needs_teacher(method, settings) and not needs_features(method)
 
 
 def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
-    """Returns what mixes the images, if anything does.
+    """Returns the mixing of the settings, or None.
 
     Raises:
-        InputError: where a setting is outside its range, also if nothing is mixed.
+        InputError: if a setting is out of range, even without mixing.
     """
     mixup = Mixup(
         alpha=settings["mixup_alpha"],
@@ -154,14 +151,14 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
 def make_terms(
     method: str, settings: dict[str, Any], train_split: AnySplit, steps: int, data_seed: int
 ) -> list[methods.DistillationTerm]:
-    """Returns the further terms of a method's loss: one, or none of those without one.
+    """Returns the loss terms of a published method, and [] for other methods.
 
     Args:
         method: a name in `METHODS`.
-        settings: of `method_settings`, "pretraining_epochs" as a number.
-        train_split: the images to train on.
-        steps: batches of an epoch.
-        data_seed: of what a term draws.
+        settings: from `method_settings`, with `pretraining_epochs` set.
+        train_split: the training images.
+        steps: batches per epoch.
+        data_seed: seed of a term's random draws.
     """
     if method in OWN_METHODS:
         return []
@@ -185,21 +182,21 @@ def make_terms(
 def distiller_arguments(
     method: str, settings: dict[str, Any], train_split: AnySplit, steps: int, data_seed: int = 0
 ) -> dict[str, Any]:
-    """Returns what a method's settings are as arguments of `SimilarityTransferDistiller`.
+    """Returns the arguments of `SimilarityTransferDistiller` for a method's settings.
 
     Args:
         method: a name in `METHODS`.
-        settings: as in `make_terms`.
-        train_split: the images to train on.
-        steps: batches of an epoch.
-        data_seed: of the mixtures, and of what a term draws.
+        settings: from `method_settings`, with `pretraining_epochs` set.
+        train_split: the training images.
+        steps: batches per epoch.
+        data_seed: seed of mixing and of a term's random draws.
 
     Raises:
-        InputError: as `make_mixing`.
+        InputError: if a setting is out of range.
     """
     mixing_steps = None
     if settings["mixing_epochs"] is not None:
-        # Epochs of a stage before the main training don't count.
+        # Epochs of pretraining don't count.
         mixing_steps = ((settings["pretraining_epochs"] or 0) + settings["mixing_epochs"]) * steps
     as_they_are = "temperature", "soft_weight", "label_weight", "soft_target"
     return {
@@ -212,28 +209,20 @@ def distiller_arguments(
 
 
 def default_pretraining_epochs(method: str, epochs: int) -> int:
-    """Returns how many epochs of its own stage a method has before so many of the main training."""
+    """Returns the number of pretraining epochs of a method before `epochs` of training."""
     if method in OWN_METHODS or not methods.METHODS[method].pretraining_epochs:
         return 0
     return max(1, round(PRETRAINING_SHARE * epochs))
 
 
 def check_optimizer(name: str) -> None:
-    """Refuses the name of an optimizer that `make_optimizer` doesn't know.
-
-    Raises:
-        InputError: with the known ones.
-    """
+    """Raises an InputError if an optimizer is unknown."""
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
 def check_recipe(learning_rate: float, weight_decay: float) -> None:
-    """Refuses numbers that no training can use.
-
-    Raises:
-        InputError: where a number is outside its range.
-    """
+    """Raises an InputError if the learning rate or the weight decay is out of range."""
     numbers = f"from {SMALLEST:g} to {LARGEST:g}"
     if not is_positive(learning_rate):
         raise InputError(f"the learning rate is {learning_rate}, but must be a number {numbers}")
@@ -250,11 +239,11 @@ def _defaults_of(method: str) -> dict[str, Any]:
 
 
 def _check_term(method: str, settings: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuses what says something of a term that isn't there, and mixing where it isn't defined."""
+    """Rejects settings of a term that the method lacks, and mixing where it isn't defined."""
     entry = methods.METHODS.get(method)
     if entry is None and "method_weight" in given:
         raise InputError(
-            f"method_weight is {given['method_weight']}, but {method} has no term of its own: "
+            f"method_weight is {given['method_weight']}, but {method} has no loss term of its own: "
             "leave it out, and set soft_weight and label_weight"
         )
     weight = settings["method_weight"]
@@ -264,8 +253,8 @@ def _check_term(method: str, settings: dict[str, Any], given: dict[str, Any]) ->
         )
     if "pretraining_epochs" in given and not (entry and entry.pretraining_epochs):
         raise InputError(
-            f"pretraining_epochs is {given['pretraining_epochs']}, but {method} has no stage "
-            "before its training: leave it out"
+            f"pretraining_epochs is {given['pretraining_epochs']}, but {method} has no "
+            "pretraining: leave it out"
         )
     if entry and entry.term.refuses_mixing and settings["mixing"] != "none":
         raise InputError(

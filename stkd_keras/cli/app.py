@@ -51,6 +51,19 @@ def run(
     app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
+class FlagGroup:
+    """Defines flags that `--helpfull` shows under the group's name."""
+
+    def __init__(self, name: str):
+        self.string, self.integer, self.float, self.bool, self.enum, self.list = (
+            functools.partial(define, module_name=name)
+            for define in (
+                flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_bool,
+                flags.DEFINE_enum, flags.DEFINE_list,
+            )
+        )  # fmt: skip
+
+
 def command_flags(groups: Sequence[str] = ()) -> dict[str, list[flags.Flag]]:
     """Returns the command's own flags by group."""
     by_module = flags.FLAGS.flags_by_module_dict()

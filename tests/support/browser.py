@@ -15,10 +15,10 @@ PHONE, DESK = 390, 1200
 
 
 def open_browser() -> webdriver.Chrome:
-    """Starts Chromium with a profile of its own; the test is skipped where there is none."""
+    """Starts Chromium with an empty profile, or skips the test if it is not installed."""
     chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
     if chromium is None or driver is None:
-        pytest.skip("no chromium with its chromedriver to open pages in")
+        pytest.skip("chromium or chromedriver is not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS:
@@ -28,7 +28,7 @@ def open_browser() -> webdriver.Chrome:
 
 
 def show(browser: webdriver.Chrome, address: str, width: int, scheme: str = "light") -> None:
-    """Opens a page on a screen of a width in CSS pixels, for a reader of light or dark pages."""
+    """Opens a page on a screen of a width in CSS pixels, in a light or dark color scheme."""
     screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -38,7 +38,7 @@ def show(browser: webdriver.Chrome, address: str, width: int, scheme: str = "lig
 
 
 def requested(browser: webdriver.Chrome) -> list[str]:
-    """The addresses that have been asked for since the page was opened, its own first."""
+    """Returns the addresses requested since the page was opened, its own first."""
     messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
     return [
         message["params"]["request"]["url"]
@@ -48,5 +48,5 @@ def requested(browser: webdriver.Chrome) -> list[str]:
 
 
 def width_of_page(browser: webdriver.Chrome) -> int:
-    """How wide the page is, in CSS pixels, if it were all to be seen."""
+    """Returns the width of the page in CSS pixels, with what would need scrolling."""
     return browser.execute_script("return document.documentElement.scrollWidth")

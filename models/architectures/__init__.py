@@ -1,1 +1,1 @@
-"""Network definitions: shared blocks and one module per family."""
+"""Network definitions: the shared blocks, and one module per family."""

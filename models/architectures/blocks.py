@@ -1,27 +1,15 @@
-"""What the families are made of: PyTorch's layers, in Keras."""
+"""PyTorch's layers and residual blocks in Keras, shared by the families."""
+
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import layers
 
 
 def convolution(
-    x,
-    width: int,
-    name: str,
-    kernel_size: int = 3,
-    strides: int = 1,
-    use_bias: bool = False,
+    x, width: int, name: str, kernel_size: int = 3, strides: int = 1, use_bias: bool = False
 ) -> keras.KerasTensor:
-    """A convolution with PyTorch's padding of `kernel_size // 2` a side.
-
-    Args:
-        x: float, shape (B, H, W, C).
-        width: number of channels to give.
-        name: the module's path in PyTorch, "_" for ".".
-        kernel_size: height and width of the kernel.
-        strides: 1, or 2 to halve height and width (rounding up).
-        use_bias: whether a bias is added.
-    """
+    """Convolves (B, H, W, C) with PyTorch's padding of `kernel_size // 2` on each side."""
     x, padding = _padded(x, name, kernel_size, strides)
     return layers.Conv2D(
         width,
@@ -35,7 +23,7 @@ def convolution(
 
 
 def depthwise_convolution(x, name: str, strides: int = 1) -> keras.KerasTensor:
-    """A 3x3 convolution of each channel by itself; arguments as of `convolution`."""
+    """Convolves each channel with its own 3x3 kernel."""
     x, padding = _padded(x, name, 3, strides)
     return layers.DepthwiseConv2D(
         3,
@@ -48,45 +36,84 @@ def depthwise_convolution(x, name: str, strides: int = 1) -> keras.KerasTensor:
 
 
 def batch_normalization(x, name: str) -> keras.KerasTensor:
-    """Batch normalisation with PyTorch's momentum (0.1 there is 0.9 here) and epsilon."""
+    """Applies batch normalization with PyTorch's epsilon and momentum (0.1 there is 0.9 here)."""
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
+def conv_bn(
+    x, width: int, block: str, number: int, kernel_size: int = 3, strides: int = 1
+) -> keras.KerasTensor:
+    """Applies a block's convolution of this number and the batch normalization after it."""
+    x = convolution(x, width, f"{block}_conv{number}", kernel_size, strides)
+    return batch_normalization(x, f"{block}_bn{number}")
+
+
 def feature(x, name: str) -> keras.KerasTensor:
-    """Gives a tensor the uniform name that `models.features` finds it by."""
+    """Names a tensor so that `models.features` finds it."""
     return layers.Identity(name=name)(x)
 
 
-def residual_sum(x, shortcut, name: str, stage: str | None) -> keras.KerasTensor:
-    """ReLU of a sum, which ends a residual block.
+def residual_stages(
+    x,
+    block: Callable[..., keras.KerasTensor],
+    widths: Sequence[int],
+    num_blocks: Sequence[int],
+    first_strides: int = 1,
+) -> keras.KerasTensor:
+    """Stacks stages of blocks; every stage after the first halves height and width.
 
-    Args:
-        x: what the block computed, float, shape (B, H, W, C).
-        shortcut: what goes around it, of the same shape.
-        name: what the names of the layers start with.
-        stage: the name of the stage that this block ends; None where it ends none.
+    `block` takes x, its output channels, its strides, its name, and the name of the stage it ends
+    (or None).
     """
+    strides = first_strides
+    for stage, (width, count) in enumerate(zip(widths, num_blocks, strict=True), start=1):
+        for index in range(count):
+            ended = f"stage{stage}" if index == count - 1 else None
+            x = block(x, width, strides, f"layer{stage}_{index}", ended)
+            strides = 1
+        strides = 2
+    return x
+
+
+def basic_block(
+    x,
+    width: int,
+    strides: int,
+    name: str,
+    ended: str | None,
+    shortcut: Callable[..., keras.KerasTensor],
+) -> keras.KerasTensor:
+    """Two 3x3 convolutions; `shortcut` is applied to x where the block changes its shape."""
+    y = layers.ReLU(name=f"{name}_relu1")(conv_bn(x, width, name, 1, strides=strides))
+    y = conv_bn(y, width, name, 2)
+    if strides != 1 or x.shape[-1] != width:
+        x = shortcut(x, width, strides, name)
+    return residual_sum(y, x, name, ended)
+
+
+def residual_sum(x, shortcut, name: str, ended: str | None) -> keras.KerasTensor:
+    """Ends a residual block with the sum and ReLU; `ended` names the stage this block ends."""
     x = layers.Add(name=f"{name}_add")([x, shortcut])
-    if stage is None:
+    if ended is None:
         return layers.ReLU(name=f"{name}_relu")(x)
-    return end_of_stage(x, name, stage)
+    return end_of_stage(x, name, ended)
 
 
 def end_of_stage(preactivation, name: str, stage: str) -> keras.KerasTensor:
-    """A stage's last ReLU, with what goes into it and what comes out of it as features."""
+    """Applies a stage's last ReLU; its input and output become features."""
     preactivation = feature(preactivation, f"{stage}_preactivation")
     return feature(layers.ReLU(name=f"{name}_relu")(preactivation), stage)
 
 
 def classifier(x, num_classes: int, name: str) -> keras.KerasTensor:
-    """Global average pooling, the embedding, and the logits, float32, shape (B, num_classes)."""
+    """Returns the logits, float32 (B, num_classes), from global average pooling of x."""
     x = layers.GlobalAveragePooling2D(name="embedding")(x)
-    # Float32 whatever the policy: the loss needs more than half precision of the logits.
+    # The loss needs more than half precision, also under a mixed-precision policy.
     return layers.Dense(num_classes, kernel_initializer="he_normal", dtype="float32", name=name)(x)
 
 
 def _padded(x, name: str, kernel_size: int, strides: int) -> tuple[keras.KerasTensor, str]:
-    """Returns what a convolution is applied to, and its own padding."""
+    """Returns the padded input of a convolution and its `padding` argument."""
     if strides == 1 or kernel_size == 1:
         return x, "same"
     # With a stride, Keras's "same" pads an even image at the bottom and right only.

@@ -1,11 +1,11 @@
-"""MobileNetV2 for images of 32 pixels, of half the width as the bench has it, or of another.
+"""MobileNetV2 for images of 32 pixels, at half the width unless another is given.
 
 Inverted residuals: 1x1 convolutions around a depthwise one; Sandler et al., "MobileNetV2: Inverted
 Residuals and Linear Bottlenecks" (arXiv 1801.04381), table 2, with smaller strides, and ReLU in
 place of ReLU6.
 
-Layers are named after the modules of github.com/HobbitLong/RepDistiller's mobilenetv2.py, "_" for
-".".
+Layers have the names of the modules in github.com/HobbitLong/RepDistiller's mobilenetv2.py, with
+"_" for ".".
 """
 
 from collections.abc import Mapping
@@ -40,35 +40,17 @@ _ENDS_STAGE = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 def mobilenet_v2(
     images: keras.KerasTensor, num_classes: int, *, width: float = 0.5
 ) -> keras.KerasTensor:
-    """Builds the network on top of normalised images.
-
-    Args:
-        images: float, shape (B, H, W, C), normalised.
-        num_classes: number of logits.
-        width: what the numbers of channels are multiplied by, rounding down; of the last
-            convolution only where it is above 1.
-
-    Returns:
-        The logits, float32, shape (B, num_classes).
-
-    Raises:
-        InputError: if the width isn't a number, or so small that no channel is left.
-    """
+    """Returns the logits; `width` scales the channels, but never narrows the last convolution."""
     if not isinstance(width, int | float) or not 1 / 16 <= width < float("inf"):
         raise InputError(f"width is {width!r}; expected a number of at least 1/16, such as 0.5")
-    x = _convolution(images, int(32 * width), "conv1", strides=2)
-    x = feature(x, "stem")
+    x = feature(_convolution(images, int(32 * width), "conv1", strides=2), "stem")
     for group, (expansion, channels, num_blocks, strides) in enumerate(_GROUPS):
         for block in range(num_blocks):
-            x = _inverted_residual(
-                x,
-                int(channels * width),
-                expansion,
-                strides if block == 0 else 1,
-                f"blocks_{group}_{block}",
-            )
+            first_strides = strides if block == 0 else 1
+            name = f"blocks_{group}_{block}"
+            x = _inverted_residual(x, int(channels * width), expansion, first_strides, name)
         if group in _ENDS_STAGE:
-            # The blocks end without activation, so both names mean the same.
+            # The blocks end without an activation, so both names mean the same tensor.
             x = feature(x, f"{_ENDS_STAGE[group]}_preactivation")
             x = feature(x, _ENDS_STAGE[group])
     x = _convolution(x, int(1280 * max(width, 1.0)), "conv2", kernel_size=1)
@@ -84,9 +66,11 @@ ALIASES = {
 
 
 def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a PyTorch state dict says of the options: a width that gives its channels."""
+    """Returns a width that gives the channels of a PyTorch state dict."""
     channels = {"conv1.0.weight": 32}
-    channels |= {f"blocks.{group}.0.conv.6.weight": row[1] for group, row in enumerate(_GROUPS)}
+    channels |= {
+        f"blocks.{number}.0.conv.6.weight": group[1] for number, group in enumerate(_GROUPS)
+    }
     counts = [
         (of, len(state[name])) for name, of in channels.items() if np.ndim(state.get(name, 0))
     ]
@@ -96,7 +80,7 @@ def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     lowest = max(count / of for of, count in counts)
     highest = min((count + 1) / of for of, count in counts)
-    # Whole hundredths are what users set; else any number between will do.
+    # Users choose whole hundredths; if none fits, any width between the limits does.
     for width in (round(lowest, 2), round(lowest + 0.005, 2), (lowest + highest) / 2):
         if all(int(of * width) == count for of, count in counts):
             return {"width": width}
@@ -104,18 +88,8 @@ def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inverted_residual(x, width: int, expansion: int, strides: int, name: str) -> keras.KerasTensor:
-    """A depthwise convolution between two of 1x1, added to the input where that fits.
-
-    Args:
-        x: float, shape (B, H, W, C).
-        width: number of channels to give.
-        expansion: how many times as many channels the depthwise convolution has as x.
-        strides: 1, or 2 to halve height and width (rounding up).
-        name: what the names of the block's layers start with.
-    """
-    expanded = expansion * x.shape[-1]
-    y = batch_normalization(convolution(x, expanded, f"{name}_conv_0", 1), f"{name}_conv_1")
-    y = layers.ReLU(name=f"{name}_conv_2")(y)
+    """A depthwise convolution of expansion * C channels between two 1x1 convolutions."""
+    y = _convolution(x, expansion * x.shape[-1], f"{name}_conv", kernel_size=1)
     y = depthwise_convolution(y, f"{name}_conv_3", strides)
     y = layers.ReLU(name=f"{name}_conv_5")(batch_normalization(y, f"{name}_conv_4"))
     y = batch_normalization(convolution(y, width, f"{name}_conv_6", 1), f"{name}_conv_7")
@@ -127,6 +101,6 @@ def _inverted_residual(x, width: int, expansion: int, strides: int, name: str) -
 def _convolution(
     x, width: int, name: str, kernel_size: int = 3, strides: int = 1
 ) -> keras.KerasTensor:
-    """A convolution with normalisation and ReLU; arguments as of `convolution`."""
+    """Convolution, normalization and ReLU."""
     x = convolution(x, width, f"{name}_0", kernel_size, strides)
     return layers.ReLU(name=f"{name}_2")(batch_normalization(x, f"{name}_1"))

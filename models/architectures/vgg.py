@@ -1,10 +1,11 @@
-"""VGG with batch normalisation and a single dense layer, for small images.
+"""VGG with batch normalization and a single dense layer, for small images.
 
 Five blocks of 3x3 convolutions with pooling between them; Simonyan and Zisserman, "Very Deep
 Convolutional Networks for Large-Scale Image Recognition" (arXiv 1409.1556), table 1 (A, B, D, E),
-and the bench's VGG-8. Three poolings, as the bench has them; four where the images are 64 high.
+and RepDistiller's VGG-8. As there, images are pooled three times, and four times if 64 high.
 
-Layers are named after the modules of github.com/HobbitLong/RepDistiller's vgg.py, "_" for ".".
+Layers have the names of the modules in github.com/HobbitLong/RepDistiller's vgg.py, with "_" for
+".".
 """
 
 from collections.abc import Callable
@@ -32,24 +33,13 @@ _CONVOLUTIONS = {
 
 
 def _of(depth: int) -> Callable:
-    """Returns the function that the registry holds for one depth."""
-
     def vgg(images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        """Builds the network on top of normalised images.
-
-        Args:
-            images: float, shape (B, H, W, C), normalised; at least 8 pixels high and wide.
-            num_classes: number of logits.
-
-        Returns:
-            The logits, float32, shape (B, num_classes).
-        """
         num_poolings = 4 if images.shape[1] == 64 else 3
         x = images
         for block, (width, count) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
             if 1 <= block <= num_poolings:
                 x = layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
-            for index in range(0, 3 * count, 3):  # Convolution, normalisation and ReLU count.
+            for index in range(0, 3 * count, 3):  # Convolution, normalization and ReLU count.
                 if index:
                     x = layers.ReLU(name=f"block{block}_{index - 1}")(x)
                 x = convolution(x, width, f"block{block}_{index}", use_bias=True)

@@ -51,7 +51,7 @@ def main() -> None:
     """Runs the command."""
     if FLAGS.model is None:
         raise InputError("--model is missing: a run directory, a .keras file or a zoo model")
-    run = read_run(FLAGS.model) if names_a_run(FLAGS.model) else None
+    run = read_run(FLAGS.model, "--model") if names_a_run(FLAGS.model) else None
     source = FLAGS.model if run is None else run.student
     check_source(source)
     outputs = outputs_from_flags()

@@ -1,4 +1,4 @@
-"""Prints README's table of the zoo: python -m models [NAME ...]"""
+"""Prints the README's table of the zoo: python -m models [NAME ...]"""
 
 import os
 import sys
@@ -12,7 +12,7 @@ IMAGE_SHAPE = (32, 32, 3)
 
 
 def table_row(name: str) -> str:
-    """Returns a model's row of the table, for colour images of 32x32 pixels and 100 classes."""
+    """Returns a model's row of the table, for color images of 32x32 pixels and 100 classes."""
     model = models.build(name, input_shape=IMAGE_SHAPE, num_classes=100)
     millions = f"{(multiply_adds(model, IMAGE_SHAPE) or 0) / 1e6:,.1f} M"
     size = f"{file_bytes([model]) / 1e6:,.1f} MB"
@@ -20,7 +20,7 @@ def table_row(name: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Prints the table, of all the zoo's models unless some are named."""
+    """Prints the table of the named models, or of all models of the zoo."""
     print("| model | parameters | multiply-adds | `.keras` file |")
     print("|---|---|---|---|")
     for name in names or models.available():

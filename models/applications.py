@@ -1,6 +1,6 @@
-"""The classifiers of keras.applications, each with the preprocessing that it was trained with.
+"""The classifiers of keras.applications with their preprocessing.
 
-They are named as in `keras.applications:EfficientNetB0`.
+They have names such as "keras.applications:EfficientNetB0".
 """
 
 import inspect
@@ -19,7 +19,7 @@ from stkd_keras.errors import InputError, one_line, unknown_name
 PREFIX = "keras.applications:"
 IMAGENET_CLASSES = 1000
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Seconds. Without it, a network that swallows what is sent into it is waited for for minutes.
+# Seconds. Without a limit, a network that drops packets blocks the download for minutes.
 _NETWORK_TIMEOUT = 5.0
 
 _FUNCTIONS = {
@@ -31,40 +31,26 @@ _FUNCTIONS = {
 
 
 def available() -> list[str]:
-    """Returns the names that `build` knows."""
+    """Returns the names that `build` accepts."""
     return [PREFIX + name for name in _FUNCTIONS]
 
 
 def is_application(source: str) -> bool:
-    """Whether a name means a model of keras.applications."""
+    """Whether a name is one of keras.applications."""
     return source.startswith(PREFIX)
 
 
 def check_name(source: str) -> None:
-    """Refuses a name that `build` doesn't know.
-
-    Raises:
-        InputError: with the nearest ones.
-    """
+    """Refuses a name that `build` doesn't accept."""
     name = source.removeprefix(PREFIX)
     if name not in _FUNCTIONS:
         raise unknown_name("model of keras.applications", name, _FUNCTIONS)
 
 
 def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> keras.Model:
-    """Builds an application with fresh weights for a data set's images.
+    """Builds an application with fresh weights, from pixels in [0, 255] to logits.
 
-    Args:
-        source: one of `available()`.
-        input_shape: (height, width, 3).
-        num_classes: number of logits.
-
-    Returns:
-        A functional model from pixels, float32 in [0, 255] of shape (B, height, width, 3), to
-        logits of shape (B, num_classes). Layers and weights are named as in the application.
-
-    Raises:
-        InputError: if the name isn't known, or the application doesn't take such images.
+    Layers and weights have the names of the application's.
     """
     check_name(source)
     check_images(source, input_shape)
@@ -76,27 +62,17 @@ def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> k
         weights=None,
         classes=num_classes,
     )
-    # Keras makes its input a list of one, and would warn of each call without a list.
+    # Keras makes the input a list of one, and would warn at every call without a list.
     return keras.Model(pixels, model.outputs[0], name=model.name)
 
 
 def build_as_published(source: str, num_classes: int | None = None) -> keras.Model:
-    """Builds an application for images of the size that it was made for, to be a teacher.
+    """Builds an application for preprocessed images of its own size, with logits as outputs.
 
-    Args:
-        source: one of `available()`.
-        num_classes: number of logits of a model with fresh weights. None for the 1000 classes of
-            ImageNet and the weights for them, which Keras finds in its cache or downloads.
-
-    Returns:
-        The application as Keras makes it, but with logits: its images have yet to be resized and
-        given to `preprocess`.
-
-    Raises:
-        InputError: if the name isn't known, or the weights can't be had.
+    Without `num_classes` it has ImageNet's 1000 classes and weights, cached or downloaded.
     """
     check_name(source)
-    # MobileNetV3 takes images of any size, where the others have one; its weights are of this.
+    # MobileNetV3 takes images of any size, but was trained on this one.
     size = {"input_shape": (224, 224, 3)} if "MobileNetV3" in source else {}
     if num_classes is not None:
         return _call(source, weights=None, classes=num_classes, **size)
@@ -108,32 +84,28 @@ def build_as_published(source: str, num_classes: int | None = None) -> keras.Mod
         cache = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")
         raise InputError(
             f"can't get the ImageNet weights of {source} ({one_line(error)}); looked in {cache} "
-            "and on Keras's server: give a file that has them, --teacher_weights=FILE"
+            "and on Keras's server: pass a file with them as weights (--teacher_weights=FILE)"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
 def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Makes of pixels in [0, 255], (B, H, W, 3), what an application takes.
+    """Applies an application's `preprocess_input` to pixels in [0, 255], (B, H, W, 3).
 
-    It is the application's own `preprocess_input`, as operations that a model is saved with. Some
-    applications preprocess within; for these it does nothing.
+    Its operations are saved with a model. Some applications have their preprocessing inside, and
+    get the pixels unchanged.
     """
     function = _FUNCTIONS[source.removeprefix(PREFIX)]
     return sys.modules[function.__module__].preprocess_input(images, data_format="channels_last")
 
 
 def restore_scale(model: keras.Model, file: str) -> None:
-    """Makes up for a layer that Keras gives EfficientNet with the weights of ImageNet alone.
+    """Corrects the scale of an EfficientNet that was filled from a file of ImageNet's weights.
 
-    These networks divide by the root of the deviation of ImageNet's pixels once more than those
-    built without weights do. Such a layer has no weights, so that a file of the one fills the other
-    without a word. A file that names it gets the same factor into the normalisation's variance.
-
-    Args:
-        model: an application that was filled from the file.
-        file: `.weights.h5`, or Keras's older `.h5`.
+    Keras builds EfficientNet with another Rescaling layer (1 / sqrt(std)) for ImageNet's weights
+    only. That layer has no weights, so a file of either kind fills the other silently. If the file
+    names the layer, its factor goes into the variance of the Normalization layer.
     """
     norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
     scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
@@ -150,20 +122,16 @@ def restore_scale(model: keras.Model, file: str) -> None:
 
 
 def check_images(source: str, image_shape: Sequence[int | None]) -> None:
-    """Refuses images that no application takes.
-
-    Raises:
-        InputError: if they aren't (height, width, 3).
-    """
+    """Refuses images that aren't (height, width, 3)."""
     if len(image_shape) != 3 or image_shape[-1] != 3:
         raise InputError(
-            f"{source} takes colour images, but these are of shape {tuple(image_shape)}; expected "
+            f"{source} takes color images, but these are of shape {tuple(image_shape)}; expected "
             "(height, width, 3): choose a model of the zoo"
         )
 
 
 def _call(source: str, **arguments: Any) -> keras.Model:
-    """Calls Keras's function, without its warnings of sizes that have no weights of their own."""
+    """Calls Keras's function without its warnings about sizes that no weights were made for."""
     function = _FUNCTIONS[source.removeprefix(PREFIX)]
     try:
         with warnings.catch_warnings():

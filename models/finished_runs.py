@@ -1,4 +1,4 @@
-"""What a finished run of train.py says: where its student is, of which data and teachers."""
+"""Reads the directory of a finished run of train.py."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from stkd_keras.files.json_files import read_json
 from stkd_keras.teacher.member import DTYPES
 from stkd_keras.training.run_directory import RunDirectory
 
-# What is taken from a run's config.json, and what it has to be.
+# The settings that are read from config.json, and their types.
 _RECORDED: dict[str, type | types.UnionType] = {
     "dataset": str,
     "data_dir": str | None,
@@ -25,16 +25,16 @@ _RECORDED: dict[str, type | types.UnionType] = {
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A run whose student is there.
+    """A complete run: its student, data set and teachers.
 
     Attributes:
         student: the student's `.keras` file.
-        dataset: the data set's name, as of `stkd_keras.data.load`.
-        data_dir: the folder that its images were in, or None for TFDS's own.
+        dataset: the data set's name, as in `stkd_keras.data.load`.
+        data_dir: the folder of its images, or None for TFDS's own.
         image_size: height and width in pixels that images were resized to; None for their own.
-        skip_bad_images: whether images that can't be read were left out.
-        teachers: where each teacher is, none for a run without.
-        teacher_dtype: the precision that the teachers answered in, as of FrozenTeacher.
+        skip_bad_images: whether unreadable images were left out.
+        teachers: the teachers; empty for a run without any.
+        teacher_dtype: the precision of the teachers, as in `FrozenTeacher`.
     """
 
     student: str
@@ -46,16 +46,16 @@ class FinishedRun:
     teacher_dtype: str | None = None
 
 
-def read_run(folder: str | os.PathLike, flag: str = "--model") -> FinishedRun:
+def read_run(folder: str | os.PathLike, flag: str = "folder") -> FinishedRun:
     """Reads the directory of a finished run.
 
     Args:
         folder: the run's directory.
-        flag: what a user names it with.
+        flag: the flag or argument that error messages name.
 
     Raises:
-        InputError: where it isn't one, its config.json isn't as train.py writes it, or the data
-            set is of a TFDS namespace, whose code would be run.
+        InputError: if it isn't the directory of a complete run, if train.py didn't write its
+            config.json, or if the data set is in a TFDS namespace, which would run its code.
 
     Example:
 
@@ -74,7 +74,9 @@ def read_run(folder: str | os.PathLike, flag: str = "--model") -> FinishedRun:
     content = read_json(config)
     settings = {**content.get("settings", {}), "data_dir": content.get("data_dir")}
     if "dataset" not in settings:
-        raise InputError(f"{config} doesn't say the data set; is it a run of train.py?")
+        raise InputError(
+            f"{config} doesn't name the data set; expected a run of train.py: check the path"
+        )
     recorded: dict[str, Any] = {key: settings.get(key) for key in _RECORDED}
     for key, kind in _RECORDED.items():
         if not isinstance(recorded[key], kind) or (
@@ -85,9 +87,9 @@ def read_run(folder: str | os.PathLike, flag: str = "--model") -> FinishedRun:
                 "correct it, or name the model's file and the data set instead"
             )
     name = recorded["dataset"]
-    if ":" in name.removeprefix("tfds:"):  # TFDS would run its code: that is for a user to say.
+    if ":" in name.removeprefix("tfds:"):  # TFDS would run its code: the user has to ask for it.
         raise InputError(
-            f"{config} has the dataset {one_line(name)}, of a TFDS namespace, whose code would be "
+            f"{config} has the dataset {one_line(name)}, in a TFDS namespace, whose code would be "
             "run; name the model's file, and --dataset, if you trust it"
         )
     return FinishedRun(str(student), teachers=_teachers(config, content), **recorded)

@@ -1,4 +1,4 @@
-"""The models of the zoo by name: how they are built, and their features."""
+"""Builds the models of the zoo by name, and gives access to their features."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.errors import InputError, unknown_name
 
 _FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
-# Functions of (normalised images, number of classes, *, options) that return the logits.
+# name -> function of (normalized images, number of classes, *, options) that returns logits.
 _REGISTRY = {name: function for family in _FAMILIES for name, function in family.MODELS.items()}
 ALIASES = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
 _FROM_STATE = {
@@ -21,7 +21,7 @@ _FROM_STATE = {
 
 
 def available() -> list[str]:
-    """Returns the names that `build` and `load` know, family by family, without the aliases."""
+    """Returns the names that `build` and `load` accept, grouped by family, without aliases."""
     return list(_REGISTRY)
 
 
@@ -35,26 +35,26 @@ def build(
 ) -> keras.Model:
     """Builds a model of the zoo with fresh weights.
 
-    The initial weights depend on the architecture and Keras's seed alone
+    The initial weights depend only on the architecture and Keras's seed
     (`keras.utils.set_random_seed`).
 
     Args:
-        name: one of `available()`, or as the bench spells it ("ResNet50", "WRN-40-2"); options may
-            follow it, as in "mobilenet_v2:width=0.75".
+        name: one of `available()`, or RepDistiller's spelling ("ResNet50", "WRN-40-2"); options
+            may follow, as in "mobilenet_v2:width=0.75".
         input_shape: (height, width, channels); height and width may be None.
         num_classes: number of logits, at least 2.
-        mean: what is subtracted from pixels / 255, one number or one a channel.
-        std: what is divided by after that, likewise.
-        options: what the family's function takes beyond these: of the ResNets for CIFAR `shortcut`,
-            "identity" (default) or "projection" (default of the x4); of ResNet-18, -34 and -50
-            `stem`, 32 (default) or 64; of MobileNetV2 `width`, 0.5 by default.
+        mean: subtracted from pixels / 255; a number, or one per channel.
+        std: divides the result; a number, or one per channel.
+        options: options of the family. ResNets for CIFAR: `shortcut`, "identity" (default) or
+            "projection" (default of the x4 variants). ResNet-18, -34 and -50: `stem`, 32 (default)
+            or 64. MobileNetV2: `width`, 0.5 by default.
 
     Returns:
         A functional model from pixels, float32 in [0, 255] of shape (B, *input_shape), to logits,
         float32 of shape (B, num_classes).
 
     Raises:
-        InputError: if the name, an option or a value isn't known or doesn't fit.
+        InputError: if the name, an option or a value is unknown or invalid.
 
     Example:
 
@@ -78,33 +78,34 @@ def build(
             raise
         raise InputError(
             f"{name} can't be built for images of {height}x{width}: they are too small for its "
-            "poolings; expected larger images"
+            "pooling layers; expected larger images"
         ) from error
     return fuse_batch_normalization(keras.Model(pixels, logits, name=name))
 
 
 def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Makes a model's inner outputs available, by names that all of the zoo's models share.
+    """Returns a model's inner features, under names that all models of the zoo share.
 
     They are what the models of github.com/HobbitLong/RepDistiller return with `is_feat`:
 
-    - "stem": what the first stage receives, (B, H, W, C);
-    - "stage1" to "stage3", of some families "stage4": what the stages give, (B, H, W, C);
-    - "stage1_preactivation" and so on: the same before the last activation (with `preact`), of
-      Wide ResNets what the next normalisation makes of it; MobileNetV2 has no activation there;
-    - "embedding": the pooled features that the logits are made of, (B, C);
+    - "stem": the input of the first stage, (B, H, W, C);
+    - "stage1" to "stage3" (some families: "stage4"): the outputs of the stages, (B, H, W, C);
+    - "stage1_preactivation" and so on: the same before the last activation (`preact`); in Wide
+      ResNets after the next normalization; in MobileNetV2, which has no activation there, the same
+      as "stage1";
+    - "embedding": the pooled features from which the logits are computed, (B, C);
     - "logits": (B, num_classes).
 
     Args:
-        model: a model of the zoo, also after saving and loading, or any functional model; of that
-            the names of its layers stand for their outputs.
+        model: a model of the zoo, or one loaded from its file; or any functional model, whose
+            features are the outputs of its layers, by the layers' names.
         names: the features to return.
 
     Returns:
-        A model of the same layers and inputs that gives a dict, from each name to its tensor.
+        A model with the same layers and inputs that returns a dict from each name to its tensor.
 
     Raises:
-        InputError: if a name isn't known, none is given, or the model isn't a functional one.
+        InputError: if a name is unknown, `names` is empty, or the model isn't functional.
 
     Example:
 
@@ -132,11 +133,7 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Splits "mobilenet_v2:width=0.75" into the name of `available()` and the options.
-
-    Raises:
-        InputError: if the name or an option isn't known, or an option isn't NAME=VALUE.
-    """
+    """Splits "mobilenet_v2:width=0.75" into a name of `available()` and its options."""
     given, *rest = str(name).split(":")
     meant = _CANONICAL.get(_normalized(given))
     if meant is None:
@@ -155,13 +152,12 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def options_from_state(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns what a PyTorch state dict says of the options of a model that it shall fill."""
+    """Returns the options of a model that follow from a PyTorch state dict."""
     reader = _FROM_STATE.get(parse_name(name)[0])
     return {} if reader is None else reader(state)
 
 
 def options_of(name: str) -> list[str]:
-    """Returns the names of a model's own options."""
     parameters = inspect.signature(_REGISTRY[name]).parameters.values()
     return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
@@ -181,11 +177,11 @@ def _is_count(value: Any) -> bool:
 
 
 def _normalization(mean: Any, std: Any, channels: int) -> keras.layers.Layer:
-    """Returns the layer that computes (pixels / 255 - mean) / std, in float32 always."""
+    """Returns the layer that computes (pixels / 255 - mean) / std in float32."""
     means = _per_channel("mean", mean, channels)
     stds = _per_channel("std", std, channels)
     if not (stds > 0).all():
-        raise InputError(f"std is {std}; expected numbers above 0, in units where white is 1")
+        raise InputError(f"std is {std}; expected numbers above 0, for pixels in [0, 1]")
     return keras.layers.Rescaling(
         scale=(1 / (255 * stds)).tolist(),
         offset=(-means / stds).tolist(),
@@ -207,7 +203,7 @@ def _per_channel(kind: str, value: Any, channels: int) -> np.ndarray:
 
 
 def _feature_names(known: Mapping[str, Any]) -> list[str]:
-    """Returns the shared names of the features that a model has, or else all its layers' names."""
+    """Returns the shared names among the known features, or else all of them."""
     shared = [name for name in known if name.startswith("stage") or name in ("stem", "embedding")]
     return [*shared, "logits"] if shared else list(known)
 

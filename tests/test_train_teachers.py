@@ -46,7 +46,7 @@ def test_teachers_of_all_kinds_count_as_one_and_are_found_again(command, folder)
     assert completed.returncode == 0, completed.stderr
     assert "small.keras: images resized from 32x32 to 16x16, 4 of 4 batch" in completed.stdout
     assert "resized from 32x32 to 224x224, 52 of 52 batch" in completed.stdout
-    assert "teacher resnet8: 7 of 7 batch normalisations folded" in completed.stdout
+    assert "teacher resnet8: 7 of 7 batch normalizations folded" in completed.stdout
     run = folder / "runs" / "folder-photographs-small+MobileNetV2+resnet8-resnet8-stkd-s0"
     teachers = json.loads((run / "config.json").read_text())["teachers"]
     trained = teachers.pop()["source"]

@@ -1,4 +1,4 @@
-"""Teachers as the commands name them: parsing, loading and training them."""
+"""Teachers: parsing the flags that name them, loading them, and training them."""
 
 from models.teachers.loading import fit_images, load_teachers
 from models.teachers.sources import TeacherSource, parse_teachers

@@ -1,4 +1,4 @@
-"""The teachers of a run: named by flags, loaded or trained, and made one FrozenTeacher."""
+"""Loads or trains the teachers of a run, and combines them into one FrozenTeacher."""
 
 import os
 import pathlib
@@ -9,18 +9,13 @@ import tensorflow as tf
 
 from models import applications
 from models.applications import is_application
-from models.loading import (
-    fill,
-    is_whole_model,
-    load,
-    load_for,
-)
+from models.loading import fill, is_whole_model, load, load_for
 from models.teachers.sources import TeacherSource, read_class_names
 from models.weights.pytorch import WrongNumClassesError
 from stkd_keras import FrozenTeacher
 from stkd_keras.classifiers.outputs import compatible, input_shape, num_classes
 from stkd_keras.data import Dataset
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, first_few
 
 
 def load_teachers(
@@ -30,24 +25,25 @@ def load_teachers(
     dtype: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
-    """Gets the teachers for a data set, and prints a line on each.
+    """Loads the teachers for a data set, trains missing ones, and prints a line on each.
 
     Args:
         dataset: the data set.
         sources: the teachers, at least one.
-        train: makes the `.keras` file of one that isn't trained yet, from its name. None where
-            all are.
-        dtype: as of FrozenTeacher.
-        strategy: what the teachers are made under; None for the current one.
+        train: trains the teacher of a given name and returns its `.keras` file; may be None if
+            all teachers are trained.
+        dtype: as in `FrozenTeacher`.
+        strategy: the strategy that the teachers are built under; None for the current one.
 
     Returns:
-        All of them as one teacher, and where each is now.
+        One teacher that combines all of them, and the sources, with the files of those that were
+        trained.
 
     Raises:
         InputError: if one can't be loaded or doesn't fit the data set.
     """
     scope = (strategy or tf.distribute.get_strategy()).scope
-    # What doesn't fit shall be found before the hours of training another one.
+    # Teachers that don't fit are refused before another one is trained for hours.
     with scope():
         teachers = {
             n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
@@ -68,18 +64,9 @@ def load_teachers(
 def load_teacher(
     dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
 ) -> FrozenTeacher:
-    """Gets one trained teacher for a data set, and prints a line on it.
+    """Loads one trained teacher, which resizes the images if it needs to, and prints a line on it.
 
-    A teacher for images of another height and width resizes them itself, bilinearly.
-
-    Args:
-        dataset: the data set.
-        source: the teacher.
-        name: what to call it in that line.
-        dtype: as of FrozenTeacher.
-
-    Raises:
-        InputError: if it can't be loaded or doesn't fit the data set.
+    `name` is what the line calls it.
     """
     indices, count = None, dataset.num_classes
     if source.classes is not None:
@@ -94,7 +81,9 @@ def load_teacher(
     except InputError as error:
         is_keras = source.weights is not None and source.weights.endswith(".h5")
         if source.classes is None and (is_keras or isinstance(error, WrongNumClassesError)):
-            raise InputError(f"{error}; of other classes than the data's: {_REMEDY}") from error
+            raise InputError(
+                f"{error}; if its classes differ from the data's, {_REMEDY}"
+            ) from error
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)
     try:
@@ -110,15 +99,15 @@ def fit_images(
     image_shape: Sequence[int],
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor] | None = None,
 ) -> keras.Model:
-    """Makes of a model one for images of another height and width, which it resizes bilinearly.
+    """Adapts a model to images of another height and width by bilinear resizing.
 
     Args:
         model: a model of images.
-        image_shape: (height, width, channels) of the images to come.
-        preprocess: what happens to pixels between the resizing and the model.
+        image_shape: (height, width, channels) of the images.
+        preprocess: applied to the pixels between the resizing and the model.
 
     Returns:
-        A functional model around the model, or the same where there is nothing to do.
+        A functional model around the model, or the model itself if nothing has to change.
     """
     taken = input_shape(model)
     if (
@@ -138,12 +127,13 @@ def fit_images(
 
 
 _REMEDY = (
-    "give a file that names the teacher's classes, one a line in its order: --teacher_classes=FILE"
+    "pass a file that names the teacher's classes, one per line in its order, as classes "
+    "(--teacher_classes=FILE)"
 )
 
 
 def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
-    """The teacher's model, for images as the data set has them."""
+    """Returns the teacher's model for the data set's images."""
     name, weights = source.source, source.weights
     if is_whole_model(name, weights):
         any_size = (None, None, dataset.image_shape[-1])
@@ -157,13 +147,12 @@ def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
 
 
 def _positions(dataset: Dataset, names: list[str], file: str) -> list[int]:
-    """The positions of the data's classes among the teacher's."""
+    """Returns the positions of the data's classes among the teacher's."""
     positions = {name: position for position, name in enumerate(names)}
     missing = [name for name in dataset.class_names if name not in positions]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            f"{file} has no line {', '.join(map(repr, missing[:3]))}{more}; expected every class "
+            f"{file} has no line {first_few(list(map(repr, missing)))}; expected every class "
             f"of {dataset.name}, exactly as the data set names it"
         )
     return [positions[name] for name in dataset.class_names]
@@ -178,14 +167,14 @@ def _check_num_classes(source: TeacherSource, given: int | None, expected: int) 
         )
     raise InputError(
         f"{source.classes} names {expected} classes, but the teacher {source.name} has {given}; "
-        "expected a line for each, in the teacher's order"
+        "expected one line per class, in the teacher's order"
     )
 
 
 def _description(model: keras.Model, teacher: FrozenTeacher, dataset: Dataset) -> str:
-    """What a user may want to know of a teacher: is it resized for, does folding work."""
+    """Says whether images are resized, and how much batch normalization was folded."""
     height, width = dataset.image_shape[:2]
-    text = f"{teacher.num_folded} of {teacher.num_normalizations} batch normalisations folded"
+    text = f"{teacher.num_folded} of {teacher.num_normalizations} batch normalizations folded"
     for layer in model.layers:
         if isinstance(layer, keras.layers.Resizing):
             return f"images resized from {height}x{width} to {layer.height}x{layer.width}, {text}"

@@ -1,4 +1,4 @@
-"""Parses the teachers that a command line names."""
+"""Parses the flags that name teachers."""
 
 import dataclasses
 import os
@@ -18,16 +18,16 @@ from stkd_keras.files.untrusted import read_text
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSource:
-    """Where a teacher is.
+    """The model and the files of a teacher.
 
     Attributes:
         source: a `.keras` file, a model of the zoo, or one of keras.applications.
-        weights: the file that fills it, or None: then a model of the zoo has yet to be trained,
-            and an application gets the weights of ImageNet.
-        normalization: how pixels are normalised for the weights of a model of the zoo, as in
+        weights: the file with its weights. None: a model of the zoo has yet to be trained, and an
+            application gets ImageNet's weights.
+        normalization: how pixels are normalized for the weights of a model of the zoo, as in
             `stkd_keras.data.parse_normalization`; None for the data set's own.
-        classes: a text file with the name of one class a line, in the teacher's order. None where
-            they are the data set's, in its order.
+        classes: a text file with one class name per line, in the teacher's order. None if the
+            classes are the data set's, in its order.
     """
 
     source: str
@@ -37,18 +37,18 @@ class TeacherSource:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the teacher is there already."""
+        """Whether the teacher has weights."""
         has_weights = is_whole_model(self.source) or self.weights is not None
         return has_weights or is_application(self.source)
 
     @property
     def name(self) -> str:
-        """What it is called: its file, or the model's name."""
+        """The model's name, or its `.keras` file."""
         return self.weights if self.weights and is_whole_model(self.weights) else self.source
 
     @property
     def files(self) -> list[str]:
-        """The files that it needs."""
+        """The files that the teacher needs."""
         source = self.source if is_whole_model(self.source) else None
         return [file for file in (source, self.weights, self.classes) if file is not None]
 
@@ -59,24 +59,24 @@ def parse_teachers(
     normalization: str | None = None,
     classes: str | None = None,
 ) -> list[TeacherSource]:
-    """Reads the flags --teacher, --teacher_weights, --teacher_normalization, --teacher_classes.
+    """Parses --teacher, --teacher_weights, --teacher_normalization and --teacher_classes.
 
     Args:
-        teacher: one or several, with commas between them.
-        weights: as many files, with nothing between the commas for none. None: none at all.
-        normalization: of all that are models of the zoo with weights.
-        classes: one file for all, or as many as teachers.
+        teacher: one or several sources, separated by commas.
+        weights: one file per teacher, separated by commas, empty for none; None for none at all.
+        normalization: applies to all teachers that are models of the zoo with weights.
+        classes: one file for all teachers, or one per teacher.
 
     Returns:
-        The teachers, with absolute paths, so that they are found from any folder.
+        The teachers, with absolute paths.
 
     Raises:
-        InputError: if their numbers differ, a name isn't known, a file is missing, or one flag
-            doesn't go with another.
+        InputError: if the numbers of values differ, a name is unknown, a file is missing, or the
+            values contradict each other.
     """
     sources = teacher.split(",")
-    weights_of_each = _as_many("--teacher_weights", weights, sources)
-    classes_of_each = _as_many("--teacher_classes", classes, sources, one_for_all=True)
+    weights_of_each = _per_teacher("--teacher_weights", weights, sources)
+    classes_of_each = _per_teacher("--teacher_classes", classes, sources, one_for_all=True)
     if not any(map(takes_normalization, sources, weights_of_each)):
         check_normalization("teacher", normalization, sources[0], weights_of_each[0])
     return [
@@ -86,45 +86,27 @@ def parse_teachers(
 
 
 def read_class_names(file: str | pathlib.Path) -> list[str]:
-    """Reads a text file with one class name a line.
-
-    Args:
-        file: UTF-8, with or without a byte order mark, of any system's line ends; blank lines at
-            its end are left out.
-
-    Raises:
-        InputError: if it is missing or no such text, or if a line is blank or a name comes twice.
-    """
-    check_class_file(str(file))
+    """Reads a UTF-8 file with one class name per line; blank lines at its end are ignored."""
+    _check_class_file(str(file))
     try:
         lines = read_text(file).split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} isn't UTF-8 text; expected one class name a line") from error
+        raise InputError(f"{file} isn't UTF-8 text; expected one class name per line") from error
     while lines and not lines[-1].strip():
         lines.pop()
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise InputError(f"{file} is blank at line {number}; expected one class name a line")
+            raise InputError(f"{file} is blank at line {number}; expected one class name per line")
         if line in seen:
             raise InputError(
-                f"{file} has {line!r} at the lines {seen[line]} and {number}; expected each of the "
+                f"{file} has {line!r} at lines {seen[line]} and {number}; expected each of the "
                 "teacher's classes once"
             )
         seen[line] = number
     if len(lines) < 2:
         raise InputError(f"{file} has {len(lines)} class names; expected all of the teacher's")
     return lines
-
-
-def check_class_file(file: str) -> None:
-    """Refuses a file of class names that isn't there.
-
-    Raises:
-        InputError: likewise.
-    """
-    if not pathlib.Path(file).is_file():
-        raise InputError(f"no file {file}; expected the teacher's class names, check the path")
 
 
 def slug(name: str) -> str:
@@ -134,10 +116,10 @@ def slug(name: str) -> str:
     return name.removeprefix(applications.PREFIX).replace(":", "-").replace("/", "-")
 
 
-def _as_many(
+def _per_teacher(
     flag: str, values: str | None, teachers: list[str], one_for_all: bool = False
 ) -> list[str | None]:
-    """The values of a flag with commas in it, one for each teacher, None for an empty one."""
+    """Splits a flag's value at its commas into one value per teacher, None for empty ones."""
     if values is None:
         return [None] * len(teachers)
     parts = [part or None for part in values.split(",")]
@@ -146,8 +128,8 @@ def _as_many(
     if len(parts) != len(teachers):
         raise InputError(
             f"{flag}={values} is {len(parts)} files, but --teacher is {len(teachers)} teachers; "
-            f"expected {'one for all, or ' if one_for_all else ''}as many, with nothing between "
-            "the commas for none"
+            f"expected {'one for all, or ' if one_for_all else ''}one for each, left empty "
+            "between the commas for none"
         )
     return parts
 
@@ -157,7 +139,7 @@ def _checked(
 ) -> TeacherSource:
     check_source(source, weights)
     if classes is not None:
-        check_class_file(classes)
+        _check_class_file(classes)
     teacher = TeacherSource(
         os.path.abspath(source) if is_whole_model(source) else source,
         weights and os.path.abspath(weights),
@@ -170,3 +152,8 @@ def _checked(
             "so is trained on the data's own; add --teacher_weights=FILE, or leave it out"
         )
     return teacher
+
+
+def _check_class_file(file: str) -> None:
+    if not pathlib.Path(file).is_file():
+        raise InputError(f"no file {file}; expected the teacher's class names, check the path")

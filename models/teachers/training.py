@@ -1,4 +1,4 @@
-"""Trains teachers of the zoo and finds those trained before."""
+"""Trains teachers of the zoo, and finds those that were trained before."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from stkd_keras.distribution.workers import check_alike, is_chief, wait_for_all
 from stkd_keras.files.json_files import write_json
 from stkd_keras.training.run_directory import RunDirectory
 
-# The recipe of a teacher that is trained here. One trained with another is another teacher.
+# Every teacher that is trained here has this recipe; its directory's name depends on it.
 TEACHER_SEED = 0
 TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
@@ -37,26 +37,26 @@ def train_teacher(
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = experiment.BACKUP_STEPS,
 ) -> pathlib.Path:
-    """Trains a teacher by cross-entropy, once: what was trained before is found again.
+    """Trains a teacher by cross-entropy, or finds the one that was trained before.
 
-    It never sees the validation images. A training that was interrupted goes on. Of several
-    workers all have to call it, and none within the strategy's scope.
+    It never sees the validation images. An interrupted training is resumed. With several workers,
+    all have to call it, outside the strategy's scope.
 
     Args:
         name: a model of the zoo.
         dataset: the data set.
-        folder: where trained teachers are kept, a directory for each name, data and recipe.
+        folder: the folder of trained teachers, with one directory per name, data set and recipe.
         epochs: passes over the training images.
         validation_fraction: as in `stkd_keras.experiment.split`.
-        data_seed: of the split, the order and the augmentation.
-        provenance: what else config.json shall say.
-        strategy: what it is trained under; None for the current one.
+        data_seed: seed of the split, the order and the augmentation.
+        provenance: further entries of config.json.
+        strategy: the strategy to train under; None for the current one.
         backup_steps: as in `stkd_keras.experiment.train`.
 
     Returns:
         The teacher's `.keras` file.
     """
-    run, settings = teacher_run(
+    run, settings = _teacher_run(
         name, dataset, folder,
         epochs=epochs, validation_fraction=validation_fraction, data_seed=data_seed,
     )  # fmt: skip
@@ -102,14 +102,14 @@ def teachers_to_train(
 ) -> list[str]:
     """Names the teachers among `sources` that `load_teachers` would have to train first."""
     run_of = functools.partial(
-        teacher_run, dataset=dataset, folder=folder, epochs=epochs,
+        _teacher_run, dataset=dataset, folder=folder, epochs=epochs,
         validation_fraction=validation_fraction, data_seed=data_seed,
     )  # fmt: skip
     names = [source.source for source in sources if not source.is_trained]
     return [name for name in names if not run_of(name)[0].is_complete]
 
 
-def teacher_run(
+def _teacher_run(
     name: str,
     dataset: Dataset,
     folder: str | pathlib.Path,
@@ -118,16 +118,7 @@ def teacher_run(
     validation_fraction: float | None,
     data_seed: int,
 ) -> tuple[RunDirectory, dict[str, Any]]:
-    """Returns the directory of a teacher that is trained here, and what its result depends on.
-
-    Args:
-        name: as in `train_teacher`, like the others.
-        dataset: likewise.
-        folder: likewise.
-        epochs: likewise.
-        validation_fraction: likewise.
-        data_seed: likewise.
-    """
+    """Returns the directory of a teacher, and the settings that its result depends on."""
     canonical, options = zoo.parse_name(name)
     name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
     settings = {

@@ -1,4 +1,4 @@
-"""Weights from and for PyTorch, for the models of the zoo."""
+"""Exchanges weights of the zoo's models with PyTorch."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from models.weights.state_dict import SAFETENSORS_ENDING, read_state_dict
 from stkd_keras.errors import InputError, first_few
 from stkd_keras.files.atomic import write_atomically
 
-# What implementations call differently: their name -> the one that tensors are matched by.
+# Module names that differ between implementations -> the name that tensors are matched by.
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parameter:
-    """How a parameter of PyTorch's is kept in Keras: in which attribute, and in which layout."""
+    """The attribute and the layout that a PyTorch parameter has in Keras."""
 
     attribute: str
     to_keras: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -28,7 +28,7 @@ class _Parameter:
 
 
 def _transposed(attribute: str, *axes: int) -> _Parameter:
-    """A parameter that np.transpose turns into Keras's by these axes."""
+    """Returns a parameter that np.transpose converts to Keras's layout with these axes."""
     return _Parameter(
         attribute,
         lambda tensor, shape: np.transpose(tensor, axes),
@@ -39,7 +39,7 @@ def _transposed(attribute: str, *axes: int) -> _Parameter:
 def _groups_to_keras(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Turns a grouped 1x1 kernel (out, in / groups, 1, 1) into (groups, in / groups, out / groups).
 
-    PyTorch's output channels are those of the first group, then those of the second, and so on.
+    PyTorch orders the output channels by group.
     """
     groups, per_group, out_per_group = shape
     return tensor.reshape(groups, out_per_group, per_group).transpose(0, 2, 1)
@@ -50,7 +50,7 @@ def _groups_to_pytorch(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(0, 2, 1).reshape(-1, per_group, 1, 1)
 
 
-# Kernels are OIHW there and HWIO here, matrices (out, in) there and (in, out) here.
+# PyTorch's kernels are OIHW, Keras's HWIO; its matrices are (out, in), Keras's (in, out).
 _PARAMETERS: dict[type, dict[str, _Parameter]] = {
     keras.layers.Conv2D: {
         "weight": _transposed("kernel", 2, 3, 1, 0),
@@ -74,52 +74,51 @@ _PARAMETERS: dict[type, dict[str, _Parameter]] = {
 
 
 class WrongNumClassesError(InputError):
-    """A checkpoint that fits a model but for the number of classes."""
+    """A checkpoint that fits a model except for the number of classes."""
 
 
 def load_pytorch(model: keras.Model, path: str | pathlib.Path) -> keras.Model:
-    """Fills a model of the zoo with the weights of a PyTorch checkpoint.
+    """Loads the weights of a PyTorch checkpoint into a model of the zoo.
 
-    Tensors find their layers by name: "layer1.0.conv1.weight" is the kernel of the layer
-    "layer1_0_conv1". The head may be called `fc` or `linear`, a shortcut `downsample` or
-    `shortcut`, so that RepDistiller's and mdistiller's checkpoints fit, akamaster's, and those of
-    plain modules. Every tensor has to be used (but `num_batches_tracked`) and every weight to be
-    filled; otherwise the model stays as it was.
+    Tensors are matched to layers by name: "layer1.0.conv1.weight" is the kernel of the layer
+    "layer1_0_conv1". The head may be called `fc` or `linear`, and a shortcut `downsample` or
+    `shortcut`, so that checkpoints of RepDistiller, mdistiller and akamaster fit, and those of
+    plain modules. Every tensor (except `num_batches_tracked`) and every weight has to be matched;
+    otherwise the model is left unchanged.
 
     Args:
-        model: a model that `models.build` made, with the options of the checkpoint's
-            (`models.load` sees them from the checkpoint).
-        path: a `.safetensors` file, or one of `torch.save`, whatever its ending (needs PyTorch;
-            only tensors and plain containers are unpickled). The state dict may be the file's
-            whole content or its entry "state_dict" or "model", and a "module." of DataParallel
-            before its names is seen through.
+        model: a model of `models.build`, with the options of the checkpoint (`models.load` takes
+            them from the checkpoint).
+        path: a `.safetensors` file, or a file of `torch.save` with any other ending (needs
+            PyTorch; only tensors and plain containers are unpickled). The state dict is the whole
+            content of the file or its entry "state_dict" or "model". The prefix "module." of
+            DataParallel is ignored.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: if the file is missing, can't be read or isn't a state dict, if PyTorch is
-            needed and missing, if tensors and weights don't match, or if a number isn't finite;
-            names what is wrong.
+        InputError: if the file is missing, unreadable or no state dict, if it needs PyTorch and
+            that isn't installed, if tensors and weights don't match, or if a number isn't finite.
     """
     return assign(model, read_state_dict(path), path)
 
 
 def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
-    """Writes a model's weights as the state dict of PyTorch's module of that family.
+    """Writes a model's weights as the state dict of the corresponding PyTorch module.
 
     The module of the same name in github.com/HobbitLong/RepDistiller loads the file with
-    `load_state_dict(strict=True)`; of ResNets with `shortcut="identity"` that of
-    github.com/akamaster/pytorch_resnet_cifar10. It takes images that are normalised already: the
-    file's metadata has "mean" and "std", JSON lists for pixels in [0, 1].
+    `load_state_dict(strict=True)`; for ResNets with `shortcut="identity"` that of
+    github.com/akamaster/pytorch_resnet_cifar10 does. The module takes normalized images: the
+    file's metadata has "mean" and "std" as JSON lists, for pixels in [0, 1].
 
     Args:
-        model: a model of the zoo, also after training, saving and loading.
+        model: a model of the zoo, or one loaded from its file.
         path: the `.safetensors` file to write.
 
     Raises:
-        InputError: if the path doesn't end in `.safetensors` or can't be written to, or the model
-            has weights that PyTorch's names aren't known for.
+        InputError: if the path doesn't end in `.safetensors` or can't be written, or if the model
+            has weights without a known name in PyTorch.
     """
     path = pathlib.Path(path)
     if path.suffix != SAFETENSORS_ENDING:
@@ -134,16 +133,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
 def assign(
     model: keras.Model, state: Mapping[str, np.ndarray], path: str | pathlib.Path
 ) -> keras.Model:
-    """Fills the model with a state dict's tensors, all of them or none.
-
-    Args:
-        model: a model that `models.build` made.
-        state: PyTorch's names to tensors, in PyTorch's layouts.
-        path: the file, for messages.
-
-    Raises:
-        InputError: if tensors and weights don't match; names what doesn't.
-    """
+    """Assigns all tensors of a state dict read from `path` to the model, or none of them."""
     tensors: dict[str, tuple[str, np.ndarray]] = {}
     unexpected = []
     for name, tensor in state.items():
@@ -169,7 +159,7 @@ def _key(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A variable of a model and PyTorch's name for it."""
+    """A variable of a model and its name in PyTorch."""
 
     name: str
     variable: Any
@@ -177,7 +167,7 @@ class _Target:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape in PyTorch."""
+        """The variable's shape in PyTorch."""
         return self.parameter.to_pytorch(np.broadcast_to(0.0, self.variable.shape)).shape
 
 
@@ -192,15 +182,15 @@ def _targets(model: keras.Model) -> dict[str, _Target]:
                 targets[_key(pytorch_name)] = _Target(pytorch_name, variable, parameter)
     if len(targets) != len(model.weights):
         raise InputError(
-            f"the model {model.name} has weights that PyTorch's names aren't known for; expected "
-            f"only {', '.join(kind.__name__ for kind in _PARAMETERS)} layers: use a model of "
+            f"the model {model.name} has weights without a known name in PyTorch; expected only "
+            f"{', '.join(kind.__name__ for kind in _PARAMETERS)} layers: use a model of "
             "models.build"
         )
     return targets
 
 
 def _normalization(model: keras.Model) -> dict[str, str]:
-    """Returns the metadata for how a model of the zoo normalises pixels in [0, 1]."""
+    """Returns the metadata on how a model of the zoo normalizes pixels in [0, 1]."""
     layer = next((x for x in model.layers if isinstance(x, keras.layers.Rescaling)), None)
     if layer is None:
         return {}
@@ -211,62 +201,46 @@ def _normalization(model: keras.Model) -> dict[str, str]:
     }
 
 
-def _remedy(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """Returns what to do about a state dict that doesn't fit, as far as its names tell."""
-    if _is_head_alone(missing, unexpected, misshapen):
-        return "build the model with the file's num_classes"
-    shortcuts = {"downsample", "shortcut"}
-    if not misshapen and all(shortcuts & set(name.split(".")) for name in missing + unexpected):
-        # A ResNet whose shortcuts have weights on one side only.
-        return f'build the model with shortcut="{"projection" if unexpected else "identity"}"'
-    return "build the model with the file's architecture, options and num_classes"
-
-
-def _is_head_alone(missing: list[str], unexpected: list[str], misshapen: list[str]) -> bool:
-    heads = ("fc.", "linear.", "classifier.")
-    return (
-        bool(misshapen)
-        and not (missing or unexpected)
-        and all(name.startswith(heads) for name in misshapen)
-    )
-
-
 def _check_fit(
     model: keras.Model,
     path: str | pathlib.Path,
     tensors: Mapping[str, tuple[str, np.ndarray]],
     unexpected: list[str],
-    targets: Mapping[str, "_Target"],
+    targets: Mapping[str, _Target],
 ) -> None:
-    """Refuses tensors that aren't the model's, by name."""
+    """Refuses tensors that don't match the model's weights, by name."""
     unexpected = [*unexpected, *(name for key, (name, _) in tensors.items() if key not in targets)]
     missing = [target.name for key, target in targets.items() if key not in tensors]
-    misshapen = [
-        f"{tensors[key][0]} (file {tensors[key][1].shape}, model {target.shape})"
+    misshapen = {
+        tensors[key][0]: f"(file {tensors[key][1].shape}, model {target.shape})"
         for key, target in targets.items()
         if key in tensors and tensors[key][1].shape != target.shape
-    ]
-    complaints = [
-        f"{len(names)} {kind}: {first_few(names)}"
-        for kind, names in (
-            ("missing from the file", missing),
-            ("unexpected in the file", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if complaints:
-        kind = (
-            WrongNumClassesError if _is_head_alone(missing, unexpected, misshapen) else InputError
-        )
-        raise kind(
-            f"{path} doesn't fit the model {model.name}: {'; '.join(complaints)}; "
-            f"{_remedy(missing, unexpected, misshapen)}"
-        )
+    }
+    problems = {
+        "missing from the file": missing,
+        "unexpected in the file": unexpected,
+        "of another shape": [f"{name} {shapes}" for name, shapes in misshapen.items()],
+    }
+    if not any(problems.values()):
+        return
+    listed = "; ".join(
+        f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names
+    )
+    error, remedy = InputError, "the file's architecture, options and num_classes"
+    if misshapen and not (missing or unexpected):
+        if all(name.startswith(("fc.", "linear.", "classifier.")) for name in misshapen):
+            error, remedy = WrongNumClassesError, "the file's num_classes"
+    elif not misshapen and all(
+        {"downsample", "shortcut"} & set(name.split(".")) for name in missing + unexpected
+    ):
+        remedy = f'shortcut="{"projection" if unexpected else "identity"}"'
+    raise error(
+        f"{path} doesn't fit the model {model.name}: {listed}; build the model with {remedy}"
+    )
 
 
 def _check_numbers(path: str | pathlib.Path, named: list[tuple[str, np.ndarray]]) -> None:
-    """Refuses tensors whose numbers no training leaves, by name."""
+    """Refuses tensors with values that no training produces, by name."""
     for what, names in (
         ("integers or complex numbers", [n for n, x in named if x.dtype.kind not in "fV"]),
         ("NaNs or infinities", [n for n, x in named if not np.isfinite(x).all()]),
@@ -274,6 +248,6 @@ def _check_numbers(path: str | pathlib.Path, named: list[tuple[str, np.ndarray]]
     ):
         if names:
             raise InputError(
-                f"{path} has {what} in {first_few(names)}; expected the weights of a training "
-                "that went well: take an earlier checkpoint"
+                f"{path} has {what} in {first_few(names)}; expected finite weights of a trained "
+                "model: the training may have diverged, use an earlier checkpoint"
             )

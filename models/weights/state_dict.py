@@ -1,7 +1,8 @@
-"""State dicts of PyTorch's, read from files that nobody has to trust."""
+"""Reads PyTorch state dicts from untrusted files."""
 
 import argparse
 import pathlib
+import re
 import warnings
 import zipfile
 from typing import Any
@@ -14,9 +15,9 @@ from stkd_keras.files.untrusted import stored_members
 
 SAFETENSORS_ENDING = ".safetensors"
 
-# The function that NumPy's numbers are pickled with; it makes nothing but numbers.
+# The function in pickles of NumPy scalars; it returns nothing but scalars.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# What training scripts keep beside the weights: their command's flags, and numbers of NumPy's.
+# Training scripts save these along with the weights: their flags, and NumPy scalars.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -26,18 +27,14 @@ _HARMLESS: list[Any] = [
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a checkpoint's tensors, by PyTorch's names, without "module." before them.
-
-    Raises:
-        InputError: as `models.load_pytorch`.
-    """
+    """Reads a checkpoint's tensors by their names in PyTorch, without the prefix "module."."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}; expected a PyTorch checkpoint, check the path")
     read = _read_safetensors if path.suffix == SAFETENSORS_ENDING else _read_pickle
     state: dict[str, np.ndarray] = {}
     for name, tensor in read(path).items():
-        plain = _without_module(name)
+        plain = re.sub(r"^(module\.)+", "", name)
         if plain in state:
             raise InputError(
                 f"{path} has {one_line(plain)} twice, with and without 'module.' before it; "
@@ -50,7 +47,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
-    except Exception as error:  # Which kind depends on the byte at which a file is broken.
+    except Exception as error:  # The class depends on the byte at which a file is broken.
         raise InputError(
             f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
             "tensors: get it again"
@@ -58,7 +55,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state dict that torch.save wrote, unpickling nothing but tensors and containers."""
+    """Reads a file of torch.save, unpickling only tensors and plain containers."""
     try:
         import torch
     except ImportError as error:
@@ -69,12 +66,12 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     _check_zip(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of old kinds of pickle, which is no news to a user.
+            warnings.simplefilter("ignore")  # About old pickle protocols, of no use to a user.
             state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # Which kind depends on the byte at which a file is broken.
-        # PyTorch's own message explains how to run the code in a file that isn't trusted.
+    except Exception as error:  # The class depends on the byte at which a file is broken.
+        # PyTorch's own message explains how to run the code in an untrusted file.
         raise InputError(
-            f"can't read {path} ({type(error).__name__}); expected a PyTorch file with nothing but "
+            f"can't read {path} ({type(error).__name__}); expected a PyTorch file with only "
             "tensors and plain containers: get it again, or save model.state_dict() alone"
         ) from error
     if isinstance(state, dict):
@@ -85,7 +82,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
     ):
         raise InputError(
-            f"{path} holds no state dict; expected names with tensors, at the top or under "
+            f"{path} holds no state dict; expected named tensors, at the top or under "
             '"state_dict" or "model": save model.state_dict()'
         )
     odd = [
@@ -96,11 +93,11 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         or tensor.is_nested
         or tensor.is_meta
         or tensor.is_complex()
-        or tensor.nbytes > tensor.untyped_storage().nbytes()  # The same number again and again.
+        or tensor.nbytes > tensor.untyped_storage().nbytes()  # Expanded: the file may be tiny.
     ]
     if odd:
         raise InputError(
-            f"{path} has tensors that are sparse, quantised, complex or without content: "
+            f"{path} has tensors that are sparse, quantized, complex or without content: "
             f"{first_few(odd)}; expected ordinary ones: save the state dict of the trained module"
         )
     # NumPy has no bfloat16.
@@ -108,12 +105,8 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _check_zip(path: pathlib.Path) -> None:
-    """Refuses a file whose parts aren't as they were written, which PyTorch doesn't look at.
-
-    Raises:
-        InputError: likewise.
-    """
-    if not zipfile.is_zipfile(path):  # As PyTorch wrote them before 2020.
+    """Refuses a damaged zip file; PyTorch doesn't check."""
+    if not zipfile.is_zipfile(path):  # PyTorch's format before 2020.
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -121,13 +114,7 @@ def _check_zip(path: pathlib.Path) -> None:
             broken = archive.testzip()
     except InputError:
         raise
-    except Exception:  # Which kind depends on the byte; PyTorch may still know better.
+    except Exception:  # PyTorch reports what is wrong, if it can't read the file either.
         return
     if broken is not None:
         raise InputError(f"{path} is damaged (in {one_line(broken)}); get it again")
-
-
-def _without_module(name: str) -> str:
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name

@@ -376,7 +376,7 @@ COMBINATIONS = {
         "train.py --teacher=resnet8 --teacher_classes=names.txt", "--teacher_classes",
         ("names.txt",)),
     "application for grey images": Case("train.py --student=keras.applications:MobileNetV2",
-                                        "colour images"),
+                                        "color images"),
     "a batch of more images than there are": Case(f"{CE} --batch_size=100", "batch_size=100",
                                                   PHOTOGRAPHS),
     "teacher's weights without the teacher": Case(

@@ -70,7 +70,7 @@ def test_a_teacher_of_another_size_resizes_bilinearly_within_and_is_folded(kind,
     assert np.abs(np.exp(np.float64(logits)).sum(axis=1) - 1).max() > 1e-3
     assert teacher.input_shape == (8, 8, 3)
     line = capsys.readouterr().out
-    assert "images resized from 8x8 to 12x10, 4 of 4 batch normalisations folded" in line
+    assert "images resized from 8x8 to 12x10, 4 of 4 batch normalizations folded" in line
     compiled = tf.function(teacher, jit_compile=True)(tf.constant(x))
     np.testing.assert_allclose(compiled, logits, atol=1e-4)
 

@@ -30,11 +30,6 @@ _FUNCTIONS = {
 }
 
 
-def available() -> list[str]:
-    """Returns the names that `build` accepts."""
-    return [PREFIX + name for name in _FUNCTIONS]
-
-
 def is_application(source: str) -> bool:
     """Whether a name is one of keras.applications."""
     return source.startswith(PREFIX)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import types
+import typing
 from typing import Any
 
 from models.teachers.sources import TeacherSource
@@ -12,15 +12,6 @@ from stkd_keras.errors import InputError, one_line
 from stkd_keras.files.json_files import read_json
 from stkd_keras.teacher.member import DTYPES
 from stkd_keras.training.run_directory import RunDirectory
-
-# The settings that are read from config.json, and their types.
-_RECORDED: dict[str, type | types.UnionType] = {
-    "dataset": str,
-    "data_dir": str | None,
-    "image_size": int | None,
-    "skip_bad_images": bool | None,
-    "teacher_dtype": str | None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +68,15 @@ def read_run(folder: str | os.PathLike, flag: str = "folder") -> FinishedRun:
         raise InputError(
             f"{config} doesn't name the data set; expected a run of train.py: check the path"
         )
-    recorded: dict[str, Any] = {key: settings.get(key) for key in _RECORDED}
-    for key, kind in _RECORDED.items():
-        if not isinstance(recorded[key], kind) or (
-            key == "teacher_dtype" and recorded[key] not in (None, *DTYPES)
+    kinds = typing.get_type_hints(FinishedRun)
+    del kinds["student"], kinds["teachers"]
+    recorded: dict[str, Any] = {key: settings.get(key) for key in kinds}
+    for key, value in recorded.items():
+        if not isinstance(value, kinds[key]) or (
+            key == "teacher_dtype" and value not in (None, *DTYPES)
         ):
             raise InputError(
-                f"{config} has {key} {one_line(recorded[key])}, which train.py doesn't write: "
+                f"{config} has {key} {one_line(value)}, which train.py doesn't write: "
                 "correct it, or name the model's file and the data set instead"
             )
     name = recorded["dataset"]

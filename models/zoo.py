@@ -14,7 +14,8 @@ from stkd_keras.errors import InputError, unknown_name
 _FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
 # name -> function of (normalized images, number of classes, *, options) that returns logits.
 _REGISTRY = {name: function for family in _FAMILIES for name, function in family.MODELS.items()}
-ALIASES = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
+# Lowercase spelling with "_" for "-" -> name, with options if it implies some.
+_ALIASES = vgg.ALIASES | mobilenet_v2.ALIASES | shufflenet.ALIASES
 _FROM_STATE = {
     name: family.options_from_state for family in (resnet, mobilenet_v2) for name in family.MODELS
 }
@@ -63,9 +64,10 @@ def build(
     ```
     """
     name, named_options = parse_name(name)
+    known = _options_of(name)
     for option in options:
-        if option not in options_of(name):
-            raise unknown_name(f"option of {name}", option, options_of(name))
+        if option not in known:
+            raise unknown_name(f"option of {name}", option, known)
     height, width, channels = _checked_input_shape(input_shape)
     if not _is_count(num_classes) or num_classes < 2:
         raise InputError(f"num_classes is {num_classes!r}; expected an integer of at least 2")
@@ -135,18 +137,16 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     """Splits "mobilenet_v2:width=0.75" into a name of `available()` and its options."""
     given, *rest = str(name).split(":")
-    meant = _CANONICAL.get(_normalized(given))
-    if meant is None:
-        raise unknown_name("model", given, [*_REGISTRY, *ALIASES])
-    canonical, *implied = meant.split(":")
-    rest = [*implied, *rest]
+    spelled = given.lower().replace("-", "_")
+    canonical, *implied = _ALIASES.get(spelled, spelled).split(":")
+    if canonical not in _REGISTRY:
+        raise unknown_name("model", given, [*_REGISTRY, *_ALIASES])
+    known = _options_of(canonical)
     options: dict[str, Any] = {}
-    for option in rest:
+    for option in (*implied, *rest):
         key, equals, value = option.partition("=")
-        if not equals or key not in options_of(canonical):
-            raise unknown_name(
-                f"option of {canonical}", option, [f"{each}=..." for each in options_of(canonical)]
-            )
+        if not equals or key not in known:
+            raise unknown_name(f"option of {canonical}", option, [f"{each}=..." for each in known])
         options[key] = _number_or_text(value)
     return canonical, options
 
@@ -157,7 +157,7 @@ def options_from_state(name: str, state: Mapping[str, np.ndarray]) -> dict[str, 
     return {} if reader is None else reader(state)
 
 
-def options_of(name: str) -> list[str]:
+def _options_of(name: str) -> list[str]:
     parameters = inspect.signature(_REGISTRY[name]).parameters.values()
     return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
@@ -208,10 +208,6 @@ def _feature_names(known: Mapping[str, Any]) -> list[str]:
     return [*shared, "logits"] if shared else list(known)
 
 
-def _normalized(name: str) -> str:
-    return name.lower().replace("-", "_")
-
-
 def _number_or_text(text: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -219,8 +215,3 @@ def _number_or_text(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-_CANONICAL = {_normalized(name): name for name in _REGISTRY} | {
-    _normalized(alias): name for alias, name in ALIASES.items()
-}

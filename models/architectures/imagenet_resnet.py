@@ -65,4 +65,3 @@ MODELS = {
     "resnet34": _of(_basic_block, (3, 4, 6, 3)),
     "resnet50": _of(_bottleneck, (3, 4, 6, 3)),
 }
-ALIASES = {"ResNet18": "resnet18", "ResNet34": "resnet34", "ResNet50": "resnet50"}

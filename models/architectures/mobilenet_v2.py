@@ -59,7 +59,7 @@ def mobilenet_v2(
 
 MODELS = {"mobilenet_v2": mobilenet_v2}
 ALIASES = {
-    "MobileNetV2": "mobilenet_v2",
+    "mobilenetv2": "mobilenet_v2",
     "mobile_half": "mobilenet_v2:width=0.5",
     "mobile_full": "mobilenet_v2:width=1.0",
 }

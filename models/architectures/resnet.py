@@ -49,7 +49,6 @@ MODELS = {
     **{f"resnet{depth}": _of(depth, _NARROW, "identity") for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _of(depth, _WIDE, "projection") for depth in (8, 32)},
 }
-ALIASES: dict[str, str] = {}
 
 
 def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def shufflenet_v2(images: keras.KerasTensor, num_classes: int) -> keras.KerasTen
 
 MODELS = {"shufflenet_v1": shufflenet_v1, "shufflenet_v2": shufflenet_v2}
 ALIASES = {
-    "ShuffleV1": "shufflenet_v1",
-    "ShuffleV2": "shufflenet_v2",
-    "ShuffleNetV1": "shufflenet_v1",
-    "ShuffleNetV2": "shufflenet_v2",
+    "shufflev1": "shufflenet_v1",
+    "shufflev2": "shufflenet_v2",
+    "shufflenetv1": "shufflenet_v1",
+    "shufflenetv2": "shufflenet_v2",
 }
 
 

@@ -14,8 +14,6 @@ from keras import layers
 
 from models.architectures.blocks import batch_normalization, classifier, convolution, feature
 
-_SIZES = ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10))
-
 
 def _of(depth: int, width: int) -> Callable:
     def wide_resnet(images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
@@ -33,8 +31,10 @@ def _of(depth: int, width: int) -> Callable:
     return wide_resnet
 
 
-MODELS = {f"wrn_{depth}_{width}": _of(depth, width) for depth, width in _SIZES}
-ALIASES = {f"WRN-{depth}-{width}": f"wrn_{depth}_{width}" for depth, width in _SIZES}
+MODELS = {
+    f"wrn_{depth}_{width}": _of(depth, width)
+    for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10))
+}
 
 
 def _block(x, width: int, strides: int, name: str, ended: str | None) -> keras.KerasTensor:

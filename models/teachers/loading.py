@@ -48,17 +48,18 @@ def load_teachers(
         teachers = {
             n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
         }
-    to_train = [] if train is None else [s.source for s in sources if not s.is_trained]
-    for name in to_train if len(to_train) > 1 else ():
-        load_for(dataset, name)
-    places = list(sources)
-    for number, source in enumerate(sources):
-        if train is not None and number not in teachers:
-            places[number] = TeacherSource(os.path.abspath(train(source.source)))
-            with scope():
-                teachers[number] = load_teacher(dataset, places[number], source.name, dtype)
+    sources = list(sources)
+    to_train = [n for n in range(len(sources)) if n not in teachers]
+    for n in to_train if len(to_train) > 1 else ():
+        load_for(dataset, sources[n].source)
+    for n in to_train:
+        assert train is not None
+        name = sources[n].source
+        sources[n] = TeacherSource(os.path.abspath(train(name)))
+        with scope():
+            teachers[n] = load_teacher(dataset, sources[n], name, dtype)
     with scope():
-        return FrozenTeacher([teachers[number] for number in range(len(sources))]), places
+        return FrozenTeacher([teachers[n] for n in range(len(sources))]), sources
 
 
 def load_teacher(

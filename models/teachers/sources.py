@@ -128,8 +128,8 @@ def _per_teacher(
     if len(parts) != len(teachers):
         raise InputError(
             f"{flag}={values} is {len(parts)} files, but --teacher is {len(teachers)} teachers; "
-            f"expected {'one for all, or ' if one_for_all else ''}one for each, left empty "
-            "between the commas for none"
+            f"expected {'one for all, or ' if one_for_all else ''}one for each, and nothing "
+            "between the commas for a teacher without"
         )
     return parts
 

@@ -1,4 +1,4 @@
-"""A finished run, read from its directory."""
+"""Finished runs are read from their directories."""
 
 import json
 
@@ -14,7 +14,7 @@ def write_run(folder, settings, **content):
     (folder / "config.json").write_text(json.dumps({"settings": settings, **content}))
 
 
-def test_a_run_says_where_student_data_and_teachers_are(tmp_path):
+def test_a_run_names_its_student_data_and_teachers(tmp_path):
     settings = {
         "dataset": "folder", "image_size": 32, "skip_bad_images": True,
         "teacher_dtype": "bfloat16", "temperature": 4.0,
@@ -32,7 +32,7 @@ def test_a_run_says_where_student_data_and_teachers_are(tmp_path):
     )
 
 
-def test_a_run_of_an_earlier_version_may_say_less(tmp_path):
+def test_optional_settings_may_be_missing(tmp_path):
     write_run(tmp_path, {"dataset": "digits"})
     assert read_run(tmp_path) == FinishedRun(str(tmp_path / "student.keras"), "digits")
 
@@ -52,7 +52,7 @@ def test_a_run_of_an_earlier_version_may_say_less(tmp_path):
         ({"dataset": "digits"}, {"teachers": [{"weights": "a.pth"}]}, "teachers"),
     ],
 )
-def test_what_train_doesnt_write_is_refused_by_name(tmp_path, settings, content, named):
+def test_a_config_that_train_does_not_write_is_refused(tmp_path, settings, content, named):
     write_run(tmp_path, settings, **content)
     with pytest.raises(InputError, match=named) as refused:
         read_run(tmp_path)
@@ -60,7 +60,7 @@ def test_what_train_doesnt_write_is_refused_by_name(tmp_path, settings, content,
 
 
 @pytest.mark.parametrize("missing", ["student.keras", "config.json"])
-def test_a_directory_without_one_of_its_files_is_no_finished_run(tmp_path, missing):
+def test_a_directory_without_student_or_config_is_refused(tmp_path, missing):
     write_run(tmp_path, {"dataset": "digits"})
     (tmp_path / missing).unlink()
     with pytest.raises(InputError, match=f"--compare=.* has no {missing}"):

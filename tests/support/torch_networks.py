@@ -1,10 +1,9 @@
-"""The architectures of the distillation field's benchmark in PyTorch, the truth for our zoo.
+"""The zoo's architectures in PyTorch, as references for tests and benchmarks.
 
-Their facts (modules' names, widths, strides, what counts as a feature) are those of two public
-repositories, HobbitLong/RepDistiller and, for ResNets whose shortcuts have no parameters,
-akamaster/pytorch_resnet_cifar10, so that state dicts go from one to the other and back. Images
-are channels first and normalised; every network pools its last maps over all their pixels, so any
-size of image that survives the strides will do.
+Module names, widths, strides and features are those of HobbitLong/RepDistiller and, for ResNets
+whose shortcuts have no parameters, akamaster/pytorch_resnet_cifar10, so state dicts are
+interchangeable. Images are channels first and normalized. Every network ends in global average
+pooling, so images of any size work that survive the strides.
 """
 
 from collections.abc import Callable
@@ -16,71 +15,29 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad, relu
 
 
 def build(name: str, num_classes: int, **options) -> nn.Module:
-    """Builds a network by its name in our zoo.
+    """Builds a network by its name in the zoo.
 
-    Options: `shortcut`, "projection" or "identity", of the ResNets for CIFAR; `stem`, "32" or "64",
-    of ResNet-18, -34 and -50; `width` of MobileNetV2.
+    Options: `shortcut`, "projection" or "identity" (ResNets for CIFAR); `stem`, "32" or "64"
+    (ResNet-18, -34 and -50); `width` (MobileNetV2).
     """
     return _NETWORKS[name](num_classes=num_classes, **options)
 
 
 def features(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The answers of RepDistiller's `is_feat` by name, those with `preact` too, and the logits.
-
-    The keys are "stem", "stage1", "stage1_preactivation" and so on, "embedding" and "logits".
-    """
+    """Returns the features that `models.features` has, by name."""
     found, last = module.maps(x)
     embedding = last.mean((2, 3))
     logits = module.get_submodule(module.head)(embedding)
     return {**found, "embedding": embedding, "logits": logits}
 
 
-@torch.no_grad()
-def randomize(module: nn.Module, seed: int) -> None:
-    """Gives every parameter and every batch statistic a random value, none its initial one.
-
-    The kernels are scaled one layer after the other, on a small random batch, to outputs of
-    variance 1: neither does depth let the values explode, nor do the images get alike.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def rescale(layer: nn.Module, _, output: Tensor) -> Tensor:
-        scale = 1 / output.transpose(0, 1).flatten(1).std(1).clamp(min=0.2)
-        for parameter in layer.parameters():
-            parameter.mul_(scale.view(-1, *[1] * (parameter.ndim - 1)))
-        return output * scale.view(-1, *[1] * (output.ndim - 2))
-
-    def center(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        mean = inputs[0].mean((0, 2, 3))
-        layer.running_mean.copy_(mean + 0.3 * torch.randn(mean.shape, generator=generator))
-
-    hooks = []
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.weight.uniform_(0.5, 1.5, generator=generator)
-            layer.bias.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-            hooks.append(layer.register_forward_pre_hook(center))
-        elif isinstance(layer, nn.Conv2d | nn.Linear):
-            for parameter in layer.parameters():
-                scale = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-                parameter.normal_(0, scale, generator=generator)
-            hooks.append(layer.register_forward_hook(rescale))
-    was_training = module.training
-    colours, noise = (torch.randn(8, 3, side, side, generator=generator) for side in (1, 32))
-    module.eval()(0.7 * colours + 0.7 * noise)
-    module.train(was_training)
-    for hook in hooks:
-        hook.remove()
-
-
 class Network(nn.Module):
-    """What the families share: the mean over all pixels and one linear layer at the end."""
+    """Global average pooling and one linear layer at the end."""
 
     head = "linear"
 
     def maps(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The features that are maps, and the maps that the embedding is the mean of."""
+        """Returns the feature maps by name, and the maps before the pooling."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +47,7 @@ class Network(nn.Module):
 class LayeredNetwork(Network):
     """ResNets and ShuffleNets: a stem, stages and, for some, one more convolution.
 
-    Its blocks answer with their output and, where they may end a stage, the one before ReLU.
+    Its blocks return their output and, if they may end a stage, the preactivation.
     """
 
     def __init__(self, num_classes, stem, stages, width, head="linear", last: int | None = None):
@@ -114,10 +71,9 @@ class LayeredNetwork(Network):
 
 
 class ResidualBlock(nn.Module):
-    """Two or, as a bottleneck, three convolutions and the shortcut around them.
+    """Two convolutions, or the three of a bottleneck, and the shortcut.
 
-    `projection` is the name of the shortcut's modules where it needs any; without a name, pixels
-    are left out and channels of zeros put on both sides.
+    `projection` names the modules of a projection shortcut; None for an identity shortcut.
     """
 
     def __init__(self, inputs, outputs, stride, projection: str | None, bottleneck: bool):
@@ -147,7 +103,7 @@ class ResidualBlock(nn.Module):
 
 
 class WideResNet(Network):
-    """Wide ResNets; what comes before a stage's ReLU is the next stage's first batch norm."""
+    """Wide ResNets; a stage's preactivation is the next stage's first batch norm."""
 
     head = "fc"
 
@@ -175,10 +131,7 @@ class WideResNet(Network):
 
 
 class WideBlock(nn.Module):
-    """Batch norm and ReLU come before the convolutions, and before a shortcut with a kernel.
-
-    It answers with its output and with its normalised input.
-    """
+    """A pre-activation block; returns its output and its normalized input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -228,9 +181,9 @@ class VGG(Network):
 
 
 class MobileNetV2(Network):
-    """MobileNetV2 with ReLU, not ReLU6, and the strides of the benchmark: 16 in all before conv2.
+    """MobileNetV2 with ReLU, not ReLU6, and RepDistiller's strides: 16 in all before conv2.
 
-    The stages end in additions or batch norms with no ReLU, so there's nothing before them.
+    The stages end without a ReLU, so a stage and its preactivation are the same.
     """
 
     head = "classifier"
@@ -267,7 +220,7 @@ class MobileNetV2(Network):
 
 
 class InvertedResidual(nn.Module):
-    """Widens, filters each channel and narrows; added to its input where shapes allow."""
+    """Expands, filters each channel and projects; adds the input where shapes allow."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
         super().__init__()
@@ -286,10 +239,7 @@ class InvertedResidual(nn.Module):
 
 
 class GroupedBlock(nn.Module):
-    """ShuffleNet's, with three groups; downsampling, it puts averages of its input at the end.
-
-    A window of pixels at the edge averages over the zeros around the image as well.
-    """
+    """ShuffleNetV1's block; a downsampling block appends the average-pooled input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -313,10 +263,7 @@ class GroupedBlock(nn.Module):
 
 
 class HalvingBlock(nn.Module):
-    """ShuffleNetV2's, on the second half of the channels only.
-
-    What counts as its output before ReLU isn't shuffled, as its output is: RepDistiller's quirk.
-    """
+    """ShuffleNetV2's block; as in RepDistiller, its preactivation isn't shuffled."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -332,7 +279,7 @@ class HalvingBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """ShuffleNetV2's that begins a stage: conv1 and conv2 beside conv3 to conv5."""
+    """ShuffleNetV2's first block of a stage: conv1 and conv2 in parallel to conv3 to conv5."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -350,7 +297,7 @@ class DownBlock(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Pads by half the kernel on every side, and has no bias."""
+    """A convolution without bias that pads by half the kernel."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
 
 
@@ -359,7 +306,7 @@ def _normalized(inputs: int, outputs: int, *size: int) -> nn.Sequential:
 
 
 def _add_unit(module: nn.Module, number: int, inputs: int, outputs: int, *size: int) -> None:
-    """Adds a convolution and its batch norm by the names that most of the networks give them."""
+    """Adds a numbered convolution and its batch norm."""
     module.add_module(f"conv{number}", _conv(inputs, outputs, *size))
     module.add_module(f"bn{number}", nn.BatchNorm2d(outputs))
 
@@ -370,12 +317,12 @@ def _unit(module: nn.Module, number: int, x: Tensor) -> Tensor:
 
 
 def _shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deals the channels out: the first of every group, then the second of every group."""
+    """Interleaves the channels of the groups."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _stages(block: Callable[..., nn.Module], inputs: int, widths, depths, strides):
-    """A list of blocks for every stage; only the first of them may have a stride."""
+    """Returns the blocks of every stage; only the first block has the stage's stride."""
     stages = []
     for width, depth, stride in zip(widths, depths, strides, strict=True):
         first = block(inputs, width, stride)

@@ -1,0 +1,33 @@
+"""Where trained teachers are kept."""
+
+import numpy as np
+
+from models.teachers.sources import TeacherSource
+from models.teachers.training import teachers_to_train
+from stkd_keras import data
+
+
+def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
+    split = data.Split(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2)
+    half = (0.5,) * 3
+    dataset = data.Dataset("made", "1.0.0", ("ant", "bee"), half, half, False, split, split)
+    sources = [
+        TeacherSource("a.keras"),
+        TeacherSource("resnet8", weights="w.pth"),
+        TeacherSource("ResNet20"),
+        TeacherSource("mobile_half"),
+    ]
+
+    def names(epochs=3):
+        return teachers_to_train(
+            dataset, sources, tmp_path, epochs=epochs, validation_fraction=None, data_seed=0
+        )
+
+    assert names() == ["ResNet20", "mobile_half"]
+    # The name is part of the contract: teachers that earlier versions trained are found.
+    trained = tmp_path / "made-1.0.0-resnet20-169a6e16"
+    trained.mkdir()
+    for file in ("teacher.keras", "metrics.json"):
+        (trained / file).touch()
+    assert names() == ["mobile_half"]
+    assert names(epochs=4) == ["ResNet20", "mobile_half"]

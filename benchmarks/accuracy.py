@@ -1,10 +1,10 @@
-"""A table of accuracies: many runs of train.py, their means and how sure they are.
+"""Trains a table of runs and reports means, confidence intervals and differences.
 
     python benchmarks/accuracy.py --table=benchmarks/tables/cifar10.yaml
 
-trains every run of the table that isn't complete, one process and one directory each, and writes
-table.md, table.csv, plot.svg and plot.png. The same command goes on with what was interrupted,
-however it ended. How to write a table is in benchmarks/tables/README.md.
+trains every run of the table that isn't complete, each in its own process and directory, and
+writes table.md, table.csv, plot.svg and plot.png. After any interruption, the same command
+continues. benchmarks/tables/README.md explains the tables.
 """
 
 import pathlib
@@ -35,18 +35,18 @@ from stkd_keras.training.signals import Interrupted
 from stkd_keras.training.timing import in_words
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
-RUNS_DIR = flags.DEFINE_string("runs_dir", "benchmarks/runs", "where a folder for the table is")
+RUNS_DIR = flags.DEFINE_string(
+    "runs_dir", "benchmarks/runs", "parent of the folder with the table's runs"
+)
 OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "where the tables and the plot go (default: the table's folder)"
+    "output_dir", None, "folder for the tables and the plot (default: the table's folder)"
 )
 JOBS = flags.DEFINE_integer(
-    "jobs", 1, "runs at once, which share the machine's cores", lower_bound=1
+    "jobs", 1, "runs at the same time, which share the cores", lower_bound=1
 )
-REPORT_ONLY = flags.DEFINE_bool(
-    "report_only", False, "make the tables of the runs that are complete, and train nothing"
-)
+REPORT_ONLY = flags.DEFINE_bool("report_only", False, "only report the runs that are complete")
 KEEP_RECORDINGS = flags.DEFINE_bool(
-    "keep_recordings", False, "keep what was recorded of teachers, which can be large"
+    "keep_recordings", False, "keep the recordings of teachers, which can be large"
 )
 
 
@@ -67,13 +67,14 @@ def main() -> None:
 
 
 def train_all(table: Table, folder: Folder) -> list[str]:
-    """Trains what isn't complete; a line for each run that failed."""
+    """Trains the runs that aren't complete, and returns a line for each failure."""
+    folder.check_trainable()
     folder.path.mkdir(parents=True, exist_ok=True)
     lock(folder.path / "lock", folder.path)
     remove_unfinished(folder.path)
     failures = Trainer(table, folder, JOBS.value).train()
     if not KEEP_RECORDINGS.value:
-        # Also those of runs that were complete before.
+        # Including those of runs that were already complete.
         folder.remove_recordings()
     return failures
 
@@ -85,10 +86,9 @@ class Process:
     Attributes:
         run: the run.
         popen: its process.
-        log: what it prints to.
-        started: when it started, by `time.monotonic()`.
-        expected: the seconds that it should take, 0 where they aren't known; None where it goes on
-            with what was begun before.
+        log: the file of its output.
+        started: its start, by `time.monotonic()`.
+        expected: its estimated duration in seconds, 0 if unknown, None if it resumed.
     """
 
     run: Run
@@ -99,18 +99,12 @@ class Process:
 
     @property
     def elapsed(self) -> float:
-        """The seconds since it started."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
 
 class Trainer:
-    """Trains the runs of a table that aren't complete, some at once.
-
-    Args:
-        table: the table.
-        folder: of its runs.
-        jobs: how many at once.
-    """
+    """Trains the runs of a table that aren't complete, `jobs` at the same time."""
 
     def __init__(self, table: Table, folder: Folder, jobs: int):
         self._table, self._folder, self._jobs = table, folder, jobs
@@ -119,11 +113,11 @@ class Trainer:
         self._estimates = Estimates(folder, jobs)
 
     def train(self) -> list[str]:
-        """Trains them all; a line for each that failed.
+        """Trains the runs, and returns a line for each failure.
 
         Raises:
-            InputError: where train.py refuses a kind of run.
-            Interrupted: after SIGTERM or SIGINT, when all runs have ended behind a backup.
+            InputError: if train.py refuses a kind of run.
+            Interrupted: after SIGTERM or SIGINT, once all runs have written a backup and ended.
         """
         print(f"{self._done()} are complete", flush=True)
         failures: list[str] = []
@@ -147,7 +141,7 @@ class Trainer:
         return failures
 
     def _must_wait(self, run: Run) -> bool:
-        """Whether another run is just making what this one needs: two can't write one file."""
+        """Whether another run is writing the recording or the teacher that this one needs."""
         others = [process.run for process in self._running]
         recording = self._folder.recording(run)
         is_missing = recording is not None and not recording.exists()
@@ -160,7 +154,7 @@ class Trainer:
         return not any(map(self._folder.is_complete, users))
 
     def _start(self, run: Run) -> None:
-        # What goes on with a run says nothing of the time that a whole one takes.
+        # A resumed run doesn't show how long a whole run takes.
         expected = None if self._folder.is_begun(run) else self._estimates.seconds([run])[0]
         print(f"{run.name}: {self._folder.log(run)}", flush=True)
         log = self._folder.log(run).open("a")
@@ -169,7 +163,7 @@ class Trainer:
         self._waiting.remove(run)
 
     def _finish(self, process: Process) -> list[str]:
-        """Says how a run ended; its failure, if it failed."""
+        """Reports the end of a run, and returns its failure, if any."""
         self._close(process)
         run, status = process.run, process.popen.returncode
         if status != 0 or not self._folder.is_complete(run):
@@ -188,7 +182,7 @@ class Trainer:
         return []
 
     def _stop(self) -> None:
-        """Has what runs be backed up and end."""
+        """Ends all running processes, which write a backup first."""
         for process in self._running:
             process.popen.terminate()
         for process in list(self._running):
@@ -207,7 +201,7 @@ class Trainer:
         return f"{done} of {len(self._table.runs)} runs"
 
     def _left(self) -> str:
-        """How long the rest will take, as far as it is known."""
+        """Returns the estimated remaining time."""
         running = [process.run for process in self._running]
         seconds, unknown = self._estimates.seconds([*running, *self._waiting])
         seconds -= sum(process.elapsed for process in self._running)
@@ -218,7 +212,7 @@ class Trainer:
 
 
 def _command() -> str:
-    """What makes the table, whatever was done before."""
+    """Returns the command that makes the table."""
     names = ["table"] + (["runs_dir"] if flags.FLAGS["runs_dir"].present else [])
     given = " ".join(f"--{name}={flags.FLAGS[name].value}" for name in names)
     return f"python benchmarks/accuracy.py {given}"

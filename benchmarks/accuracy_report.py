@@ -1,4 +1,4 @@
-"""What a table's runs say: means, how sure they are, and differences, in Markdown, CSV, a plot."""
+"""Reports the runs of a table: means, intervals and differences, as Markdown, CSV and a plot."""
 
 import csv
 import dataclasses
@@ -18,24 +18,24 @@ from stkd_keras.files.atomic import atomic_path, write_atomically
 from stkd_keras.files.json_files import read_json
 
 CONFIDENCE = 0.95
-# Two of Okabe and Ito's colours, which everybody can tell apart.
+# From Okabe and Ito's palette for color-blind readers.
 BLUE, ORANGE = "#0072B2", "#E69F00"
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean of runs, or of differences between pairs of them, and how sure it is.
+    """The mean of runs, or of differences between paired runs, with its uncertainty.
 
     Attributes:
-        name: the row's, or the two rows'.
-        values: of the runs (the pairs).
-        expected: how many there will be.
-        unit: what the interval is taken over: "data seeds" or "seeds".
-        count: how many of them there are.
-        mean: over the units.
-        deviation: the standard deviation over the runs, None where there is but one.
-        interval: Student's, None where there is but one unit.
-        p: of a t-test that the mean is 0, None likewise.
+        name: the name of the row, or of both rows.
+        values: the scores of the runs, or the differences.
+        expected: the number of values once all runs are complete.
+        unit: what the interval is taken over, "data seeds" or "seeds".
+        count: the number of units.
+        mean: the mean over the units.
+        deviation: the standard deviation over the values, None for a single one.
+        interval: Student's interval, None for a single unit.
+        p: p-value of a t-test that the mean is 0, None for a single unit.
     """
 
     name: str
@@ -55,11 +55,11 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
     Args:
         table: the table.
         runs: the folder of its runs.
-        output: where to write.
-        command: what makes the table.
+        output: the folder to write to.
+        command: the command that makes the table, for table.md.
 
     Raises:
-        InputError: where a run has no such score, or a file can't be written.
+        InputError: if a run has no such score, or if a file can't be written.
     """
     values = {
         name: {
@@ -84,10 +84,10 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
 
 
 def score_of(table: Table, metrics: pathlib.Path) -> float:
-    """Returns what a table compares, from a run's metrics.json.
+    """Returns the score that a table compares, from a run's metrics.json.
 
     Raises:
-        InputError: where it isn't there.
+        InputError: if the score is missing.
     """
     try:
         return float(read_json(metrics)[table.split][table.measure])
@@ -95,7 +95,7 @@ def score_of(table: Table, metrics: pathlib.Path) -> float:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{metrics} has no {table.measure} of the {table.split} split, as the table wants it"
+            f"{metrics} has no {table.measure} of the {table.split} split, which the table compares"
         ) from error
 
 
@@ -104,13 +104,13 @@ def estimate(
 ) -> Estimate:
     """Returns the mean and its interval.
 
-    Runs of one data seed see the same images in the same order, so they aren't independent: where
-    several data seeds are planned, the interval is over the means of each.
+    Runs with the same data seed see the same images in the same order, so they aren't independent.
+    If several data seeds are planned, the interval is over the means of each.
 
     Args:
-        name: what it is of.
-        pairs: (data seed, seed) of all runs that are planned.
-        values: of those that are there.
+        name: the name of the estimate.
+        pairs: (data seed, seed) of all planned runs.
+        values: scores of the complete runs.
     """
     over_data = len({data_seed for data_seed, _ in pairs}) > 1
     there = [(pair, values[pair]) for pair in pairs if pair in values]
@@ -134,7 +134,7 @@ def estimate(
 
 
 def _interval(values: list[float]) -> tuple[tuple[float, float] | None, float | None]:
-    """Student's interval of a mean, and the p-value of the test that it is 0."""
+    """Returns Student's interval of a mean, and the p-value of the test that it is 0."""
     if len(values) < 2:
         return None, None
     mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
@@ -166,7 +166,7 @@ def _markdown(
         lines += [
             "",
             f"Differences{' in percent points' if table.is_in_percent else ''}, paired by data "
-            "seed and seed and treated likewise; p is that of the paired t-test:",
+            "seed and seed; intervals as above, p from a paired t-test:",
             "",
             "| difference | mean | standard deviation | 95 % interval | p | pairs |",
             "|---|---|---|---|---|---|",
@@ -183,7 +183,7 @@ def _markdown(
 
 
 def _caption(rows: list[Estimate]) -> str:
-    """How the intervals are made."""
+    """Explains the intervals."""
     units = {row.unit for row in rows}
     over = {
         "seeds": "over seeds",
@@ -214,7 +214,7 @@ def _counted(row: Estimate) -> str:
 
 
 def _timings(table: Table, runs: pathlib.Path) -> list[str]:
-    """What the runs took and where, as far as it is known."""
+    """Returns a line with the total duration and the machines, if known."""
     path = runs / "timings.json"
     known = read_json(path) if path.is_file() else {}
     timings = [known[run.name] for run in table.runs if run.name in known]
@@ -251,7 +251,7 @@ def _number(value: float | None) -> str:
 
 
 def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
-    """Draws a line for each row: its mean and the interval, and below them its runs."""
+    """Draws the mean, the interval and the runs of each row."""
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
@@ -269,8 +269,8 @@ def _plot(table: Table, rows: list[Estimate], output: pathlib.Path) -> None:
     unit = " (%)" if table.is_in_percent else ""
     axes.set_xlabel(f"{table.measure.replace('_', ' ')} on the {table.split} split{unit}")
     figure.suptitle(table.title, fontsize="large", wrap=True)
-    # The same runs shall give the same file.
+    # The same runs must give the same file.
     with mpl.rc_context({"svg.hashsalt": "stkd_keras"}):
         for name, metadata in (("plot.svg", {"Date": None}), ("plot.png", {})):
-            with atomic_path(output / name) as beside:
-                figure.savefig(beside, metadata=metadata, dpi=150)
+            with atomic_path(output / name) as path:
+                figure.savefig(path, metadata=metadata, dpi=150)

@@ -1,4 +1,4 @@
-"""The runs of a table: where they are, what they share, and how long they take."""
+"""The runs of a table: their files, their shared recordings, and how long they take."""
 
 import ctypes
 import hashlib
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from accuracy_table import ASIDE, Run, Table, answers_key, cost_key
+from accuracy_table import ASIDE, COMMIT_WITH_REMOVED_FLAGS, Run, Table, cost_key, recording_key
 
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.cost import machine
@@ -22,39 +22,34 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Folder:
-    """Where a table's runs are, and what they share.
-
-    Args:
-        table: the table.
-        path: the folder.
-    """
+    """The folder of a table's runs."""
 
     def __init__(self, table: Table, path: pathlib.Path):
         self.path = path
         self._table = table
-        # Of the whole table, so that it doesn't depend on what is complete.
-        hashes = {run.name: _hash(answers_key(run.flags)) for run in table.runs}
+        # From the whole table, so that the files don't depend on which runs are complete.
+        hashes = {run.name: _hash(recording_key(run.flags)) for run in table.runs}
         users = list(hashes.values())
         self._hashes = {name: h for name, h in hashes.items() if h and users.count(h) > 1}
 
     def directory(self, run: Run) -> pathlib.Path:
-        """A run's directory."""
+        """Returns a run's directory."""
         return self.path / run.name
 
     def log(self, run: Run) -> pathlib.Path:
-        """What a run printed."""
+        """Returns the file of a run's output."""
         return self.path / f"{run.name}.log"
 
     def is_begun(self, run: Run) -> bool:
-        """Whether there is something of a run."""
+        """Whether a run was started."""
         return (self.directory(run) / "config.json").is_file()
 
     def is_complete(self, run: Run) -> bool:
-        """Whether a run has ended well."""
+        """Whether a run finished."""
         return (self.directory(run) / "metrics.json").is_file()
 
     def recording(self, run: Run) -> pathlib.Path | None:
-        """The recording of the teacher that a run shares with others."""
+        """Returns the recording of the teacher that a run shares with others, or None."""
         name = self._hashes.get(run.name)
         return None if name is None else self.path / "recordings" / f"{name}.safetensors"
 
@@ -62,27 +57,40 @@ class Folder:
         """Refuses complete runs that were trained with other flags than the table's.
 
         Raises:
-            InputError: names the run, the flag, and both values.
+            InputError: with the run, the flag, and both values.
         """
         for run in self._table.runs:
             if self.is_complete(run):
                 _check_flags(run, self.directory(run))
 
+    def check_trainable(self) -> None:
+        """Refuses runs that aren't complete and need flags that train.py no longer has.
+
+        Raises:
+            InputError: with the run and the flag.
+        """
+        for run in self._table.runs:
+            if run.removed_flags and not self.is_complete(run):
+                raise InputError(
+                    f"{run.name} needs --{run.removed_flags[0]}, which train.py no longer has; "
+                    f"train it with commit {COMMIT_WITH_REMOVED_FLAGS}, or remove the row"
+                )
+
     def flags(self, run: Run) -> dict[str, str]:
-        """What train.py gets for a run."""
+        """Returns the flags of train.py for a run."""
         given = {**run.given, "run_dir": str(self.directory(run).resolve())}
         recording = self.recording(run)
         return given if recording is None else {**given, "replay": str(recording.resolve())}
 
     def remove_recordings(self) -> None:
-        """Removes the recordings that no run needs any more."""
+        """Removes recordings that no run needs any more."""
         needed = {self.recording(run) for run in self._table.runs if not self.is_complete(run)}
         for path in {self.recording(run) for run in self._table.runs} - needed:
             if path is not None:
                 path.unlink(missing_ok=True)
 
     def add_seconds(self, run: Run, seconds: float) -> None:
-        """Writes down how long a run took, on top of what it took before it was interrupted."""
+        """Adds to the recorded duration of a run, which may have been interrupted before."""
         path = self.path / "timings.json"
         timings = read_json(path) if path.is_file() else {}
         before = timings.get(run.name, {}).get("seconds", 0.0)
@@ -91,11 +99,11 @@ class Folder:
 
 
 class Estimates:
-    """How long runs take: from a dry run of each kind of them, corrected by those that have ended.
+    """Estimates durations from a dry run of each kind of run, corrected by finished runs.
 
     Args:
-        folder: of the runs; the dry runs' answers are kept in it.
-        jobs: runs at once.
+        folder: the folder of the runs, which also keeps the results of the dry runs.
+        jobs: the number of runs at the same time.
     """
 
     def __init__(self, folder: Folder, jobs: int):
@@ -109,22 +117,22 @@ class Estimates:
         """Makes a dry run of each kind that has none yet.
 
         Raises:
-            InputError: where train.py refuses one, as it would refuse the run.
+            InputError: if train.py refuses the dry run, as it would refuse the run.
         """
         kinds: dict[str, Run] = {}
         for run in runs:
             kinds.setdefault(self._kind(run), run)
         for kind in [kind for kind in kinds if kind not in self._timings]:
             timing = self._dry_run(kinds[kind])
-            # Once its teacher is trained, the time can be had.
+            # The teacher has to be trained before the run can be timed.
             if not timing.get("teacher_untrained"):
                 self._timings[kind] = {"run": kinds[kind].name, **timing}
                 write_json(self._path, self._timings)
 
     def seconds(self, runs: Iterable[Run]) -> tuple[float, list[Run]]:
-        """How long runs take, each for itself, and those of which it isn't known.
+        """Returns the sum of the runs' durations, and the runs whose duration is unknown.
 
-        Of those that share a recording that isn't there yet, the first makes it.
+        The first run that needs a missing recording makes it.
         """
         total, unknown = 0.0, []
         recordings = set()
@@ -137,28 +145,28 @@ class Estimates:
                     total -= timing["steps"] * timing["teacher_seconds"]
                 recordings.add(recording)
             elif kind in self._took:
-                # The first trained the teacher, too.
+                # The first run also trained the teacher.
                 total += min(self._took[kind])
             else:
                 unknown.append(run)
         return total * (self._actual / self._expected if self._expected else 1.0), unknown
 
     def add(self, run: Run, expected: float, actual: float) -> None:
-        """Takes into account how long a run really took, if all of it was made at once."""
+        """Corrects the estimates by the duration of a run that wasn't interrupted."""
         self._took.setdefault(self._kind(run), []).append(actual)
         if expected:
             self._expected += expected
             self._actual += actual
 
     def _dry_run(self, run: Run) -> dict[str, Any]:
-        print(f"{run.name}: a few steps, for the time", flush=True)
+        print(f"{run.name}: timing a few steps", flush=True)
         given = {**self._folder.flags(run), "dry_run": "true"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = start_train(given, self._jobs, **streams)
         printed = process.communicate()[0].decode(errors="replace")
         if process.returncode != 0:
             raise InputError(f"{run.name} can't be trained: {last_error(printed)}")
-        # Behind it a device's driver may have a last word.
+        # A device's driver may print more lines after it.
         return json.loads([line for line in printed.splitlines() if line.startswith("{")][-1])
 
     def _kind(self, run: Run) -> str:
@@ -169,19 +177,19 @@ def start_train(given: dict[str, str], jobs: int, **streams) -> subprocess.Popen
     """Starts train.py with its share of the cores.
 
     Args:
-        given: its flags.
-        jobs: how many share them.
-        **streams: as of `subprocess.Popen`.
+        given: the flags of train.py.
+        jobs: the number of runs that share the cores.
+        **streams: arguments of `subprocess.Popen`.
     """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return subprocess.Popen(
         [sys.executable, "train.py", *(f"--{name}={value}" for name, value in given.items())],
-        # Where a table's relative paths start.
+        # Relative paths in a table start here.
         cwd=REPOSITORY,
         env={**os.environ, **dict.fromkeys(names, threads)},
         stdin=subprocess.DEVNULL,
-        # Ctrl-C is for this process alone, which passes it on once.
+        # Ctrl-C must reach this process only, which ends its children.
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         **streams,
@@ -189,7 +197,7 @@ def start_train(given: dict[str, str], jobs: int, **streams) -> subprocess.Popen
 
 
 def last_error(printed: str) -> str:
-    """What a command says of its failure."""
+    """Returns the error message in a command's output."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     errors = [line for line in lines if "error: " in line]
     return (errors or lines or ["nothing was printed"])[-1]
@@ -202,8 +210,8 @@ _PR_SET_PDEATHSIG = 1
 def _die_with_parent() -> None:
     """Has the kernel kill a child when this process is killed.
 
-    It would go on in its directory, which the next process then couldn't have. A run that is
-    killed loses nothing but the steps since its last backup.
+    Otherwise the child would keep its run directory locked. It loses only the steps since its last
+    backup.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -211,7 +219,7 @@ def _die_with_parent() -> None:
 def _check_flags(run: Run, directory: pathlib.Path) -> None:
     recorded = read_json(directory / "config.json").get("flags", {})
     for name, value in run.flags.items():
-        # A flag that train.py didn't have yet had no other value than its default.
+        # Before a flag was added, train.py behaved like its default.
         before = recorded.get(name, None if name in run.given else value)
         if name not in ASIDE and before != value:
             raise InputError(

@@ -1,7 +1,7 @@
-"""A table of runs: its YAML file, and what its runs have in common.
+"""Reads a table of runs from its YAML file.
 
-A table's rows are trained with train.py's flags, once for each of its data seeds and seeds. The
-format is in benchmarks/tables/README.md.
+Each row of a table is trained with train.py's flags, once per data seed and seed. The format is
+described in benchmarks/tables/README.md.
 """
 
 import copy
@@ -25,14 +25,14 @@ _KEYS = (
 )
 MEASURES = ("accuracy", "top5_accuracy", "nll", "ece")
 SPLITS = ("test", "validation")
-# What the runner gives to every run.
+# Set by the runner itself.
 _RUNNERS_FLAGS = ("data_seed", "seed", "run_dir", "replay", "overwrite", "dry_run")
-# Flags on which a run's result doesn't depend: they say where things are, and how it is made.
+# Flags that don't change a run's result.
 ASIDE = frozenset(
     {"data_dir", "teacher_dir", "run_dir", "replay", "overwrite", "dry_run", "memory_limit"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
 )
-# Flags on which the teacher's answers don't depend, beside those of mixing, which methods resolve.
+# Flags that don't change the teacher's logits. Those of mixing are handled separately.
 _STUDENTS_OWN = frozenset(
     {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
     | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
@@ -41,28 +41,33 @@ _STUDENTS_OWN = frozenset(
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
 )
-# Flags on which the time that a run takes doesn't depend.
+# Flags that don't change how long a run takes.
 _WITHOUT_COST = frozenset(
     {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "backup_steps"}
     | {"temperature", "label_weight", "method_weight", "mixup_alpha"}
     | {"learning_rate", "weight_decay"}
 )
 _MIXING = (
-    "mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch"
-)  # fmt: skip
-# A name is a folder's, and a part of a file's.
+    *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
+    "mixing_per_batch",
+)
+# Flags that train.py had until that commit. Rows that need them can be reported, but not trained.
+REMOVED_FLAGS = ("clean_soft_weight", "mixing_partners", "mixing_labels")
+COMMIT_WITH_REMOVED_FLAGS = "1f4727a"
+# Names become names of folders and files.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 
-
-# What rows are joined with where there are no pairs.
+# Stands for the pairs of a table without pairs.
 _NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
 
 
 def _take_flags_of_train() -> flags.FlagValues:
-    """Train.py's flags, which are no flags of who imports it."""
+    """Moves train.py's flags out of the global ones, so that they aren't flags of this command."""
     own = flags.FlagValues()
-    for flag in flags.FLAGS.flags_by_module_dict()[train.__name__]:
-        own[flag.name] = flag
+    by_module = flags.FLAGS.flags_by_module_dict()
+    for module in (train.__name__, "stkd_keras.cli.train_flags"):
+        for flag in by_module.get(module, []):
+            own[flag.name] = flag
     flags.FLAGS.remove_flag_values(own)
     return own
 
@@ -72,14 +77,14 @@ _FLAGS = _take_flags_of_train()
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training.
+    """A run of train.py.
 
     Attributes:
-        row: the name of the row that it belongs to.
-        data_seed: train.py's flag.
-        seed: likewise.
-        given: the flags that the table gives, and the seeds, as texts.
-        flags: every flag of train.py, as it understands it.
+        row: the name of its row.
+        data_seed: train.py's flag of this name.
+        seed: train.py's flag of this name.
+        given: the flags from the table, and the seeds, as on a command line.
+        flags: the parsed values of all flags of train.py, and of the removed ones.
     """
 
     row: str
@@ -90,25 +95,30 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
+        """The name of the run's directory."""
         return f"{self.row}-d{self.data_seed}-s{self.seed}"
 
     @property
     def pair(self) -> tuple[int, int]:
-        """What runs of two rows are compared by."""
+        """The seeds by which the runs of two rows are paired."""
         return self.data_seed, self.seed
+
+    @property
+    def removed_flags(self) -> list[str]:
+        """The flags that this version of train.py no longer has."""
+        return [name for name in REMOVED_FLAGS if name in self.given]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a table's file says.
+    """The contents of a table's file.
 
     Attributes:
         path: the file.
-        title: of the table.
-        measure: which of the scores in metrics.json is compared.
-        split: of which images.
-        rows: the runs of each row, by its name.
+        title: the title.
+        measure: the score from metrics.json that is compared.
+        split: the split that is scored.
+        rows: the runs of each row, by the row's name.
         differences: pairs of rows' names; the second is subtracted from the first.
     """
 
@@ -121,12 +131,12 @@ class Table:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, in the order of the rows."""
+        """All runs in the order of the rows."""
         return [run for runs in self.rows.values() for run in runs]
 
     @property
     def is_in_percent(self) -> bool:
-        """Whether the measure is shown as such."""
+        """Whether the measure is shown in percent."""
         return self.measure.endswith("accuracy")
 
 
@@ -134,7 +144,7 @@ def read_table(path: pathlib.Path) -> Table:
     """Reads a table's file.
 
     Raises:
-        InputError: where there is anything in it that isn't known, or can't be.
+        InputError: if it isn't a valid table.
     """
     try:
         return _table(path, _load(path))
@@ -142,41 +152,28 @@ def read_table(path: pathlib.Path) -> Table:
         raise InputError(f"{path}: {error}") from error
 
 
-def answers_key(flags: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns all that the teacher's answers depend on in a run.
+def recording_key(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns everything that the teacher's logits depend on in a run.
 
-    Args:
-        flags: every flag of train.py.
-
-    Returns:
-        Values by name: runs in which they are equal can share one recording. None where nothing
-        can be recorded.
+    Runs with equal keys can share one recording. None if a run can't use a recording.
     """
     method = _method_settings(flags)
     if flags["distribute"] == "multi_worker" or not recipes.can_replay(flags["method"], method):
         return None
     own = (*_STUDENTS_OWN, *_MIXING)
-    # A mixture of answers is made of those on the images as they are.
-    asks_clean = method["mixing"] == "none" or method["soft_target"] == "mixed"
-    mixing = None if asks_clean else {name: method[name] for name in _MIXING}
+    # With this soft target, the teacher's logits of the unmixed images are mixed.
+    unmixed = method["mixing"] == "none" or method["soft_target"] == "mixed"
+    mixing = None if unmixed else {name: method[name] for name in _MIXING}
     return {**{name: v for name, v in flags.items() if name not in own}, "mixing": mixing}
 
 
 def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns all that the time of a run may depend on.
-
-    Args:
-        flags: every flag of train.py.
-    """
+    """Returns everything that the duration of a run depends on."""
     return {name: value for name, value in flags.items() if name not in _WITHOUT_COST}
 
 
 def teacher_key(flags: dict[str, Any]) -> tuple | None:
-    """Returns what a teacher of the zoo that a run trains first depends on; None for no training.
-
-    Args:
-        flags: every flag of train.py.
-    """
+    """Returns everything that the teacher's training depends on, or None if there is none."""
     needs_teacher = recipes.needs_teacher(flags["method"], _method_settings(flags))
     if not needs_teacher or flags["teacher_weights"] is not None:
         return None
@@ -193,14 +190,14 @@ def _method_settings(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which would take the last of two equal keys without a word."""
+    """A loader that refuses duplicate keys, of which PyYAML would take the last one."""
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(
-                    f"{one_line(name)!r} is there twice (line {node.start_mark.line + 1})"
+                    f"{one_line(name)!r} appears twice (line {node.start_mark.line + 1})"
                 )
         return super().construct_mapping(node, deep)
 
@@ -208,7 +205,7 @@ class _Loader(yaml.SafeLoader):
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path), _Loader)
-    except InputError:  # A ValueError, too.
+    except InputError:  # Also a ValueError.
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"it can't be read as YAML: {one_line(error)}") from error
@@ -234,12 +231,12 @@ def _table(path: pathlib.Path, content: Any) -> Table:
     ]
     for a, b in differences:
         if not {run.pair for run in rows[a]} & {run.pair for run in rows[b]}:
-            raise InputError(f"the rows {a} and {b} have no seeds in common to be compared by")
+            raise InputError(f"the rows {a} and {b} have no seeds in common, so can't be compared")
     return Table(path, content["title"], measure, split, rows, differences)
 
 
 def _rows(content: dict[str, Any]) -> dict[str, list[Run]]:
-    """The runs by row: of each of `pairs`, where there are some, every one of `rows`."""
+    """Returns the runs by row. If there are pairs, each pair has every row."""
     seeds = {name: content.get(name, [0]) for name in ("data_seeds", "seeds")}
     rows = {}
     names = _names("rows", content, more=("seeds", "data_seeds"))
@@ -265,7 +262,7 @@ def _rows(content: dict[str, Any]) -> dict[str, list[Run]]:
 
 
 def _names(key: str, content: dict[str, Any], more: Iterable[str] = ()) -> list[str]:
-    """The names of a list of objects, each of which has one, and may have flags."""
+    """Returns the names in a list of objects, after checking the objects' keys."""
     entries = content[key]
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{key} is {one_line(entries)!r}, expected a list of at least one")
@@ -275,8 +272,8 @@ def _names(key: str, content: dict[str, Any], more: Iterable[str] = ()) -> list[
         name = _text(f"the name of number {number} of {key}", entry["name"])
         if not _NAME.fullmatch(name):
             raise InputError(
-                f"the name {name!r} in {key} is to be a folder's: letters, digits and any of "
-                "_.,=+- behind the first"
+                f"the name {name!r} in {key} must be a folder name: letters, digits and, after the "
+                "first character, any of _.,=+-"
             )
         if name in names:
             raise InputError(f"two of {key} are called {name}")
@@ -291,15 +288,15 @@ def _differences(content: dict[str, Any]) -> list[tuple[str, str]]:
     for entry in entries:
         are_names = isinstance(entry, list) and all(isinstance(name, str) for name in entry)
         if not are_names or len(set(entry)) != 2 or len(entry) != 2:
-            raise InputError(f"{one_line(entry)!r} in differences isn't the names of two rows")
+            raise InputError(f"{one_line(entry)!r} in differences doesn't name two rows")
     names = [row["name"] for row in content["rows"]]
     return [(a, b) for a, b in (_known("differences", entry, names) for entry in entries)]
 
 
 def _known(what: str, names: Any, rows: list[str]) -> list[str]:
-    """Names, if all are of rows."""
+    """Returns a list of names if all of them are rows."""
     if not isinstance(names, list):
-        raise InputError(f"{what} is {one_line(names)!r}, expected names of rows")
+        raise InputError(f"{what} is {one_line(names)!r}, expected a list of rows")
     for name in names:
         if name not in rows:
             raise unknown_name(f"row in {what}", str(name), rows)
@@ -323,7 +320,7 @@ def _check_keys(what: str, entry: Any, known: Iterable[str], needed: Iterable[st
 
 def _text(what: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{what} is {one_line(value)!r}, expected a text (in quotes, if need be)")
+        raise InputError(f"{what} is {one_line(value)!r}, expected text (in quotes if necessary)")
     return value
 
 
@@ -337,11 +334,11 @@ def _seeds(row: str, key: str, seeds: Any) -> list[int]:
 
 
 def _texts(given: Any) -> dict[str, str]:
-    """Flags as they stand on a command line."""
-    _check_keys("flags", given, _FLAGS)
+    """Returns flags as they are written on a command line."""
+    _check_keys("flags", given, [*_FLAGS, *REMOVED_FLAGS])
     for name, value in given.items():
         if name in _RUNNERS_FLAGS:
-            raise InputError(f"the flag {name} is for this command to give; leave it out")
+            raise InputError(f"accuracy.py sets the flag {name} itself; leave it out")
         if not isinstance(value, str | int | float):
             raise InputError(f"the flag {name} is {one_line(value)!r}, expected one value")
     return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in given.items()}
@@ -349,11 +346,13 @@ def _texts(given: Any) -> dict[str, str]:
 
 def _run(row: str, data_seed: int, seed: int, texts: dict[str, str]) -> Run:
     given = {**texts, "data_seed": str(data_seed), "seed": str(seed)}
+    removed = {name: yaml.safe_load(given.get(name, "null")) for name in REMOVED_FLAGS}
     parsed = copy.deepcopy(_FLAGS)
+    arguments = [f"--{name}={value}" for name, value in given.items() if name not in removed]
     try:
-        parsed(["train.py", *(f"--{name}={value}" for name, value in given.items())])
-        run = Run(row, data_seed, seed, given, {name: parsed[name].value for name in parsed})
-        _method_settings(run.flags)
+        parsed(["train.py", *arguments])
+        values = {name: parsed[name].value for name in parsed} | removed
+        _method_settings(values)
     except (flags.Error, InputError) as error:
         raise InputError(f"row {row}: {one_line(error)}") from error
-    return run
+    return Run(row, data_seed, seed, given, values)

@@ -1,10 +1,10 @@
-"""What distilling is for: few training images, a teacher, and three ways to train a student.
+"""Compares three ways to train a student on few images, with the teacher of an earlier run.
 
     python benchmarks/few_images.py --run=runs/demo
 
-takes the data set and the teacher of a run of train.py, trains small students on a few images of
-each class by cross-entropy, by knowledge distillation and on virtual samples, and prints one table
-of their accuracy on the test split. It takes about two minutes on two cores.
+takes the data set and the teacher of a run of train.py, trains small students on a few images per
+class with cross-entropy, with knowledge distillation and with STKD, and prints a table of their
+test accuracies. It takes about two minutes on two cores.
 """
 
 import pathlib
@@ -29,12 +29,12 @@ from stkd_keras.cli import app
 from stkd_keras.evaluation.scores import compiled, predict_logits, score
 from stkd_keras.files.json_files import read_json
 
-RUN = flags.DEFINE_string("run", "runs/demo", "a run of train.py, for its teacher")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data")
-IMAGES_PER_CLASS = flags.DEFINE_integer("images_per_class", 20, "training images a class")
+RUN = flags.DEFINE_string("run", "runs/demo", "directory of a run of train.py")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "data directory of TFDS")
+IMAGES_PER_CLASS = flags.DEFINE_integer("images_per_class", 20, "training images per class")
 STEPS = flags.DEFINE_integer("steps", 600, "training steps of each student", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "images a step", lower_bound=1)
-SEEDS = flags.DEFINE_integer("seeds", 3, "students of each method", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "batch size", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "students per method", lower_bound=1)
 METHODS = ("ce", "kd", "stkd")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     }
     print(
         f"\nAccuracy of {config['settings']['student']} on the test split of {dataset.name}, "
-        f"{IMAGES_PER_CLASS.value} training images a class, {SEEDS.value} seeds:\n"
+        f"{IMAGES_PER_CLASS.value} training images per class, {SEEDS.value} seeds:\n"
     )
     print("| method | mean | " + " | ".join(f"seed {s}" for s in range(SEEDS.value)) + " |")
     print("|---|---|" + "---|" * SEEDS.value)

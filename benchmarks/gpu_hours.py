@@ -1,12 +1,11 @@
-"""How many GPU hours a table of benchmarks/accuracy.py should take: guessed, not measured.
+"""Estimates the GPU hours of a table of benchmarks/accuracy.py, without a measurement.
 
     python benchmarks/gpu_hours.py --table=benchmarks/tables/cifar10.yaml
 
-counts multiply-adds (two floating-point operations each): three times the student's for a step and
-once the teacher's, which is spared where it was recorded, and three times the teacher's for a step
-of its own training. A GPU is taken to sustain 10 TFLOP/s on networks as small as these, and no
-step to take less than 10 ms, as many small kernels have to be launched. Nothing of this was tried
-on a GPU: it may be wrong by a factor of three either way.
+counts multiply-adds (two floating-point operations each). A step costs three passes of the student
+and one of the teacher, unless the teacher is recorded; a step of the teacher's own training costs
+three passes of the teacher. The estimate assumes 10 TFLOP/s, and at least 10 ms per step for
+launching many small kernels. It wasn't checked on a GPU, and may be off by a factor of three.
 """
 
 import pathlib
@@ -32,8 +31,12 @@ from stkd_keras.errors import InputError
 from stkd_keras.evaluation.cost import multiply_adds
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
-THROUGHPUT = flags.DEFINE_float("tflops", 10.0, "what a GPU sustains, in TFLOP/s", lower_bound=1e-3)
-SHORTEST = flags.DEFINE_float("shortest_ms", 10.0, "the shortest step, in ms", lower_bound=0.0)
+THROUGHPUT = flags.DEFINE_float(
+    "tflops", 10.0, "sustained throughput of the GPU in TFLOP/s", lower_bound=1e-3
+)
+SHORTEST = flags.DEFINE_float(
+    "shortest_ms", 10.0, "duration of the shortest step in ms", lower_bound=0.0
+)
 
 # Training images, height and width, classes.
 DATASETS = {
@@ -52,7 +55,7 @@ def main() -> None:
 
 
 def gpu_hours(table: Table) -> float:
-    """The hours of all runs of a table, with the training of their teachers."""
+    """Returns the hours of all runs of a table, including the training of their teachers."""
     folder = Folder(table, pathlib.Path())
     seconds, recordings, teachers = 0.0, set(), set()
     for run in table.runs:
@@ -61,9 +64,11 @@ def gpu_hours(table: Table) -> float:
         epochs = run.flags["epochs"] or recipe.epochs
         batch_size = run.flags["batch_size"] or recipe.batch_size
         recording, teacher = folder.recording(run), teacher_key(run.flags)
-        asks = recipes.needs_teacher(run.flags["method"], method_settings(run))
-        asks = asks and (recording is None or recording not in recordings)
-        amount = 3 * size(run, run.flags["student"]) + asks * size(run, run.flags["teacher"])
+        uses_teacher = recipes.needs_teacher(run.flags["method"], method_settings(run))
+        uses_teacher = uses_teacher and (recording is None or recording not in recordings)
+        amount = 3 * size(run, run.flags["student"]) + uses_teacher * size(
+            run, run.flags["teacher"]
+        )
         seconds += epochs * images / batch_size * step_seconds(amount * batch_size)
         if teacher is not None and teacher not in teachers:
             epochs = run.flags["teacher_epochs"] or recipe.teacher_epochs
@@ -76,25 +81,25 @@ def gpu_hours(table: Table) -> float:
 
 
 def step_seconds(amount: float) -> float:
-    """How long so many multiply-adds take."""
+    """Returns how long a number of multiply-adds takes."""
     return max(2 * amount / (1e12 * THROUGHPUT.value), SHORTEST.value / 1e3)
 
 
 def size(run: Run, name: str) -> int:
-    """The multiply-adds of a model for one image of a run."""
+    """Returns the multiply-adds of a model for one image of a run."""
     _, length, classes = DATASETS[run.flags["dataset"]]
     return size_of(name, length, classes)
 
 
 @functools.cache
 def size_of(name: str, length: int, classes: int) -> int:
-    """The multiply-adds of a model for one image."""
+    """Returns the multiply-adds of a model for one image."""
     image_shape = (length, length, 3)
     return multiply_adds(models.build(name, image_shape, classes), image_shape) or 0
 
 
 def method_settings(run: Run) -> dict:
-    """What a run's method comes to."""
+    """Returns the settings of a run's method."""
     explicit = {name: run.flags[name] for name in recipes.SETTINGS}
     return recipes.method_settings(run.flags["method"], **explicit)
 

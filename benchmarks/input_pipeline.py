@@ -1,11 +1,11 @@
-"""Whether the input pipeline holds the training up.
+"""Measures whether the input pipeline slows down training.
 
     python benchmarks/input_pipeline.py --data_dir=../shared/data/tfds
 
-trains a resnet8 for epochs that are fed by the pipeline and, by turns in the same process, for as
-many steps on one batch that is there already, and prints the ratio of the median times. Then it
-prints how many images a second the pipeline makes with each augmentation, and how many the
-standard one makes written as a function of one image, as tutorials have it.
+trains a resnet8 with the pipeline and, alternating in the same process, for the same number of
+steps on one cached batch, and prints the ratio of the median times. Then it prints the pipeline's
+images per second with each augmentation, and those of the standard augmentation written as a
+function of one image, as in tutorials.
 """
 
 import itertools
@@ -30,11 +30,13 @@ from stkd_keras import data, experiment
 from stkd_keras.cli import app
 
 DATASET = flags.DEFINE_string("dataset", "cifar10", "data set")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "as of train.py")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images a step", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", None, "steps of an epoch (default: all)", lower_bound=1)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "see train.py")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "batch size", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "steps per epoch (default: all)", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "epochs of each kind", lower_bound=1)
-BATCHES = flags.DEFINE_integer("batches", 400, "batches to count images by", lower_bound=1)
+BATCHES = flags.DEFINE_integer(
+    "batches", 400, "batches per measurement of the throughput", lower_bound=1
+)
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def report_epochs(dataset: data.Dataset, feeds: dict[str, tf.data.Dataset]) -> None:
-    """Times epochs of training on each feed, by turns."""
+    """Times epochs of training on each feed, alternating between them."""
     student = models.build(
         "resnet8", dataset.image_shape, dataset.num_classes, dataset.mean, dataset.std
     )
@@ -71,11 +73,11 @@ def report_epochs(dataset: data.Dataset, feeds: dict[str, tf.data.Dataset]) -> N
     for name, values in seconds.items():
         print(f"{name:10} {' '.join(f'{v:.2f}' for v in values)} s, median {medians[name]:.2f} s")
     ratio = medians["pipeline"] / medians["one batch"]
-    print(f"an epoch of {steps} steps fed by the pipeline takes {ratio:.3f} of the other's time\n")
+    print(f"an epoch of {steps} steps from the pipeline takes {ratio:.3f} times as long\n")
 
 
 def report_images(dataset: data.Dataset) -> None:
-    """Counts the images a second of each augmentation, by turns, and of the one-image form."""
+    """Prints the images per second of each augmentation, and of the one-image form."""
     feeds = {
         name: data.pipeline(dataset, "train", BATCH_SIZE.value, 0, name)
         for name in data.AUGMENTATIONS
@@ -83,14 +85,14 @@ def report_images(dataset: data.Dataset) -> None:
     feeds["standard, one image at a time"] = one_image_at_a_time(dataset)
     rates: dict[str, list[float]] = {name: [] for name in feeds}
     for _, (name, feed) in itertools.product(range(REPEATS.value), feeds.items()):
-        rates[name].append(images_a_second(feed))
+        rates[name].append(images_per_second(feed))
     print("| augmentation | images/s (median) |\n|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {statistics.median(values):,.0f} |")
 
 
-def images_a_second(feed: tf.data.Dataset) -> float:
-    """Counts once the iterator runs."""
+def images_per_second(feed: tf.data.Dataset) -> float:
+    """Returns the throughput, without the start of the iterator."""
     iterator = iter(feed)
     for _ in range(20):
         next(iterator)
@@ -101,12 +103,12 @@ def images_a_second(feed: tf.data.Dataset) -> float:
 
 
 def one_batch(batch: tuple[tf.Tensor, tf.Tensor]) -> tf.data.Dataset:
-    """A batch that is there already, for ever."""
+    """Repeats a cached batch forever."""
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
 def one_image_at_a_time(dataset: data.Dataset) -> tf.data.Dataset:
-    """The standard augmentation in a `map` over images."""
+    """Returns batches with the standard augmentation as a `map` over single images."""
     height, width, channels = dataset.image_shape
     padding = min(height, width) // 8
 

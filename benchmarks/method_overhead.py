@@ -1,11 +1,11 @@
-"""What each published method costs over knowledge distillation: time and memory of a step.
+"""Compares the step time and memory of each published method with knowledge distillation.
 
     python benchmarks/method_overhead.py
 
-prints a Markdown table. The times of a method and of kd are medians of steps taken by turns in one
-process; the peaks of resident memory (MB, above what the imports take) are those of a process each.
-Batches of 64 images of 32x32, 100 classes, 50,000 training images (for the memory of CRD). About
-fifteen minutes on two cores.
+prints a Markdown table. Times are medians of steps that alternate with those of kd in one process.
+Peaks of resident memory (MB, in addition to the imports) come from one process per method. Batches
+have 64 images of 32x32 pixels and 100 classes, and CRD remembers 50,000 training images. It takes
+about fifteen minutes on two cores.
 """
 
 import json
@@ -33,14 +33,16 @@ from stkd_keras import methods
 from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 
-METHODS = flags.DEFINE_list("methods", list(methods.METHODS), "the rows to make")
-ALONE = flags.DEFINE_string("alone", None, "for the benchmark itself: the method of a process")
-BY_TURNS = flags.DEFINE_string("by_turns", None, "likewise: the method that is compared with kd")
+METHODS = flags.DEFINE_list("methods", list(methods.METHODS), "the methods to measure")
+ALONE = flags.DEFINE_string("alone", None, "internal: the method whose memory a process measures")
+BY_TURNS = flags.DEFINE_string(
+    "by_turns", None, "internal: the method that a process times against kd"
+)
 BATCH_SIZE, NUM_CLASSES, NUM_IMAGES = 64, 100, 50_000
 
 
 def main() -> None:
-    """Runs the benchmark, or one process of it."""
+    """Runs the benchmark, or one of its processes."""
     if ALONE.value is not None:
         print(json.dumps(peak_of(ALONE.value)))
     elif BY_TURNS.value is not None:
@@ -50,33 +52,35 @@ def main() -> None:
 
 
 def print_table() -> None:
-    """Measures and prints."""
+    """Measures all methods and prints the table."""
     peak_of_kd = in_a_process("--alone=kd")
-    print("| method | step | over kd's | peak memory | over kd's |\n|---|---|---|---|---|")
+    print(
+        "| method | step | relative to kd | peak memory | relative to kd |\n|---|---|---|---|---|"
+    )
     for name in METHODS.value:
-        mine, kds = in_a_process(f"--by_turns={name}")
+        own, kd = in_a_process(f"--by_turns={name}")
         peak = in_a_process(f"--alone={name}")
         print(
-            f"| {name} | {1e3 * mine:.0f} ms | {mine / kds:.2f} | {peak:.0f} MB "
+            f"| {name} | {1e3 * own:.0f} ms | {own / kd:.2f} | {peak:.0f} MB "
             f"| {peak / peak_of_kd:.2f} |",
             flush=True,
         )
 
 
 def in_a_process(argument: str):
-    """What a process of this benchmark measures."""
+    """Returns the result of one process of this benchmark."""
     arguments = [argument, f"--steps={STEPS.value}"]
     arguments += [f"--teacher={TEACHER.value}", f"--student={STUDENT.value}"]
     process = subprocess.run(
         [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=False
     )
     if process.returncode:
-        raise InputError(f"{argument} failed; what it printed stands above")
+        raise InputError(f"{argument} failed; see its output above")
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def seconds_by_turns(name: str) -> list[float]:
-    """The median seconds of a step of the method and of kd."""
+    """Returns the median seconds of a step of the method and of kd."""
     steps = [make_step(name), make_step("kd")]
     seconds: list[list[float]] = [[], []]
     for number in range(NOT_COUNTED + STEPS.value):
@@ -89,7 +93,7 @@ def seconds_by_turns(name: str) -> list[float]:
 
 
 def peak_of(name: str) -> float:
-    """The peak of memory in MB over some steps of the method."""
+    """Returns the peak memory of some steps of the method in MB."""
     before = peak_megabytes()
     step = make_step(name)
     for _ in range(NOT_COUNTED + STEPS.value):
@@ -98,7 +102,7 @@ def peak_of(name: str) -> float:
 
 
 def make_step(name: str):
-    """A function that does one step of a method, without mixing and with its own loss weights."""
+    """Returns a function that runs a step of a method without mixing, with its own loss weights."""
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (BATCH_SIZE, 32, 32, 3)).astype("float32")
     labels = rng.integers(0, NUM_CLASSES, BATCH_SIZE)

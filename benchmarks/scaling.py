@@ -1,11 +1,11 @@
-"""How a distillation step's time and memory grow with what a user may choose.
+"""Measures how a distillation step's time and memory grow with the settings.
 
     python benchmarks/scaling.py
 
-prints a Markdown table: the median step and the peak of resident memory (MB, above what the
-imports take) for batch sizes, numbers of classes, images a mixture, teachers, replicas on one
-machine, and workers; and last the parts of a step, what --deterministic costs, and whether memory
-grows over 500 steps. Each row is a process of its own. It takes about ten minutes on two cores.
+prints a Markdown table of the median step and the peak of resident memory (MB, in addition to the
+imports) for batch sizes, numbers of classes, images per mixture, teachers, replicas on one
+machine, and workers; then for the parts of a step, with --deterministic, and over 500 steps. Each
+row is a separate process. It takes about ten minutes on two cores.
 """
 
 import json
@@ -36,11 +36,11 @@ from stkd_keras.cli import app
 from stkd_keras.distribution.strategy import make_strategy
 from stkd_keras.errors import InputError
 
-TEACHER = flags.DEFINE_string("teacher", "resnet56", "a model of the zoo")
-STUDENT = flags.DEFINE_string("student", "resnet20", "likewise")
-STEPS = flags.DEFINE_integer("steps", 12, "steps that are counted", lower_bound=1)
-ROWS = flags.DEFINE_list("rows", None, "beginnings of the rows to make (default: all)")
-ONE_ROW = flags.DEFINE_string("one_row", None, "for the benchmark itself: a row's settings, JSON")
+TEACHER = flags.DEFINE_string("teacher", "resnet56", "teacher from the zoo")
+STUDENT = flags.DEFINE_string("student", "resnet20", "student from the zoo")
+STEPS = flags.DEFINE_integer("steps", 12, "steps to time", lower_bound=1)
+ROWS = flags.DEFINE_list("rows", None, "prefixes of the rows to measure (default: all)")
+ONE_ROW = flags.DEFINE_string("one_row", None, "internal: settings of a row as JSON")
 NOT_COUNTED = 3
 USUAL: dict[str, Any] = {
     "batch_size": 128, "num_classes": 100, "num_images": 2, "teachers": 1, "replicas": 1,
@@ -49,11 +49,11 @@ USUAL: dict[str, Any] = {
 
 
 def main() -> None:
-    """Runs the benchmark, or one row of it."""
+    """Runs the benchmark, or one of its rows."""
     if ONE_ROW.value is not None:
         print(json.dumps(measure({**USUAL, **json.loads(ONE_ROW.value)})))
         return
-    print("| what | step | peak memory |\n|---|---|---|")
+    print("| setting | step | peak memory |\n|---|---|---|")
     for name, settings in rows():
         if ROWS.value is None or any(name.startswith(row) for row in ROWS.value):
             seconds, peak = in_processes(settings)
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 def rows() -> list[tuple[str, dict[str, Any]]]:
-    """What is measured, by its name in the table."""
+    """Returns the name and the settings of each row."""
     made: list[tuple[str, dict[str, Any]]] = []
     for label, key, values in (
         ("batch of", "batch_size", (32, 64, 128, 256, 512)),
         ("classes:", "num_classes", (10, 100, 200, 1000)),
-        ("images a mixture:", "num_images", (1, 2, 3, 4, 8)),
+        ("images per mixture:", "num_images", (1, 2, 3, 4, 8)),
         ("teachers:", "teachers", (1, 2, 3)),
         ("replicas on one machine:", "replicas", (1, 2, 4)),
         ("workers:", "workers", (1, 2)),
@@ -79,7 +79,7 @@ def rows() -> list[tuple[str, dict[str, Any]]]:
 
 
 def in_processes(settings: dict[str, Any]) -> tuple[float, float]:
-    """The median seconds and the peak MB of a row, of the first of its workers."""
+    """Returns the median seconds and the peak MB of a row, measured by its first worker."""
     workers = settings.get("workers", 1)
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(workers)]
     processes = []
@@ -100,13 +100,13 @@ def in_processes(settings: dict[str, Any]) -> tuple[float, float]:
         )
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise InputError(f"the row {settings} failed; what it printed stands above")
+        raise InputError(f"the row {settings} failed; see its output above")
     seconds, peak = json.loads(printed[0].splitlines()[-1])
     return seconds, peak
 
 
 def measure(row: dict[str, Any]) -> tuple[float, float]:
-    """Trains for some steps; the median seconds of one, and the peak of memory in MB."""
+    """Trains for some steps, and returns the median seconds of a step and the peak MB."""
     before = peak_megabytes()
     if row["deterministic"]:
         keras.utils.set_random_seed(0)
@@ -127,7 +127,7 @@ def measure(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def make_step(row: dict[str, Any]):
-    """A function that does one step of what the row is about."""
+    """Returns a function that runs one step of a row."""
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (row["batch_size"], 32, 32, 3)).astype("float32")
     labels = rng.integers(0, row["num_classes"], row["batch_size"])
@@ -155,12 +155,12 @@ def make_step(row: dict[str, Any]):
 
 
 def peak_megabytes() -> float:
-    """The most resident memory that this process has had."""
+    """Returns the peak of this process's resident memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

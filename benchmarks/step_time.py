@@ -1,11 +1,11 @@
-"""What a training step costs: the student alone, ours, Keras's own distiller, a PyTorch loop.
+"""Times a training step of the distiller, of Keras's own distiller, and of a PyTorch loop.
 
     python benchmarks/step_time.py
 
-prints a Markdown table for each pair of teacher and student, then the ratios that matter. All
-contenders train by turns in this process, a step each, on one batch of noise that is there.
-All have the same architectures, with projection shortcuts, in float32. PyTorch's rows need PyTorch.
-It takes about six minutes on two cores.
+prints a Markdown table for each pair of teacher and student, followed by ratios. All contenders
+alternate in this process, one step each, on one cached batch of noise. They use the same
+architectures, with projection shortcuts, in float32. The rows of PyTorch need PyTorch. It takes
+about six minutes on two cores.
 """
 
 import os
@@ -36,10 +36,10 @@ from stkd_keras.cli import app
 PAIRS = flags.DEFINE_list(
     "pairs", ["resnet110:resnet20", "resnet56:resnet8", "wrn_40_2:wrn_16_1"], "TEACHER:STUDENT"
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images a step", lower_bound=2)
-NUM_CLASSES = flags.DEFINE_integer("num_classes", 100, "classes", lower_bound=2)
-ROUNDS = flags.DEFINE_integer("rounds", 15, "steps of each that are counted", lower_bound=1)
-TORCH = flags.DEFINE_bool("torch", True, "whether PyTorch takes part, if it is installed")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "batch size", lower_bound=2)
+NUM_CLASSES = flags.DEFINE_integer("num_classes", 100, "number of classes", lower_bound=2)
+ROUNDS = flags.DEFINE_integer("rounds", 15, "timed steps of each contender", lower_bound=1)
+TORCH = flags.DEFINE_bool("torch", True, "whether to include PyTorch, if it is installed")
 NOT_COUNTED = 4
 PAUSE = 0.25  # seconds
 TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
@@ -63,7 +63,7 @@ def main() -> None:
     for pair in PAIRS.value:
         teacher, student = pair.split(":")
         steps = contenders(teacher, student)
-        times = by_turns(steps)
+        times = alternate(steps)
         medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         print(f"\n{teacher} to {student}, batch {BATCH_SIZE.value}\n")
         print("| step | median | middle half |\n|---|---|---|")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], object]]:
-    """A step of each, by name."""
+    """Returns the steps by name."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
     labels = rng.integers(0, NUM_CLASSES.value, BATCH_SIZE.value)
@@ -98,27 +98,27 @@ def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], o
             student_name, frozen, batches, mixing=stkd_keras.Mixup(num_images=4)
         ),
         "replay": replay(student_name, frozen, images, labels),
-        "Keras's distiller": kerass(teacher_name, student_name, batches, as_keras_does),
-        "Keras's distiller, fused": kerass(teacher_name, student_name, batches, build),
+        "Keras's distiller": keras_distiller(teacher_name, student_name, batches, as_keras_does),
+        "Keras's distiller, fused": keras_distiller(teacher_name, student_name, batches, build),
     }
     if TORCH.value:
         try:
             import torch_steps
         except ImportError:
-            print("PyTorch isn't installed: its rows are left out")
+            print("PyTorch isn't installed; skipping its rows")
         else:
             steps |= torch_steps.steps(teacher_name, student_name, images, labels)
     return steps
 
 
 def build(name: str) -> keras.Model:
-    """A model of the zoo as the bench has it, with fused batch normalisation."""
+    """Returns a model of the zoo with RepDistiller's shortcuts and fused batch normalization."""
     options = {"shortcut": "projection"} if name.startswith("resnet") else {}
     return models.build(name, (32, 32, 3), NUM_CLASSES.value, **options)
 
 
 def with_statistics(model: keras.Model, images: np.ndarray) -> keras.Model:
-    """The model with a batch's statistics: those of a fresh one let the logits explode."""
+    """Sets the statistics of a batch, since those of a new model let the logits explode."""
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0
@@ -129,31 +129,31 @@ def with_statistics(model: keras.Model, images: np.ndarray) -> keras.Model:
 
 
 def as_keras_does(name: str) -> keras.Model:
-    """The same with Keras's own batch normalisation."""
+    """Returns the model with Keras's own batch normalization."""
     return keras.Model.from_config(build(name).get_config())
 
 
 def optimizer() -> keras.optimizers.Optimizer:
-    """PyTorch's SGD."""
+    """Returns SGD as PyTorch defines it."""
     return stkd_keras.SGD(0.01, momentum=0.9, nesterov=True, l2=5e-4)
 
 
 def student_alone(name: str) -> keras.Model:
-    """The student with the training loop of Keras."""
+    """Returns the student, compiled for Keras's training loop."""
     model = build(name)
     model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 
 def ours(student_name: str, teacher, batches: tf.data.Dataset, **settings) -> Callable:
-    """A step of the distiller."""
+    """Returns a step of the distiller."""
     distiller = stkd_keras.SimilarityTransferDistiller(build(student_name), teacher, **settings)
     distiller.compile(optimizer())
     return keras_step(distiller, batches)
 
 
 def replay(student_name: str, teacher, images, labels) -> Callable:
-    """A step of the distiller by replay, on batches of the pipeline."""
+    """Returns a step of the distiller with a recorded teacher, on batches of the pipeline."""
     split = stkd_keras.data.Split(images, labels)
     classes = tuple(map(str, range(NUM_CLASSES.value)))
     dataset = stkd_keras.data.Dataset(
@@ -170,13 +170,15 @@ def replay(student_name: str, teacher, images, labels) -> Callable:
         return ours(student_name, recorded, recorded.attach(batches), mixing=mixing)
 
 
-def kerass(teacher_name: str, student_name: str, batches: tf.data.Dataset, make) -> Callable:
-    """A step of `keras.distillation.Distiller` with `keras.layers.MixUp` in the pipeline."""
+def keras_distiller(
+    teacher_name: str, student_name: str, batches: tf.data.Dataset, make
+) -> Callable:
+    """Returns a step of Keras's distiller, with `keras.layers.MixUp` in the pipeline."""
     mixup = keras.layers.MixUp(alpha=1.0)
 
     def mixed(images, labels):
-        rows = tf.one_hot(labels, NUM_CLASSES.value)
-        both = mixup({"images": images, "labels": rows}, training=True)
+        one_hot = tf.one_hot(labels, NUM_CLASSES.value)
+        both = mixup({"images": images, "labels": one_hot}, training=True)
         return both["images"], both["labels"]
 
     distiller = keras.distillation.Distiller(
@@ -192,17 +194,17 @@ def kerass(teacher_name: str, student_name: str, batches: tf.data.Dataset, make)
 
 
 def keras_step(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], object]:
-    """A step of a compiled model's `fit`, without what surrounds it."""
+    """Returns a training step of a compiled model."""
     iterator = iter(batches)
     model.make_train_function()
     return lambda: keras.tree.map_structure(np.asarray, model.train_function(iterator))
 
 
-def by_turns(steps: dict[str, Callable]) -> dict[str, list[float]]:
-    """Returns the seconds of each, round by round in random order, without the first rounds'."""
+def alternate(steps: dict[str, Callable]) -> dict[str, list[float]]:
+    """Returns the seconds of each step, in rounds of random order, without the first rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(NOT_COUNTED + ROUNDS.value):
-        # PyTorch's threads go on spinning for a while, which would slow down whoever comes next.
+        # PyTorch's threads keep spinning for a while, which would slow down the next step.
         for name, step in random.sample(list(steps.items()), len(steps)):
             time.sleep(PAUSE)
             start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""What folding batch normalisation saves: the forward pass of every model of the zoo.
+"""Measures how much folding batch normalization speeds up the forward pass of the zoo's models.
 
     python benchmarks/teacher_forward.py
 
-times, by turns in this process, the model with Keras's own batch normalisation, the zoo's model
-(whose normalisation is one fused op), the frozen teacher (folded), and, as the least that could be
-reached, the network without any normalisation, and prints the medians as a Markdown table. It
-takes about twelve minutes on two cores.
+alternates in this process between the model with Keras's own batch normalization, the zoo's model
+(with one fused operation), the frozen teacher (folded), and, as a lower bound, the model without
+normalization, and prints the medians as a Markdown table. It takes about twelve minutes on two
+cores.
 """
 
 import pathlib
@@ -28,9 +28,9 @@ import models
 import stkd_keras
 from stkd_keras.cli import app
 
-MODELS = flags.DEFINE_list("models", None, "names with commas between them (default: all)")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images of 32x32 pixels", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 11, "calls of each kind that are counted", lower_bound=1)
+MODELS = flags.DEFINE_list("models", None, "comma-separated names (default: all)")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "batch size", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 11, "timed calls of each kind", lower_bound=1)
 NOT_COUNTED = 2
 
 
@@ -39,14 +39,14 @@ def main() -> None:
     images = np.random.default_rng(0).uniform(0, 255, (BATCH_SIZE.value, 32, 32, 3))
     images = tf.constant(images, tf.float32)
     print("| model | Keras | zoo | folded | none | folded / Keras | folded / zoo ", end="")
-    print("| normalisations folded |")
+    print("| normalizations folded |")
     print("|---|---|---|---|---|---|---|---|")
     for name in MODELS.value or models.available():
         zoo = with_statistics(models.build(name, (32, 32, 3), 100))
         teacher = stkd_keras.FrozenTeacher(zoo)
         calls = [in_inference(clone(zoo)), in_inference(zoo), tf.function(teacher)]
         calls.append(in_inference(without_normalization(clone(zoo))))
-        medians = [1000 * statistics.median(seconds) for seconds in by_turns(calls, images)]
+        medians = [1000 * statistics.median(seconds) for seconds in alternate(calls, images)]
         of_keras, own, folded, _ = medians
         print(
             f"| `{name}` | {' | '.join(f'{each:.0f} ms' for each in medians)} "
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def with_statistics(model: keras.Model) -> keras.Model:
-    """The model, with shifts that aren't 0: TensorFlow would leave the addition of those out."""
+    """Sets random statistics, since TensorFlow would skip the addition of zeros."""
     rng = np.random.default_rng(0)
     for layer in normalizations(model):
         layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.weights])
@@ -65,31 +65,31 @@ def with_statistics(model: keras.Model) -> keras.Model:
 
 
 def clone(model: keras.Model) -> keras.Model:
-    """The same model as Keras computes it."""
+    """Returns the model with Keras's own layers."""
     copy = keras.Model.from_config(model.get_config())
     copy.set_weights(model.get_weights())
     return copy
 
 
 def without_normalization(model: keras.Model) -> keras.Model:
-    """The model, whose normalisations do nothing."""
+    """Turns the model's batch normalization off."""
     for layer in normalizations(model):
         layer.call = lambda inputs, *_, **__: inputs
     return model
 
 
 def normalizations(model: keras.Model) -> list[keras.layers.Layer]:
-    """The model's batch normalisations."""
+    """Returns the model's batch normalization layers."""
     return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
 def in_inference(model: keras.Model):
-    """The compiled call of a model in inference."""
+    """Returns the compiled inference call of a model."""
     return tf.function(lambda images: model(images, training=False))
 
 
-def by_turns(calls: list, images: tf.Tensor) -> list[list[float]]:
-    """Returns the seconds of each call, round by round, without those of the first rounds."""
+def alternate(calls: list, images: tf.Tensor) -> list[list[float]]:
+    """Returns the seconds of each call, without the first rounds."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(NOT_COUNTED + ROUNDS.value):
         for call, seconds in zip(calls, times, strict=True):

@@ -1,13 +1,13 @@
-"""The comparison of docs/results.md once more: in PyTorch, on a GPU, with more seeds.
+"""Repeats the comparison of docs/results.md in PyTorch, on a GPU, with more seeds.
 
     python benchmarks/torch_accuracy.py --images=CIFAR10.npz --weights=RESNET56.safetensors
     python benchmarks/torch_accuracy.py
 
-The first trains what isn't in --runs yet, all runs of one share of the images side by side on one
-CUDA device, and adds a line for each; the second prints the tables of docs/results.md from these
-lines. No code of stkd_keras trains here: it is the same task written a second time, to see whether
-what the product's own runs say holds. It needs PyTorch and safetensors. CIFAR10.npz has uint8
-`train_images` (N, 32, 32, 3) and `train_labels` (N,), and `test_images` and `test_labels`.
+The first command trains the runs that aren't in --runs yet, and adds a line for each. All runs with
+the same fraction of the images train concurrently on one CUDA device. The second command prints
+the tables of docs/results.md. This is an independent implementation, which checks the results of
+stkd_keras. It needs PyTorch and safetensors. CIFAR10.npz contains `train_images` (N, 32, 32, 3,
+uint8), `train_labels` (N,), `test_images` and `test_labels`.
 """
 
 import csv
@@ -22,15 +22,15 @@ from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = flags.DEFINE_string(
-    "runs", str(ROOT / "docs" / "results" / "torch" / "runs.csv"), "CSV, a line for each run"
+    "runs", str(ROOT / "docs" / "results" / "torch" / "runs.csv"), "CSV with a line for each run"
 )
-IMAGES = flags.DEFINE_string("images", None, "what to train on; without it there is only a report")
-WEIGHTS = flags.DEFINE_string("weights", None, "of the teacher, needed to train")
-STEPS = flags.DEFINE_integer("steps", 4200, "of each run", lower_bound=1)
+IMAGES = flags.DEFINE_string("images", None, "images to train on; without it, only report")
+WEIGHTS = flags.DEFINE_string("weights", None, "weights of the teacher, required for training")
+STEPS = flags.DEFINE_integer("steps", 4200, "steps of each run", lower_bound=1)
 flags.register_multi_flags_validator(
     ["images", "weights"],
     lambda given: (given["images"] is None) == (given["weights"] is None),
-    "to train, give both",
+    "give both or none",
 )
 SPLITS = ("test", "validation", "train")
 FRACTIONS = (0.02, 0.1, 1.0)
@@ -39,11 +39,13 @@ DATA_SEEDS = range(5)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one row of the table is trained; as the flags of train.py of these names.
+    """How a row of the table is trained. Most fields are flags of train.py.
 
     Attributes:
-        fractions: the shares of the training images that it is trained with.
-        mixing: the share of the steps, at the start, whose images are mixed.
+        fractions: the fractions of the training images, with a run for each.
+        mixing: the fraction of the steps, from the start, with mixed images.
+        clean_soft_weight: weight of a soft loss on the unmixed images, which train.py had until
+            commit 1f4727a.
     """
 
     fractions: tuple[float, ...] = FRACTIONS
@@ -58,7 +60,7 @@ class Row:
 
 KD = Row(temperature=8.0)
 STKD = Row(mixing=1.0)
-BESIDE = Row(mixing=1.0, clean_soft_weight=0.9)
+CLEAN_TOO = Row(mixing=1.0, clean_soft_weight=0.9)
 TWICE = {"batch_size": 128, "learning_rate": 0.2}
 ROWS = {
     "ce": Row((0.1,), soft_weight=0.0, label_weight=1.0),
@@ -69,15 +71,15 @@ ROWS = {
     "stkd": STKD,
     "stkd, the first half mixed": dataclasses.replace(STKD, mixing=0.5),
     "stkd, 128 images, rate 0.2": dataclasses.replace(STKD, fractions=(0.1,), **TWICE),
-    "stkd, KD on the clean images beside": BESIDE,
+    "stkd, KD on the clean images beside": CLEAN_TOO,
     "the same, soft weights 0.45": dataclasses.replace(
-        BESIDE, fractions=(0.1,), soft_weight=0.45, clean_soft_weight=0.45
+        CLEAN_TOO, fractions=(0.1,), soft_weight=0.45, clean_soft_weight=0.45
     ),
 }
 
 
 class Run(NamedTuple):
-    """One training."""
+    """A run of the comparison."""
 
     fraction: float
     row: str
@@ -94,8 +96,8 @@ def main(_: list[str]) -> None:
 
 
 def train_missing() -> None:
-    """Trains what has no line yet."""
-    # Here, since the report needs no PyTorch.
+    """Trains the runs that have no line yet."""
+    # The report doesn't need PyTorch.
     from torch_training import load, train
 
     data, teacher = load(IMAGES.value, WEIGHTS.value)
@@ -120,7 +122,7 @@ def train_missing() -> None:
 
 
 def report(runs: dict[Run, tuple[float, ...]]) -> None:
-    """Prints a table for each share of the images, as Markdown."""
+    """Prints a Markdown table for each fraction of the images."""
     sys.path.insert(0, str(ROOT))
     from accuracy_report import estimate
 
@@ -132,28 +134,28 @@ def report(runs: dict[Run, tuple[float, ...]]) -> None:
         print("| row | test | minus kd | validation | minus kd | on the images trained on | runs |")
         print("|---|---|---|---|---|---|---|")
         for row in ROWS:
-            mine, kd = (
+            own, kd = (
                 {(r.data_seed, r.seed): scores for r, scores in runs.items() if r[:2] == key}
                 for key in ((fraction, row), (fraction, "kd"))
             )
-            if not mine:
+            if not own:
                 continue
             cells = []
             for number, split_name in enumerate(SPLITS):
-                values = {pair: 100 * scores[number] for pair, scores in mine.items()}
-                cells.append(f"{estimate(row, list(mine), values).mean:.2f}")
+                values = {pair: 100 * scores[number] for pair, scores in own.items()}
+                cells.append(f"{estimate(row, list(own), values).mean:.2f}")
                 if split_name != "train" and row != "kd":
                     values = {p: values[p] - 100 * kd[p][number] for p in values if p in kd}
-                    difference = estimate(row, list(mine), values)
+                    difference = estimate(row, list(own), values)
                     low, high = difference.interval or (math.nan, math.nan)
                     cells.append(f"{difference.mean:+.2f} ({low:+.2f} to {high:+.2f})")
                 elif split_name != "train":
                     cells.append("")
-            print(f"| {row} | {' | '.join(cells)} | {len(mine)} |")
+            print(f"| {row} | {' | '.join(cells)} | {len(own)} |")
 
 
 def read(path: pathlib.Path) -> dict[Run, tuple[float, ...]]:
-    """Returns the accuracies of the runs that there are, fractions in the order of `SPLITS`."""
+    """Returns the accuracies of the runs in the order of `SPLITS`."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:

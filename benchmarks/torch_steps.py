@@ -1,4 +1,4 @@
-"""The training steps that a PyTorch user would write, for step_time.py."""
+"""Training steps in PyTorch, for step_time.py."""
 
 import pathlib
 import sys
@@ -16,11 +16,11 @@ TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
 
 
 def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Callable[[], float]]:
-    """A step of each, by name.
+    """Returns training steps by name.
 
     Args:
         teacher_name: a model of the zoo.
-        student_name: likewise.
+        student_name: a model of the zoo.
         images: uint8 array (B, height, width, channels).
         labels: integer array (B,).
     """
@@ -48,7 +48,7 @@ def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Cal
     def distilling(teacher: torch.nn.Module) -> Callable[[], float]:
         student = network(student_name).train()
         optimizer = sgd(student)
-        rows = one_hot(targets, classes).float()
+        hard_labels = one_hot(targets, classes).float()
         beta = torch.distributions.Beta(1.0, 1.0)
 
         def step() -> float:
@@ -56,15 +56,17 @@ def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Cal
             partners = torch.randperm(len(pixels))
             wide = share[:, None, None, None]
             mixed = wide * pixels + (1 - wide) * pixels[partners]
-            mixed_rows = share[:, None] * rows + (1 - share[:, None]) * rows[partners]
+            soft_labels = share[:, None] * hard_labels
+            soft_labels = soft_labels + (1 - share[:, None]) * hard_labels[partners]
             with torch.inference_mode():
-                answers = softmax(teacher(mixed) / TEMPERATURE, 1)
-            answers = answers.clone()  # Autograd takes no tensor of inference mode.
+                soft_targets = softmax(teacher(mixed) / TEMPERATURE, 1)
+            soft_targets = soft_targets.clone()  # Autograd refuses inference tensors.
             optimizer.zero_grad(set_to_none=True)
             logits = student(mixed)
-            soft = kl_div(log_softmax(logits / TEMPERATURE, 1), answers, reduction="batchmean")
+            log_probabilities = log_softmax(logits / TEMPERATURE, 1)
+            soft = kl_div(log_probabilities, soft_targets, reduction="batchmean")
             loss = SOFT_WEIGHT * TEMPERATURE**2 * soft
-            loss = loss + LABEL_WEIGHT * cross_entropy(logits, mixed_rows)
+            loss = loss + LABEL_WEIGHT * cross_entropy(logits, soft_labels)
             loss.backward()
             optimizer.step()
             return loss.item()
@@ -80,7 +82,7 @@ def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Cal
 
 
 def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the field's recipes."""
+    """Returns the optimizer of published recipes."""
     return torch.optim.SGD(
         network.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
     )

@@ -1,4 +1,4 @@
-"""Distillation as in the paper, in PyTorch and many students at once, for torch_accuracy.py."""
+"""Distillation of many students at the same time in PyTorch, for torch_accuracy.py."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(images: str, weights: str):
-    """Returns the images and labels, tensors by name, and the frozen teacher."""
+    """Returns images and labels as tensors by name, and the frozen teacher."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     with np.load(images) as file:
@@ -33,23 +33,23 @@ def load(images: str, weights: str):
     teacher = frozen(torch_networks.build("resnet56", 10, shortcut="identity"), weights, device)
     test, labels = data["test_images"].split(1000), data["test_labels"]
     with torch.inference_mode():
-        answers = torch.cat([teacher(normalized(pixels(x), IMAGENET)).argmax(1) for x in test])
-    print(f"teacher: {100 * float((answers == labels).float().mean()):.2f} %", flush=True)
+        found = torch.cat([teacher(normalized(pixels(x), IMAGENET)).argmax(1) for x in test])
+    print(f"teacher: {100 * float((found == labels).float().mean()):.2f} %", flush=True)
     return data, teacher
 
 
 def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, float, float]]:
-    """Trains students side by side.
+    """Trains several students at the same time.
 
     Args:
         wave: the runs, each with `fraction`, `data_seed` and `seed`.
-        rows: how each is trained: a `torch_accuracy.Row`.
+        rows: a `torch_accuracy.Row` for each run.
         data: tensors by name, as in the file of the images.
-        teacher: takes normalised images (B, 3, 32, 32), gives logits.
+        teacher: maps normalized images (B, 3, 32, 32) to logits.
         steps: integer.
 
     Returns:
-        Of each, the accuracies on the splits of `SPLITS`, fractions.
+        The accuracies of each run on `torch_accuracy.SPLITS`, from 0 to 1.
     """
     device = data["train_images"].device
     torch.manual_seed(wave[0].seed)
@@ -60,15 +60,14 @@ def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, floa
 
     def step() -> None:
         with torch.no_grad():
-            images, rows, mine = batches.draw(counter, data)
-            answers = teacher(normalized(images, IMAGENET))
+            images, soft_labels, places = batches.draw(counter, data)
+            teacher_logits = teacher(normalized(images, IMAGENET))
             images = normalized(images, CIFAR10)
-        with side_by_side(device, len(learners)) as streams:
-            for learner, stream, part in zip(learners, streams, mine, strict=True):
+        with concurrent(device, len(learners)) as streams:
+            for learner, stream, part in zip(learners, streams, places, strict=True):
                 with stream:
-                    learner.learn(
-                        images[part], rows[part[: learner.row.batch_size]], answers[part], counter
-                    )
+                    targets = soft_labels[part[: learner.row.batch_size]]
+                    learner.learn(images[part], targets, teacher_logits[part], counter)
         counter.add_(1)
 
     run_graph(step, steps, counter, learners, device)
@@ -82,7 +81,7 @@ def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, floa
 
 
 class Batches:
-    """What the runs of a wave are given in each step, all of them in one tensor."""
+    """The batches of all runs of a wave, joined in one tensor."""
 
     def __init__(self, images: list[np.ndarray], wave, rows, steps: int, device):
         sizes = [row.batch_size for row in rows]
@@ -96,27 +95,27 @@ class Batches:
         self.mixed_steps = torch.tensor(limits, device=device)
         starts = np.cumsum([0, *sizes])
         places = [np.arange(start, stop) for start, stop in itertools.pairwise(starts)]
-        beside = [i for i, row in enumerate(rows) if row.clean_soft_weight]
-        clean = [places[i] for i in beside]
+        clean_too = [i for i, row in enumerate(rows) if row.clean_soft_weight]
+        clean = [places[i] for i in clean_too]
         self.clean = torch.tensor(np.concatenate([*clean, []]).astype(np.int64), device=device)
-        behind = starts[-1]
-        for i in beside:
-            places[i] = np.concatenate([places[i], np.arange(behind, behind + sizes[i])])
-            behind += sizes[i]
+        end = starts[-1]
+        for i in clean_too:
+            places[i] = np.concatenate([places[i], np.arange(end, end + sizes[i])])
+            end += sizes[i]
         self.places = [torch.tensor(each, device=device) for each in places]
 
     def draw(self, counter, data: dict):
-        """The images of a step, virtual samples before clean ones; their label rows; each run's."""
+        """Returns virtual samples then clean images, soft labels, and the places of each run."""
         index = self.order[counter][0]
         clean = pixels(augmented(data["train_images"][index]))
-        rows = one_hot(data["train_labels"][index].long(), 10).float()
+        labels = one_hot(data["train_labels"][index].long(), 10).float()
         share, draws = torch.rand(2, len(index), device=index.device)
         share = torch.where(counter < self.mixed_steps, share, 1.0)
         partner = (self.run + draws).argsort()  # A permutation within each run's images.
         wide = share[:, None, None, None]
         mixed = wide * clean + (1 - wide) * clean[partner]
-        rows = share[:, None] * rows + (1 - share[:, None]) * rows[partner]
-        return torch.cat([mixed, clean[self.clean]]), rows, self.places
+        soft_labels = share[:, None] * labels + (1 - share[:, None]) * labels[partner]
+        return torch.cat([mixed, clean[self.clean]]), soft_labels, self.places
 
 
 class Learner:
@@ -132,14 +131,14 @@ class Learner:
         rates = [self.row.learning_rate * schedule(step / steps) for step in range(steps)]
         self.rates = torch.tensor(rates, device=device)
 
-    def learn(self, images, rows, answers, counter) -> None:
-        """One step: the losses as in `SimilarityTransferDistiller`, SGD as in `stkd_keras.SGD`."""
+    def learn(self, images, soft_labels, teacher_logits, counter) -> None:
+        """Takes a step, with the losses of `SimilarityTransferDistiller` and `stkd_keras.SGD`."""
         logits = self.network(images)
-        size = len(rows)
-        loss = self.row.label_weight * cross_entropy(logits[:size], rows)
-        loss = loss + self.row.soft_weight * self.soft_loss(answers[:size], logits[:size])
+        size = len(soft_labels)
+        loss = self.row.label_weight * cross_entropy(logits[:size], soft_labels)
+        loss = loss + self.row.soft_weight * self.soft_loss(teacher_logits[:size], logits[:size])
         if self.row.clean_soft_weight:
-            on_clean = self.soft_loss(answers[size:], logits[size:])
+            on_clean = self.soft_loss(teacher_logits[size:], logits[size:])
             loss = loss + self.row.clean_soft_weight * on_clean
         gradients = list(torch.autograd.grad(loss, self.parameters))
         with torch.no_grad():
@@ -152,7 +151,7 @@ class Learner:
             torch._foreach_sub_(self.parameters, gradients)
 
     def soft_loss(self, teacher, student):
-        """T^2 KL(softmax(t / T) || softmax(s / T)), the mean of the samples."""
+        """Returns T^2 KL(softmax(t / T) || softmax(s / T)), averaged over the batch."""
         temperature = self.row.temperature
         divergence = kl_div(
             (student / temperature).log_softmax(1),
@@ -163,15 +162,15 @@ class Learner:
         return temperature**2 * divergence
 
     def accuracy(self, images, labels) -> float:
-        """The share of clean images that the student names right."""
+        """Returns the accuracy on unmixed images."""
         self.network.eval()
         with torch.inference_mode():
-            answers = [self.network(normalized(pixels(x), CIFAR10)) for x in images.split(2500)]
-        return float((torch.cat(answers).argmax(1) == labels).float().mean())
+            logits = [self.network(normalized(pixels(x), CIFAR10)) for x in images.split(2500)]
+        return float((torch.cat(logits).argmax(1) == labels).float().mean())
 
 
 def split(labels: np.ndarray, run) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the images to train on and of those held out, the same share of each class."""
+    """Returns the numbers of the training and held-out images, stratified by class."""
     generator = np.random.default_rng(run.data_seed)
     chosen, held_out = [], []
     for label in range(10):
@@ -183,7 +182,7 @@ def split(labels: np.ndarray, run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def order(indices: np.ndarray, batch_size: int, steps: int, data_seed: int) -> np.ndarray:
-    """The images of all steps (steps, batch_size): one shuffled epoch after the other."""
+    """Returns the images of all steps (steps, batch_size), from shuffled epochs."""
     generator = np.random.default_rng((data_seed, 1))
     epochs = math.ceil(steps * batch_size / len(indices))
     images = np.concatenate([generator.permutation(indices) for _ in range(epochs)])
@@ -191,14 +190,14 @@ def order(indices: np.ndarray, batch_size: int, steps: int, data_seed: int) -> n
 
 
 def schedule(progress: float) -> float:
-    """Linear warm-up, then cosine decay, of progress in [0, 1)."""
+    """Returns linear warm-up followed by cosine decay, for progress in [0, 1)."""
     if progress < WARM_UP:
         return progress / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def initialize(module, seed: int) -> None:
-    """Draws weights as Keras's he_normal does."""
+    """Draws weights like Keras's he_normal."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if parameter.ndim > 1:
@@ -212,22 +211,22 @@ def initialize(module, seed: int) -> None:
 
 
 def frozen(module, weights: str, device):
-    """The teacher in bfloat16, its batch normalisation folded into the convolutions."""
+    """Returns the teacher in bfloat16, with batch normalization folded into the convolutions."""
     found = module.load_state_dict(load_file(weights), strict=False)
     if found.unexpected_keys or not all("num_batches" in name for name in found.missing_keys):
-        raise ValueError(f"{weights} isn't of this teacher: {found}")
+        raise ValueError(f"{weights} doesn't fit this teacher: {found}")
     module = fuse(module.eval()).to(device).requires_grad_(False)
     module = module.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
-    def answer(images):
+    def logits(images):
         images = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         return module(images).float()
 
-    return answer
+    return logits
 
 
 def augmented(images):
-    """Crops at random out of black padding, and mirrors half of them."""
+    """Crops at random from images padded with black, and mirrors half of them."""
     device, (size, side) = images.device, images.shape[:2]
     padded = pad(images, (0, 0, *[PADDING] * 4))
     top, left = torch.randint(0, 2 * PADDING + 1, (2, size, 1), device=device)
@@ -239,25 +238,25 @@ def augmented(images):
 
 
 def pixels(images):
-    """Uint8 (B, H, W, 3) as float32 (B, 3, H, W) in [0, 1]."""
+    """Converts uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [0, 1]."""
     return images.permute(0, 3, 1, 2).float().div(255)
 
 
 def normalized(images, statistics):
-    """Images less the channels' means, over their deviations."""
+    """Normalizes images by channel means and deviations."""
     mean, deviation = (channels(each, images.device) for each in statistics)
     return (images - mean) / deviation
 
 
 @functools.cache
 def channels(values: tuple[float, ...], device):
-    """A value for each channel; kept, since nothing is copied to a GPU in a graph."""
+    """Returns values as a cached tensor, since a CUDA graph can't copy from the host."""
     return torch.tensor(values, device=device)[:, None, None]
 
 
 @contextlib.contextmanager
-def side_by_side(device, count: int):
-    """Gives contexts, one for each learner, whose work on a GPU may overlap."""
+def concurrent(device, count: int):
+    """Yields a context for each learner, so that their work on a GPU may overlap."""
     if device.type != "cuda":
         yield [contextlib.nullcontext()] * count
         return
@@ -275,7 +274,7 @@ _streams: list[torch.cuda.Stream] = []
 
 
 def run_graph(step, steps: int, counter, learners: list[Learner], device) -> None:
-    """Runs the steps; on a GPU as replays of one recorded graph."""
+    """Runs the steps, on a GPU by replaying a CUDA graph."""
     if device.type != "cuda":
         for _ in range(steps):
             step()

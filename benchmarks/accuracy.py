@@ -24,7 +24,7 @@ from typing import IO
 from absl import flags
 from accuracy_report import score_of, write_report
 from accuracy_runs import Estimates, Folder, last_error, start_train
-from accuracy_table import Run, Table, read_table, teacher_key
+from accuracy_table import Run, Table, hide_flags_of_train, read_table, teacher_key
 
 from stkd_keras.cli import app
 from stkd_keras.errors import InputError
@@ -33,6 +33,8 @@ from stkd_keras.files.locks import lock
 from stkd_keras.files.write_errors import check_folder
 from stkd_keras.training.signals import Interrupted
 from stkd_keras.training.timing import in_words
+
+hide_flags_of_train()
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
 RUNS_DIR = flags.DEFINE_string(

@@ -61,18 +61,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 _NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
 
 
-def _take_flags_of_train() -> flags.FlagValues:
-    """Moves train.py's flags out of the global ones, so that they aren't flags of this command."""
+def _flags_of_train() -> flags.FlagValues:
     own = flags.FlagValues()
     by_module = flags.FLAGS.flags_by_module_dict()
     for module in (train.__name__, "stkd_keras.cli.train_flags"):
         for flag in by_module.get(module, []):
             own[flag.name] = flag
-    flags.FLAGS.remove_flag_values(own)
     return own
 
 
-_FLAGS = _take_flags_of_train()
+_FLAGS = _flags_of_train()
+
+
+def hide_flags_of_train() -> None:
+    """Removes train.py's flags from those of this process, for a command with other flags."""
+    flags.FLAGS.remove_flag_values(_FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import functools
 
 from absl import flags
 from accuracy_runs import Folder
-from accuracy_table import Run, Table, read_table, teacher_key
+from accuracy_table import Run, Table, hide_flags_of_train, read_table, teacher_key
 
 import models
 from models.teachers.training import TEACHER_RECIPE
@@ -29,6 +29,8 @@ from stkd_keras import recipes
 from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.cost import multiply_adds
+
+hide_flags_of_train()
 
 TABLE = flags.DEFINE_string("table", None, "the table's file, YAML")
 THROUGHPUT = flags.DEFINE_float(

@@ -1,4 +1,4 @@
-"""Every method of the registry, and features to call it with."""
+"""The published methods, and features to call them with."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,13 +8,13 @@ from stkd_keras.methods import METHODS
 NUM_CLASSES = 5
 NUM_IMAGES = 40
 NAMES = sorted(METHODS)
-# Maps as (height, width, channels); FSP wants equal channels.
+# Maps as (height, width, channels).
 STUDENT = {"stem": (8, 8, 4), "stage1": (8, 8, 4), "stage2": (4, 4, 6), "stage3": (2, 2, 8)}
 TEACHER = {"stem": (8, 8, 4), "stage1": (8, 8, 5), "stage2": (4, 4, 8), "stage3": (2, 2, 10)}
 
 
 def make(method, num_images=NUM_IMAGES, **options):
-    """Returns a method's term, small."""
+    """Returns a small instance of a method's term."""
     if method == "crd":
         image_labels = np.arange(num_images) % NUM_CLASSES
         options = {
@@ -28,7 +28,7 @@ def make(method, num_images=NUM_IMAGES, **options):
 
 
 def random_features(seed, batch=6, shapes=STUDENT, dimension=8):
-    """Returns features of every name, of one model."""
+    """Returns random features of a model by name."""
     rng = np.random.default_rng(seed)
     features = {}
     for name, shape in shapes.items():
@@ -42,7 +42,7 @@ def random_features(seed, batch=6, shapes=STUDENT, dimension=8):
 
 
 def inputs_of(name, batch=6):
-    """Returns (student, teacher, labels) of different shapes where the method allows it."""
+    """Returns (student, teacher, labels), of different shapes if the method allows it."""
     teacher_shapes = STUDENT if name == "fsp" else TEACHER
     labels = np.eye(NUM_CLASSES, dtype="float32")[np.arange(batch) % NUM_CLASSES]
     student = random_features(0, batch)
@@ -50,7 +50,7 @@ def inputs_of(name, batch=6):
 
 
 def call(term, student, teacher, labels, **options):
-    """Returns the mean of a term's loss."""
+    """Returns the mean loss of a term."""
     if term.needs_index:
         options.setdefault("index", np.arange(len(labels)))
     student, teacher = (

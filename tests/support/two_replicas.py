@@ -11,6 +11,7 @@ import pathlib
 import sys
 import tempfile
 import traceback
+import warnings
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
@@ -34,12 +35,12 @@ from stkd_keras.distribution.strategy import make_strategy
 STRATEGY = make_strategy("mirrored", logical_devices=2)
 ONE_DEVICE = tf.distribute.get_strategy()
 local = STRATEGY.experimental_local_results
+SMALL = networks.small_convolutional_classifier
 
 
-def make(strategy=STRATEGY, convolutional=False, compiled=True, **settings):
+def make(strategy=STRATEGY, build=networks.dense_classifier, compiled=True, **settings):
     """Returns a distiller made under a strategy, always with the same initial weights."""
     keras.utils.set_random_seed(0)
-    build = networks.convolutional_classifier if convolutional else networks.dense_classifier
     teacher = build(width=16)
     with strategy.scope():
         distiller = SimilarityTransferDistiller(build(width=6), teacher, **settings)
@@ -93,7 +94,7 @@ def check_pretrained_layers_are_frozen_after_their_stage():
     term = methods.FT(features=("map",), pretraining_steps=1)
     keras.utils.set_random_seed(0)
     with STRATEGY.scope():
-        student, teacher = (networks.small_convolutional_classifier(width=w) for w in (4, 8))
+        student, teacher = (SMALL(width=w) for w in (4, 8))
         distiller = SimilarityTransferDistiller(
             student, teacher, terms=[term],
             student_features={"map": student.layers[-3].name},
@@ -150,7 +151,7 @@ def check_replicas_draw_different_mixtures():
 
 def check_evaluation_equals_that_of_one_device():
     """For any number of examples, even if a replica gets none."""
-    two, one = make(convolutional=True), make(ONE_DEVICE, convolutional=True)
+    two, one = make(build=SMALL), make(ONE_DEVICE, build=SMALL)
     for count in (1, 64, 101):
         x, y = networks.images(count)
         a, b = (d.evaluate(x, y, batch_size=64, verbose=0, return_dict=True) for d in (two, one))
@@ -160,7 +161,7 @@ def check_evaluation_equals_that_of_one_device():
 
 def check_batch_statistics_are_averaged_before_validation_and_saving():
     """They differ between replicas within the epoch."""
-    distiller = make(convolutional=True)
+    distiller = make(build=SMALL)
     statistics = [v for v in distiller.student.non_trainable_variables if "moving" in v.path]
     averaged, different = [], []
 
@@ -197,9 +198,10 @@ def check_batch_statistics_are_averaged_before_validation_and_saving():
 
 def check_an_empty_batch_of_a_replica_leaves_no_nan():
     """With 65 examples in batches of 64, the second replica's last batch is empty."""
-    for fuse in (fuse_batch_normalization, lambda student: student):
-        distiller = make(convolutional=True)
-        fuse(distiller.student)
+    for build, fuse in ((networks.convolutional_classifier, False), (SMALL, True)):
+        distiller = make(build=build)
+        if fuse:
+            fuse_batch_normalization(distiller.student)
         distiller.fit(*networks.images(65), batch_size=64, verbose=0)
         for variable in distiller.student.variables:
             for value in local(variable.value):
@@ -209,13 +211,13 @@ def check_an_empty_batch_of_a_replica_leaves_no_nan():
 def check_a_pipeline_may_start_with_a_small_batch():
     """An epoch's last two batches share the remaining images. Also with a recorded teacher."""
     digits = data.load("digits")
-    teacher = networks.convolutional_classifier(width=4)
+    teacher = SMALL()
     count, start_step = 193, 2
     split = data.Split(digits.train.images[:count], digits.train.labels[:count])
     batches = data.pipeline(digits, split, 64, 0, start_step=start_step)
     for recorded in (False, True):
         with STRATEGY.scope():
-            student = networks.convolutional_classifier(width=4)
+            student = SMALL()
             source, given = teacher, batches
             if recorded:
                 path = f"{count}-{start_step}.safetensors"
@@ -232,23 +234,24 @@ def check_a_pipeline_may_start_with_a_small_batch():
 
 def check_the_suggested_batch_size_splits_evenly():
     x, y = networks.images(65)
-    with pytest.warns(UserWarning, match=r"batch_size=\d*[02468] "):
-        make(convolutional=True).fit(x, y, batch_size=64, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match=r"batch_size=\d*[02468] "):
+            make(build=SMALL).fit(x, y, batch_size=64, verbose=0)
 
 
 def check_precision_and_optimizer_options_work():
     x, y = networks.images(65)
     for policy, optimizer, options in [
-        ("mixed_float16", lambda: keras.optimizers.SGD(0.01), {}),
+        ("mixed_float16", lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), {}),
         ("mixed_bfloat16", lambda: keras.optimizers.SGD(0.01, use_ema=True), {}),
-        ("float32", lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), {}),
         ("float32", lambda: keras.optimizers.SGD(0.01), {"run_eagerly": True}),
     ]:
         with STRATEGY.scope():
             keras.config.set_dtype_policy(policy)
-            student = networks.convolutional_classifier(width=4)
+            student = SMALL()
             keras.config.set_dtype_policy("float32")
-            distiller = SimilarityTransferDistiller(student, networks.convolutional_classifier())
+            distiller = SimilarityTransferDistiller(student, SMALL(width=8))
             distiller.compile(optimizer(), metrics=["accuracy"], **options)
         history = distiller.fit(
             x[:64], y[:64], batch_size=32, verbose=0, validation_data=(x, y),

@@ -6,6 +6,7 @@ described in benchmarks/tables/README.md.
 
 import copy
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ from typing import Any
 import yaml
 from absl import flags
 
-import train
 from stkd_keras import recipes
+from stkd_keras.cli.app import command_flags
+from stkd_keras.cli.train_flags import GROUPS
 from stkd_keras.errors import InputError, one_line, unknown_name
 from stkd_keras.files.untrusted import read_text
 
@@ -63,10 +65,8 @@ _NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
 
 def _flags_of_train() -> flags.FlagValues:
     own = flags.FlagValues()
-    by_module = flags.FLAGS.flags_by_module_dict()
-    for module in (train.__name__, "stkd_keras.cli.train_flags"):
-        for flag in by_module.get(module, []):
-            own[flag.name] = flag
+    for flag in itertools.chain(*command_flags(GROUPS).values()):
+        own[flag.name] = flag
     return own
 
 

@@ -17,7 +17,7 @@ from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.classifiers.outputs import compatible, resolve_outputs
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.files.untrusted import check_hdf5, check_keras_file
+from stkd_keras.files.untrusted import check_keras_file
 
 # Endings of files that hold weights alone, and so can't be a source.
 _WEIGHTS_ENDINGS = (".h5", ".safetensors", ".pth", ".pt", ".th")
@@ -192,7 +192,6 @@ def is_whole_model(*files: str | None) -> bool:
 def fill(model: keras.Model, name: str, file: str) -> keras.Model:
     """Loads weights that Keras wrote into a model; `name` is for the error message."""
     _check_file(file)
-    check_hdf5(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of what the error says anyway.

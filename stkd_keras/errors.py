@@ -54,8 +54,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def one_line(error: object, length: int = 200) -> str:
     """Returns the start of an error's message, or of a name from a file, on one line."""
-    # Keras puts its cause behind these words, after a page of configuration.
+    # Keras puts these words and its reason after a page of configuration.
     cause = str(error).rpartition("Exception encountered: ")[2]
+    if "Not allowed: " in cause:
+        cause = cause[cause.index("Not allowed: ") :].partition("\n")[0]
     text = " ".join(cause.split()) or type(error).__name__
     return text if len(text) <= length else text[: length - 3] + "..."
 

@@ -1,11 +1,8 @@
-"""Files from others: what is looked at before they are read, and how much they may hold.
+"""Checks of files from others. docs/security.md says what they protect from."""
 
-docs/security.md says what that protects from.
-"""
-
-import io
+import contextlib
+import importlib
 import json
-import math
 import os
 import pathlib
 import stat
@@ -13,87 +10,50 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import h5py
 import keras
 
 from stkd_keras.errors import InputError, one_line
 
 LARGEST_ARCHIVE = 10 * 10**9
-"""Bytes of all the files in a data set's archive, unpacked."""
+"""Unpacked bytes of a data set's archive."""
 LARGEST_MEMBER = 100 * 10**6
-"""Bytes of one file in a data set's archive, unpacked."""
+"""Unpacked bytes of one file in a data set's archive."""
 LARGEST_TEXT = 20 * 10**6
-"""Bytes of a JSON or a text file, of a model's config.json too."""
+"""Bytes of a JSON or text file, including a model's config.json."""
 
 
 def check_keras_file(path: str | os.PathLike) -> None:
-    """Refuses a `.keras` file that would run code, or that isn't as Keras writes it.
+    """Checks that the configuration in a `.keras` file names nothing but parts of models.
 
-    Args:
-        path: the file.
+    Keras's safe mode checks the rest: links, data in other files, and sizes that aren't there.
 
     Raises:
-        InputError: if it has a part that is code or isn't a part of models, if an entry leads out
-            of it or is compressed, or if the numbers in it aren't all there (see `check_hdf5`).
+        InputError: if it names code, or functions of Keras that load other files.
     """
     path = os.fspath(path)
+    name = f"{path}/config.json"
     try:
         with zipfile.ZipFile(path) as archive:
-            members = stored_members(path, archive)
-            if missing := {"config.json", "model.weights.h5"} - members.keys():
-                raise InputError(f"{path} has no {min(missing)}; expected a file of model.save")
-            _check_text_size(f"{path}/config.json", members["config.json"].file_size)
-            _check_parts(path, parse_json(f"{path}/config.json", archive.read("config.json")))
-            for name in members:
-                if name.endswith(".h5"):
-                    check_hdf5(f"{path}/{name}", archive.read(name))
+            _check_text_size(name, archive.getinfo("config.json").file_size)
+            _check_parts(path, parse_json(name, archive.read("config.json")))
     except InputError:
         raise
-    except Exception as error:  # Which kind depends on what in the file is broken.
+    except Exception as error:  # Which kind depends on the damaged byte.
         raise InputError(
             f"can't read {path} ({one_line(error)}); expected a file of model.save: get it again"
         ) from error
 
 
-def check_hdf5(path: str | os.PathLike, content: bytes | None = None) -> None:
-    """Refuses an HDF5 file that leads to other files, or claims numbers that aren't in it.
-
-    Keras neither links nor compresses.
-
-    Args:
-        path: the file, or what errors call it.
-        content: its content, where it is in another file.
-
-    Raises:
-        InputError: if it has soft or external links, or a data set whose numbers are compressed,
-            elsewhere, missing, or no numbers; or if it can't be read.
-    """
-    path = os.fspath(path)
-    try:
-        with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
-            # First the links, none of which may be followed.
-            problem = file.visititems_links(_link_problem) or file.visititems(_dataset_problem)
-    except Exception as error:  # Which kind depends on what in the file is broken.
-        raise InputError(
-            f"can't read {path} ({one_line(error)}); expected an HDF5 file of Keras's: get it again"
-        ) from error
-    if problem is not None:
-        raise InputError(
-            f"{path} has {problem}; expected weights as Keras writes them, all in the file: get "
-            "them from a source you trust, or save them again"
-        )
-
-
 def check_tfds_features(folder: pathlib.Path) -> None:
-    """Refuses prepared data sets whose features aren't TFDS's own.
+    """Checks that a prepared data set has TFDS's own features only.
 
-    TFDS imports whatever module a features.json names.
+    TFDS imports any module that a features.json names.
 
     Args:
-        folder: of all the versions and configurations of a data set; it need not exist.
+        folder: the data set's folder with all its versions; it need not exist.
 
     Raises:
-        InputError: likewise.
+        InputError: if there are other features.
     """
     # FOLDER/VERSION or FOLDER/CONFIG/VERSION, through links too, as TFDS finds them.
     for depth in range(4):
@@ -109,12 +69,12 @@ def check_tfds_features(folder: pathlib.Path) -> None:
 
 
 def stored_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the files of a model's zip archive, which unpacks to no more than its own size.
+    """Returns the files of a PyTorch zip archive by name.
 
-    Keras and PyTorch compress nothing, so nothing has to be unpacked to see what it takes.
+    PyTorch compresses nothing, so an archive that unpacks to more than its own size is a bomb.
 
     Raises:
-        InputError: as `zip_members`, or if an entry is compressed or lies in another.
+        InputError: as `zip_members`, or if an entry is compressed or overlaps another.
     """
     members = unique_members(path, zip_members(path, archive))
     compressed = [name for name, entry in members.items() if entry.compress_type]
@@ -123,20 +83,20 @@ def stored_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
         what = f"{one_line(compressed[0])!r} compressed" if compressed else "entries in each other"
         raise InputError(
             f"{path} has {what} and would unpack to {size:,} bytes; expected at most its own "
-            f"{limit:,}, as Keras and PyTorch write it: save the model again"
+            f"{limit:,}, as PyTorch writes it: save the model again"
         )
     return members
 
 
 def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yields (name, entry) of the files of a zip archive, none of which leads out of it.
+    """Yields (name, entry) of the files of a zip archive.
 
     Raises:
-        InputError: if an entry is a link or a device, points out of the archive, or is compressed
-            in a way that can't be unpacked in parts.
+        InputError: if an entry is a link or a device, points out of the archive, or isn't
+            compressed with deflate.
     """
     for entry in archive.infolist():
-        # Zero where the archive was made on a system without Unix's kinds of files.
+        # Zero if the archive was made on a system without Unix's file types.
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise refused_member(path, entry.filename, "is a link or a device")
@@ -148,16 +108,16 @@ def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipf
 
 
 def check_member_size(path: str, name: str, size: int, total: int) -> None:
-    """Refuses a file in a data set's archive that is too large to be an image of one.
+    """Checks the unpacked size of a file in a data set's archive.
 
     Args:
         path: the archive.
         name: the file.
-        size: its bytes, unpacked.
-        total: the bytes of all the files so far, this one included.
+        size: its unpacked bytes.
+        total: unpacked bytes of all files up to this one.
 
     Raises:
-        InputError: likewise, or if all of them are too large together.
+        InputError: if the file, or all of them, are too large.
     """
     if size > LARGEST_MEMBER:
         why = f"unpacks to {size / 1e6:,.0f} MB (at most {LARGEST_MEMBER / 1e6:,.0f} are read)"
@@ -170,11 +130,7 @@ def check_member_size(path: str, name: str, size: int, total: int) -> None:
 
 
 def member_name(path: str, name: str) -> str:
-    """Returns the name of an archive's entry without "./".
-
-    Raises:
-        InputError: if it points out of the archive.
-    """
+    """Returns the name of an archive's entry without "./", if it stays in the archive."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         raise refused_member(path, name, "points out of the archive")
@@ -182,11 +138,7 @@ def member_name(path: str, name: str) -> str:
 
 
 def unique_members(path: str, members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the entries of an archive by name.
-
-    Raises:
-        InputError: if a name comes twice.
-    """
+    """Returns the entries of an archive by name, if no name occurs twice."""
     unique: dict[str, Any] = {}
     for name, member in members:
         if name in unique:
@@ -196,7 +148,7 @@ def unique_members(path: str, members: Iterable[tuple[str, Any]]) -> dict[str, A
 
 
 def refused_member(path: str, name: str, why: str) -> InputError:
-    """Returns the error for an archive's entry that isn't read."""
+    """Returns the error for an archive's entry."""
     return InputError(
         f"{path!r} holds {one_line(name)!r}, which {why}, expected files and folders inside the "
         "archive only: get it from a source you trust, or pack it again without"
@@ -204,25 +156,21 @@ def refused_member(path: str, name: str, why: str) -> InputError:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a text file, UTF-8 with or without a byte order mark, if it isn't too long for one.
+    """Reads a UTF-8 text file of at most `LARGEST_TEXT` bytes.
 
     Raises:
-        InputError: if it is.
-        UnicodeDecodeError: if it is no such text.
+        InputError: if it is larger.
+        UnicodeDecodeError: if it isn't UTF-8.
     """
     _check_text_size(os.fspath(path), os.path.getsize(path))
     return pathlib.Path(path).read_text(encoding="utf-8-sig")
 
 
 def parse_json(path: str, content: str | bytes) -> Any:
-    """Reads JSON that may be broken, or nested without end.
-
-    Args:
-        path: what errors call it.
-        content: the JSON.
+    """Parses JSON; `path` is its name in the error.
 
     Raises:
-        InputError: if it can't be read.
+        InputError: if it is broken or nested too deeply.
     """
     try:
         return json.loads(content)
@@ -233,12 +181,12 @@ def parse_json(path: str, content: str | bytes) -> Any:
         ) from error
 
 
-# Layers that are code, or files of code, and an object that is.
+# Layers that hold or load code, and Python functions.
 _CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__")
-# What Keras writes in place of plain values.
+# Encoded values.
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
-# Where Keras's public parts of models are. Its safe mode takes any public name that isn't on a
-# list of forbidden ones, and so also functions that read and write files.
+# Keras's public modules with parts of models. Its safe mode allows any public name that isn't
+# on a list of forbidden ones, including functions that read and write files.
 _CLASSES_FROM = {
     "keras": keras,
     "keras.constraints": keras.constraints,
@@ -259,9 +207,9 @@ _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.
 
 
 def _check_parts(path: str, config: Any) -> None:
-    """Refuses a model's configuration that names what isn't a part of models.
+    """Checks that a model's configuration names parts of models only.
 
-    What isn't Keras's is left to Keras: it takes what the user has registered, and imports nothing.
+    Names outside of Keras are left to Keras, which allows registered ones and imports nothing.
     """
     for part in _objects(config):
         if "class_name" not in part or "config" not in part:
@@ -270,9 +218,9 @@ def _check_parts(path: str, config: Any) -> None:
         if name in _CODE:
             kind = "lambda function" if name == "__lambda__" else f"{name} layer"
             raise InputError(
-                f"{path} has a {kind}, which is code of whoever made the file, and safe mode "
-                "refuses it; expected layers that are known by name: save the model with a "
-                "registered class of your own in its place"
+                f"{path} has a {kind}, which runs code from the file, and safe mode refuses it; "
+                "expected layers that are known by name: replace it by a registered class of your "
+                "own and save the model again"
             )
         if not _is_harmless(part):
             named = part["config"] if name == "function" else name
@@ -284,21 +232,24 @@ def _check_parts(path: str, config: Any) -> None:
 
 
 def _is_harmless(part: dict) -> bool:
-    """Whether an object of a configuration is a part of models, or nothing of Keras's."""
+    """Whether an object of a configuration is a part of models, or outside of Keras."""
     name, module = part["class_name"], part.get("module")
     if name in _VALUES:
         return True
-    if not isinstance(name, str) or "module" not in part:  # As before Keras 3: looked up loosely.
+    if not isinstance(name, str) or "module" not in part:  # Keras 2 looked names up loosely.
         return False
     if not isinstance(module, str) or module.partition(".")[0] not in _IMPORTED_BY_KERAS:
         return True
+    if module.startswith("keras_hub."):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("keras_hub")  # It registers its classes.
     if name != "function" and keras.saving.get_registered_object(part.get("registered_name")):
         return True
     if name == "function":
         return module in _FUNCTIONS_FROM or module.startswith("keras.ops.")
     if module in _CLASSES_FROM:
         return isinstance(getattr(_CLASSES_FROM[module], name, None), type)
-    return module.startswith("keras.src.")  # Keras itself takes nothing but layers from there.
+    return module.startswith("keras.src.")  # Keras allows only saveable classes there.
 
 
 def _objects(content: Any) -> Iterator[dict]:
@@ -311,27 +262,6 @@ def _objects(content: Any) -> Iterator[dict]:
             waiting.extend(node.values())
         elif isinstance(node, list):
             waiting.extend(node)
-
-
-def _link_problem(name: str, link: Any) -> str | None:
-    """What is wrong with a link of an HDF5 file, if anything is."""
-    return None if isinstance(link, h5py.HardLink) else f"a link, {one_line(name)!r}"
-
-
-def _dataset_problem(name: str, node: Any) -> str | None:
-    """What is wrong with an object of an HDF5 file, if anything is."""
-    if not isinstance(node, h5py.Dataset):
-        return None
-    size = math.prod(node.shape or ()) * node.dtype.itemsize
-    if node.external or node.is_virtual:
-        return f"{one_line(name)!r} in another file"
-    if node.id.get_create_plist().get_nfilters():
-        return f"{one_line(name)!r} compressed"
-    if node.dtype.hasobject:
-        return f"{one_line(name)!r} with other things than numbers"
-    if node.shape is not None and size > node.id.get_storage_size():
-        return f"{one_line(name)!r} with {size:,} bytes that aren't there"
-    return None
 
 
 def _check_text_size(path: str, size: int) -> None:

@@ -36,6 +36,7 @@ def _keep_old_path(old: str, new: str) -> None:
     module = types.ModuleType(old)
     module.__dict__["__getattr__"] = lambda name: getattr(importlib.import_module(new), name)
     sys.modules[old] = module
+    globals()[old.rpartition(".")[2]] = module
 
 
 _keep_old_path("stkd_keras.dry_run", "stkd_keras.training.timing")

@@ -1,60 +1,75 @@
-"""Shared by the TFDS builders of data sets that are archives of images."""
+"""The base class of TFDS builders of data sets that are archives of images."""
 
 import hashlib
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from stkd_keras.data.sources.archives import find_source
-from stkd_keras.data.sources.file_tree import FileTree
+from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.errors import InputError, one_line
 
 
-def obtain(dl_manager, name: str, address: str, md5: str | None = None) -> pathlib.Path:
-    """Returns the folder or archive in TFDS's manual_dir, or else downloads the archive.
+class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Base class of TFDS builders that store the image files of an archive.
 
-    `md5` is the checksum of an archive that isn't in checksums.tsv. Raises an InputError if the
-    download fails or has another checksum; it is then repeated the next time.
+    Attributes:
+        ADDRESS: the address of the archive.
+        MD5: the archive's checksum, if it isn't in checksums.tsv.
+        SHAPE: (height, width, 3) of all images.
+        LAYOUT: function from the archive's `FileTree` to its `Layout`.
     """
-    try:
-        source = find_source(dl_manager.manual_dir, name)
-    except AssertionError:  # TFDS raises it if the folder doesn't exist or is empty.
-        source = None
-    if source is not None:
-        return source
-    path = _download(dl_manager, address)
-    if md5 is not None:
-        _check_md5(path, address, md5)
-    return path
 
+    ADDRESS: str
+    MD5: str | None = None
+    SHAPE: tuple[int, int, int]
+    LAYOUT: Callable[[FileTree], Layout]
 
-def examples(
-    tree: FileTree, images: Iterable[tuple[str, int]], shape: tuple[int, int, int]
-) -> Iterator[tuple[str, dict]]:
-    """Yields TFDS examples with the original bytes of (file name, label) images.
+    def features(self, encoding_format: str, **classes) -> tfds.features.FeaturesDict:
+        image = tfds.features.Image(shape=self.SHAPE, encoding_format=encoding_format)
+        label = tfds.features.ClassLabel(**classes)
+        return tfds.features.FeaturesDict({"image": image, "label": label})
 
-    Raises an InputError for an image that is broken or has another (height, width, 3).
-    """
-    for name, label in images:
-        content = tree.read(name)
-        # TFDS would store a bad image, and fail only when the data set is read.
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        tree = open_tree(self._source(dl_manager))
+        class_names, splits = self.LAYOUT(tree)
+        self.info.features["label"].names = list(class_names)
+        return {split: self._generate_examples(tree, images) for split, images in splits.items()}
+
+    def _generate_examples(
+        self, tree: FileTree, images: list[tuple[str, int]]
+    ) -> Iterator[tuple[str, dict]]:
+        for name, label in images:
+            content = tree.read(name)
+            # TFDS would store a bad image, and fail only when the data set is read.
+            try:
+                found = tf.io.decode_image(content, channels=3, expand_animations=False).shape
+                problem = None if found == self.SHAPE else f"its shape is {tuple(found)}"
+            except tf.errors.InvalidArgumentError as error:
+                problem = one_line(error)
+            if problem is not None:
+                raise InputError(
+                    f"{name}: not a good image of {tree.path!r} ({problem}), expected one of "
+                    f"shape {self.SHAPE}: get it again"
+                )
+            yield name, {"image": content, "label": label}
+
+    def _source(self, dl_manager: tfds.download.DownloadManager) -> pathlib.Path:
+        """Returns the folder or archive in TFDS's manual_dir, or else downloads the archive."""
         try:
-            found = tf.io.decode_image(content, channels=3, expand_animations=False).shape
-            problem = None if tuple(found) == shape else f"its shape is {tuple(found)}"
-        except tf.errors.InvalidArgumentError as error:
-            problem = one_line(error)
-        if problem is not None:
-            raise InputError(
-                f"{name}: not a good image of {tree.path!r} ({problem}), expected one of shape "
-                f"{shape}: get it again"
-            )
-        yield name, {"image": content, "label": label}
+            source = find_source(dl_manager.manual_dir, self.name)
+        except AssertionError:  # TFDS raises it if the folder doesn't exist or is empty.
+            source = None
+        if source is None:
+            source = _download(dl_manager, self.ADDRESS)
+            if self.MD5 is not None:
+                _check_md5(source, self.ADDRESS, self.MD5)
+        return source
 
 
 def _download(dl_manager, address: str) -> pathlib.Path:
-    import tensorflow_datasets as tfds
-
     wrong_checksum = tfds.download.download_manager.NonMatchingChecksumError
     try:
         return pathlib.Path(dl_manager.download(address))

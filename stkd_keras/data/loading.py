@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -50,14 +50,6 @@ _STATISTICS: dict[str, Any] = {name: NORMALIZATIONS[name] for name in ("cifar10"
 # TFDS data sets whose images would change their class when flipped.
 _DONT_FLIP = ("mnist", "svhn", "smallnorb", "omniglot", "cmaterdb", "dsprites")
 _TEST_SHARE = 0.2
-
-
-class _Options(TypedDict):
-    """Arguments of both `load_files` and `load_tfds`."""
-
-    size: tuple[int, int] | None
-    memory_limit: int
-    skip_bad_images: bool
 
 
 def load(
@@ -114,11 +106,11 @@ def load(
         if image_size not in (None, 8):
             raise InputError(f"image_size={image_size} given, but digits are 8x8: leave it out")
         return _load_digits()
-    options = _Options(
-        size=None if image_size is None else (image_size, image_size),
-        memory_limit=memory_limit,
-        skip_bad_images=skip_bad_images,
-    )
+    options: dict[str, Any] = {
+        "size": None if image_size is None else (image_size, image_size),
+        "memory_limit": memory_limit,
+        "skip_bad_images": skip_bad_images,
+    }
     if name == "folder":
         return _load_folder(data_dir, **options)
     source = _official_copy(name, data_dir)
@@ -203,7 +195,7 @@ def _load_digits() -> Dataset:
     )
 
 
-def _load_folder(data_dir: str | os.PathLike | None, **options: Unpack[_Options]) -> Dataset:
+def _load_folder(data_dir: str | os.PathLike | None, **options) -> Dataset:
     if data_dir is None:
         raise InputError(
             "the data set folder needs a data_dir, with the images in data_dir/train/CLASS and "
@@ -225,7 +217,7 @@ def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Pat
     return next(filter(None, sources), None)
 
 
-def _load_layout(name: str, tree: FileTree, layout: Layout, **options: Unpack[_Options]) -> Dataset:
+def _load_layout(name: str, tree: FileTree, layout: Layout, **options) -> Dataset:
     """Loads the splits of a layout, each into memory if it still fits."""
     splits: dict[str, Split | FileSplit] = {}
     skipped: list[str] = []
@@ -262,9 +254,7 @@ def _fingerprint(tree: FileTree, layout: Layout) -> str:
     return hashlib.sha256(json.dumps([*layout, sizes]).encode()).hexdigest()[:8]
 
 
-def _load_tfds(
-    name: str, data_dir: str | os.PathLike | None, **options: Unpack[_Options]
-) -> Dataset:
+def _load_tfds(name: str, data_dir: str | os.PathLike | None, **options) -> Dataset:
     loaded = load_tfds(name.removeprefix(TFDS), data_dir, **options)
     # Some, such as imagenet2012, have test images without labels.
     splits = {key: split for key, split in loaded.splits.items() if (split.labels >= 0).all()}

@@ -119,17 +119,7 @@ class PipelineSource:
 
     def starting_at(self, step: int) -> tf.data.Dataset:
         """Returns the same pipeline, starting at another step."""
-        return pipeline(
-            self.dataset,
-            self.split,
-            self.batch_size,
-            self.data_seed,
-            self.augment,
-            start_step=step,
-            shard_index=self.shard_index,
-            num_shards=self.num_shards,
-            with_index=self.with_index,
-        )
+        return pipeline(**{**vars(self), "start_step": step})
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that must be equal for two pipelines to yield the same batches."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,8 @@ NUM_OPERATIONS = 2
 MAGNITUDE = 9 / 30
 NUM_DRAWS = 2 * NUM_OPERATIONS
 MID_GRAY = 128
+
+Operation: TypeAlias = Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]
 
 
 def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -33,13 +36,11 @@ def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 def identity(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     """Returns the images."""
-    del magnitude, sign
     return images
 
 
 def autocontrast(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     """Stretches each channel to the range 0 to 255, unless it is constant."""
-    del magnitude, sign
     pixels = tf.cast(images, tf.float32)
     low = tf.reduce_min(pixels, axis=(1, 2), keepdims=True)
     span = tf.reduce_max(pixels, axis=(1, 2), keepdims=True) - low
@@ -54,7 +55,6 @@ def equalize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     Channels with fewer than 255 pixels below their maximum are unchanged, as in any image smaller
     than 16x16.
     """
-    del magnitude, sign
     height, width, channels = images.shape[1:]
     by_channel = tf.transpose(images, (0, 3, 1, 2))
     values = tf.cast(tf.reshape(by_channel, (-1, height * width)), tf.int32)
@@ -81,7 +81,6 @@ def rotate(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
 
 def solarize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     """Inverts the values above a threshold from 256 (magnitude 0) down to 0 (magnitude 1)."""
-    del sign
     threshold = 256 * (1 - magnitude)
     return tf.where(tf.cast(images, tf.float32) < threshold, images, 255 - images)
 
@@ -93,7 +92,6 @@ def color(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
 
 def posterize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
     """Keeps the upper 8 (magnitude 0) to 4 (magnitude 1) bits of each value."""
-    del sign
     lowest_kept = 2 ** round(4 * magnitude)
     return tf.bitwise.bitwise_and(images, tf.constant(256 - lowest_kept, tf.uint8))
 
@@ -126,46 +124,34 @@ def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor
     return _blend(images, tf.where(inner, smoothed, pixels), magnitude, sign)
 
 
-def shear_x(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Shifts each row by up to 0.3 of its distance from the top, left if positive."""
-    return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0.3 * magnitude, 0, 0, 0, 0), sign)
+def _affine(coefficient: int, maximum: float, axis: int | None = None) -> Operation:
+    """Returns an operation that changes one coefficient of `_transform`, relative to an axis."""
+
+    def apply(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
+        signed = [0.0] * 6
+        signed[coefficient] = maximum * magnitude * (1 if axis is None else images.shape[axis])
+        return _transform(images, (1, 0, 0, 0, 1, 0), signed, sign)
+
+    return apply
 
 
-def shear_y(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Shifts each column by up to 0.3 of its distance from the left, up if positive."""
-    return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, 0, 0.3 * magnitude, 0, 0), sign)
-
-
-def translate_x(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Shifts by up to 0.45 of the width, left if positive."""
-    shift = 0.45 * magnitude * images.shape[2]
-    return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, shift, 0, 0, 0), sign)
-
-
-def translate_y(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Shifts by up to 0.45 of the height, up if positive."""
-    shift = 0.45 * magnitude * images.shape[1]
-    return _transform(images, (1, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, shift), sign)
-
-
-OPERATIONS: dict[str, Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]] = {
-    function.__name__: function
-    for function in (
-        identity,
-        autocontrast,
-        equalize,
-        rotate,
-        solarize,
-        color,
-        posterize,
-        contrast,
-        brightness,
-        sharpness,
-        shear_x,
-        shear_y,
-        translate_x,
-        translate_y,
-    )
+OPERATIONS: dict[str, Operation] = {
+    "identity": identity,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "rotate": rotate,
+    "solarize": solarize,
+    "color": color,
+    "posterize": posterize,
+    "contrast": contrast,
+    "brightness": brightness,
+    "sharpness": sharpness,
+    # Shears shift each row (column) by up to 0.3 of its distance from the top (left), translations
+    # the image by up to 0.45 of its width (height): left (up) if the sign is positive.
+    "shear_x": _affine(1, 0.3),
+    "shear_y": _affine(3, 0.3),
+    "translate_x": _affine(2, 0.45, axis=2),
+    "translate_y": _affine(5, 0.45, axis=1),
 }
 """The paper's operations by name, functions of (images, magnitude, sign).
 

@@ -239,13 +239,13 @@ class TestPreparationThatFails:
         pack("folder", tmp_path / "CINIC-10", cinic10_files())
         program = (
             "import time, sys, tensorflow_datasets as tfds\n"
-            "from stkd_keras.data import builders, cinic10\n"
-            "examples = builders.examples\n"
+            "from stkd_keras.data.cinic10 import Cinic10\n"
+            "examples = Cinic10._generate_examples\n"
             "def stop_midway(*arguments):\n"
             "    yield next(examples(*arguments))\n"
             "    print('midway', flush=True)\n"
             "    time.sleep(600)\n"
-            "builders.examples = stop_midway\n"
+            "Cinic10._generate_examples = stop_midway\n"
             "config = tfds.download.DownloadConfig(manual_dir=sys.argv[1])\n"
             "builder = tfds.builder('cinic10', data_dir=sys.argv[1] + '/tfds')\n"
             "builder.download_and_prepare(download_config=config)\n"

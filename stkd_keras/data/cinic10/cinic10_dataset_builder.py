@@ -4,8 +4,8 @@ import collections
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.data import builders
-from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
+from stkd_keras.data.builders import ArchiveBuilder
+from stkd_keras.data.sources.file_tree import FileTree, Layout
 from stkd_keras.errors import InputError
 
 
@@ -32,7 +32,7 @@ def layout(tree: FileTree) -> Layout:
     return Layout(_CLASS_NAMES, splits)
 
 
-class Cinic10(tfds.core.GeneratorBasedBuilder):
+class Cinic10(ArchiveBuilder):
     """TFDS builder that stores the original PNG files."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,44 +47,24 @@ class Cinic10(tfds.core.GeneratorBasedBuilder):
     Only needed if the archive can't be downloaded: manual_dir is the unpacked folder CINIC-10, or a
     folder that contains it or CINIC-10.tar.gz.
     """
+    SHAPE = (32, 32, 3)
+    LAYOUT = staticmethod(layout)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=_SHAPE, encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=_CLASS_NAMES),
-                }
-            ),
+            features=self.features("png", names=_CLASS_NAMES),
             supervised_keys=("image", "label"),
             homepage="https://github.com/BayesWatch/cinic-10",
             citation=_CITATION,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(builders.obtain(dl_manager, self.name, self.ADDRESS, self.MD5))
-        splits = layout(tree).splits
-        return {split: self._generate_examples(tree, images) for split, images in splits.items()}
 
-    def _generate_examples(self, tree: FileTree, images: list[tuple[str, int]]):
-        return builders.examples(tree, images, _SHAPE)
-
-
-_SHAPE = (32, 32, 3)
 _FOLDERS = {"train": "train", "validation": "valid", "test": "test"}
 _CLASS_NAMES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
 _DESCRIPTION = """
 CINIC-10: the classes of CIFAR-10 with 90,000 images of 32x32 pixels in each of three splits, from

@@ -4,8 +4,8 @@ import collections
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.data import builders
-from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
+from stkd_keras.data.builders import ArchiveBuilder
+from stkd_keras.data.sources.file_tree import FileTree, Layout
 from stkd_keras.errors import InputError
 
 
@@ -33,7 +33,7 @@ def layout(tree: FileTree) -> Layout:
     )
 
 
-class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+class TinyImagenet(ArchiveBuilder):
     """TFDS builder that stores the original JPEG files."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -42,34 +42,21 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     Only needed if the archive can't be downloaded: manual_dir is the unpacked folder
     tiny-imagenet-200, or a folder that contains it or tiny-imagenet-200.zip.
     """
+    SHAPE = (64, 64, 3)
+    LAYOUT = staticmethod(layout)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=_SHAPE, encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(num_classes=_NUM_CLASSES),
-                }
-            ),
+            features=self.features("jpeg", num_classes=_NUM_CLASSES),
             supervised_keys=("image", "label"),
             homepage="http://cs231n.stanford.edu/",
             citation=_CITATION,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        tree = open_tree(builders.obtain(dl_manager, self.name, self.ADDRESS))
-        class_names, splits = layout(tree)
-        self.info.features["label"].names = list(class_names)
-        return {split: self._generate_examples(tree, images) for split, images in splits.items()}
-
-    def _generate_examples(self, tree: FileTree, images: list[tuple[str, int]]):
-        return builders.examples(tree, images, _SHAPE)
-
 
 _NUM_CLASSES = 200
-_SHAPE = (64, 64, 3)
 _ANNOTATIONS = "val/val_annotations.txt"
 _DESCRIPTION = """
 Tiny-ImageNet-200: 200 classes of ImageNet, 100,000 training and 10,000 test images (the official

@@ -14,11 +14,7 @@ _held: dict[str, IO] = {}
 
 
 def lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Locks a file for this process until it ends.
-
-    Args:
-        path: the lock file. It is created if it is missing, and stays.
-        what: what it protects, for the error.
+    """Locks a file for this process until it ends; `what` it protects is for the error.
 
     Raises:
         InputError: if another process holds the lock, or the file can't be written.

@@ -47,13 +47,7 @@ def check_keras_file(path: str | os.PathLike) -> None:
 def check_tfds_features(folder: pathlib.Path) -> None:
     """Checks that a prepared data set has TFDS's own features only.
 
-    TFDS imports any module that a features.json names.
-
-    Args:
-        folder: the data set's folder with all its versions; it need not exist.
-
-    Raises:
-        InputError: if there are other features.
+    TFDS imports any module that a features.json names. The folder need not exist.
     """
     # FOLDER/VERSION or FOLDER/CONFIG/VERSION, through links too, as TFDS finds them.
     for depth in range(4):
@@ -72,9 +66,6 @@ def stored_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
     """Returns the files of a PyTorch zip archive by name.
 
     PyTorch compresses nothing, so an archive that unpacks to more than its own size is a bomb.
-
-    Raises:
-        InputError: as `zip_members`, or if an entry is compressed or overlaps another.
     """
     members = unique_members(path, zip_members(path, archive))
     compressed = [name for name, entry in members.items() if entry.compress_type]
@@ -89,12 +80,7 @@ def stored_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
 
 
 def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yields (name, entry) of the files of a zip archive.
-
-    Raises:
-        InputError: if an entry is a link or a device, points out of the archive, or isn't
-            compressed with deflate.
-    """
+    """Yields (name, entry) of the files of a zip archive, if it has no other entries."""
     for entry in archive.infolist():
         # Zero if the archive was made on a system without Unix's file types.
         kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -108,17 +94,7 @@ def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipf
 
 
 def check_member_size(path: str, name: str, size: int, total: int) -> None:
-    """Checks the unpacked size of a file in a data set's archive.
-
-    Args:
-        path: the archive.
-        name: the file.
-        size: its unpacked bytes.
-        total: unpacked bytes of all files up to this one.
-
-    Raises:
-        InputError: if the file, or all of them, are too large.
-    """
+    """Checks the unpacked size of a file in a data set's archive, and of all up to it."""
     if size > LARGEST_MEMBER:
         why = f"unpacks to {size / 1e6:,.0f} MB (at most {LARGEST_MEMBER / 1e6:,.0f} are read)"
         raise refused_member(path, name, why)
@@ -156,22 +132,13 @@ def refused_member(path: str, name: str, why: str) -> InputError:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a UTF-8 text file of at most `LARGEST_TEXT` bytes.
-
-    Raises:
-        InputError: if it is larger.
-        UnicodeDecodeError: if it isn't UTF-8.
-    """
+    """Reads a UTF-8 text file of at most `LARGEST_TEXT` bytes."""
     _check_text_size(os.fspath(path), os.path.getsize(path))
     return pathlib.Path(path).read_text(encoding="utf-8-sig")
 
 
 def parse_json(path: str, content: str | bytes) -> Any:
-    """Parses JSON; `path` is its name in the error.
-
-    Raises:
-        InputError: if it is broken or nested too deeply.
-    """
+    """Parses JSON, which may be broken or nested too deeply; `path` names it in the error."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -12,15 +12,7 @@ from stkd_keras.errors import InputError, one_line
 
 
 def check_folder(what: str, path: str | os.PathLike) -> None:
-    """Checks that a folder can be created and written to.
-
-    Args:
-        what: what goes there, for the error, such as "--run_dir=runs/first".
-        path: the folder, which need not exist.
-
-    Raises:
-        InputError: if it can't.
-    """
+    """Checks that a folder can be created and written to; `what` goes there is for the error."""
     nearest = _nearest(pathlib.Path(os.path.abspath(path)))
     if not nearest.is_dir():
         raise InputError(f"{what} can't be made, as {nearest} is no folder; name another place")

@@ -21,26 +21,16 @@ _NAME = re.compile(r"step-\d{10}\.npz")
 class Progress:
     """How far a training is, apart from its variables."""
 
-    epoch: int = 0
-    """Complete epochs."""
-    steps: int = 0
-    """Steps of the epoch that follows."""
-    stopped: bool = False
-    """Whether a callback stopped the training."""
-    history: str = ""
-    """The content of history.csv."""
-    callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Numbers that each callback keeps from epoch to epoch, by attribute."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The settings of the run."""
+    epoch: int = 0  # Complete epochs.
+    steps: int = 0  # Steps of the epoch that follows.
+    stopped: bool = False  # By a callback.
+    history: str = ""  # The content of history.csv.
+    callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # By attribute.
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of the run.
 
 
 class Backup:
-    """A backup, read from its file.
-
-    Raises:
-        InputError: if the file is damaged, or isn't a backup.
-    """
+    """A backup file, which raises an InputError if it is damaged."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -55,11 +45,7 @@ class Backup:
             raise InputError(f"{path} isn't a complete backup ({one_line(error)})") from error
 
     def restore(self, distiller: keras.Model) -> None:
-        """Assigns all variables of a compiled distiller whose optimizer is built.
-
-        Raises:
-            InputError: if the backup is of another model or optimizer.
-        """
+        """Assigns all variables of a compiled distiller whose optimizer is built."""
         variables = _variables(distiller)
         expected = {name: tuple(v.shape) for name, v in variables.items()}
         found = {n: v.shape for n, v in self._values.items() if n.startswith(("model/", "opt"))}
@@ -92,19 +78,9 @@ def write_backup(
     groups: dict[str, list[np.ndarray]],
     writes: bool = True,
 ) -> None:
-    """Writes a backup, and removes all others but the one before it.
+    """Writes a backup with further groups of arrays, and removes all but the one before it.
 
-    All workers have to call it.
-
-    Args:
-        folder: the run's backups.
-        distiller: a compiled distiller.
-        progress: how far its training is.
-        groups: further arrays by group, such as the running sums of the metrics.
-        writes: whether this worker writes the file.
-
-    Raises:
-        InputError: if the file can't be written. The backups before it are kept.
+    All workers have to call it, since reading variables can take all of them; one `writes`.
     """
     values = {name: np.asarray(v) for name, v in _variables(distiller).items()}
     if not writes:
@@ -124,15 +100,10 @@ def write_backup(
 
 
 def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | None:
-    """Returns the newest complete backup, or None if the folder has no backups.
-
-    Args:
-        folder: the run's backups.
-        settings: the settings of the run.
+    """Returns the newest complete backup of a run with these settings, or None without backups.
 
     Raises:
-        InputError: if all backups are damaged, or the newest complete one is of another run or
-            another version of this library.
+        InputError: if all backups are damaged, or of another run or version of this library.
     """
     damaged: list[InputError] = []
     for path in sorted(_files(folder), reverse=True):

@@ -29,41 +29,24 @@ CALLBACK_STATE: dict[type, tuple[str, ...]] = {
 
 
 class Training(NamedTuple):
-    """What `fit_resumably` trains.
-
-    Attributes:
-        distiller: the distiller.
-        compile: compiles it, given the number of steps already done of an epoch.
-        batches: returns the training batches from a step on.
-        validation: validation batches, or None.
-        epochs: passes over the training images.
-        steps: batches per epoch.
-        validation_freq: validate every so many epochs.
-    """
+    """What `fit_resumably` trains."""
 
     distiller: keras.Model
-    compile: Callable[[int], None]
-    batches: Callable[[int], Any]
+    compile: Callable[[int], None]  # Given the number of steps already done of an epoch.
+    batches: Callable[[int], Any]  # The training batches from a step on.
     validation: Any
     epochs: int
-    steps: int
+    steps: int  # Per epoch.
     validation_freq: int = 1
 
 
 class BackupConfig(NamedTuple):
-    """Where and when to write backups.
-
-    Attributes:
-        folder: the folder of the backups.
-        settings: the settings of the run.
-        history: the CSVLogger's file, of which every backup holds a copy.
-        every: steps between two backups within an epoch.
-    """
+    """Where and when to write backups."""
 
     folder: pathlib.Path
-    settings: dict[str, Any]
-    history: pathlib.Path
-    every: int
+    settings: dict[str, Any]  # Of the run.
+    history: pathlib.Path  # The CSVLogger's file.
+    every: int  # Steps between two backups within an epoch.
 
 
 def fit_resumably(
@@ -74,11 +57,7 @@ def fit_resumably(
 ) -> None:
     """Trains from the newest backup, or from the start, and writes backups.
 
-    Args:
-        training: what to train.
-        config: where the backups are.
-        loggers: returns the callbacks that log the run, given whether it resumes.
-        callbacks: further callbacks. Those in `CALLBACK_STATE` are backed up.
+    `loggers` gets whether the run resumes. The state of `callbacks` is backed up.
 
     Raises:
         InputError: if the loss stops being finite, or a backup can't be used or written.

@@ -19,13 +19,9 @@ NAME_LENGTH = 12
 
 
 class SamplePanel(keras.callbacks.Callback):
-    """Logs an image of eight virtual samples and their likeliest classes every few epochs.
+    """Logs an image of eight virtual samples and their likeliest classes every `freq` epochs.
 
-    Args:
-        log_dir: the directory of the TensorBoard callback.
-        dataset: training batches of (images, labels), at least eight images each.
-        class_names: names of the classes.
-        freq: log an image every so many epochs.
+    `dataset` has training batches (images, labels) of at least eight images.
     """
 
     def __init__(
@@ -38,13 +34,11 @@ class SamplePanel(keras.callbacks.Callback):
         self._class_names = class_names
 
     def on_train_begin(self, logs=None):
-        """Opens the event file."""
         self._writer = tf.summary.create_file_writer(f"{self._log_dir}/train")
         self._images, self._labels = next(iter(self._dataset))
         self._predict = tf.function(functools.partial(predict_samples, self.model))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Logs the image, if one is due."""
         if (epoch + 1) % self._freq:
             return
         step = tf.constant(self.model.step)
@@ -54,22 +48,13 @@ class SamplePanel(keras.callbacks.Callback):
             tf.summary.image("virtual_samples", _to_image(figure)[None], step=epoch)
 
     def on_train_end(self, logs=None):
-        """Closes the event file."""
         self._writer.close()
 
 
 def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step):
-    """Mixes eight virtual samples, and predicts them with teacher and student.
+    """Mixes images (B, H, W, channels), B >= 8, with labels (B,) as in a step of the training.
 
-    Args:
-        distiller: the distiller, with or without teacher and mixing.
-        images: float32 tensor (B, H, W, channels), pixels in [0, 255], B >= 8.
-        labels: integer tensor (B,).
-        step: integer, the step whose mixtures are drawn.
-
-    Returns:
-        images: the samples (8, H, W, channels).
-        probabilities: tensors (8, C) by name: "mixed label", "teacher" and "student".
+    Returns eight samples, and probabilities (8, C) named "mixed label", "teacher" and "student".
     """
     soft_labels = tf.one_hot(labels, distiller.num_classes)
     images, soft_labels, _ = distiller.virtual_samples(images, soft_labels, None, step)
@@ -82,13 +67,7 @@ def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step
 
 
 def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
-    """Draws samples above their five likeliest classes.
-
-    Args:
-        images: array (N, H, W, channels), pixels in [0, 255].
-        probabilities: arrays (N, C) by name, as `predict_samples` returns them.
-        class_names: names of the classes.
-    """
+    """Draws what `predict_samples` returns: each sample above its five likeliest classes."""
     rows = math.ceil(len(images) / SAMPLES_PER_ROW)
     figure = Figure(figsize=(1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows))
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)

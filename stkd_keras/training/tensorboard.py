@@ -15,13 +15,7 @@ FIRST_PROFILED_STEP = 3
 
 
 class RunTensorBoard(keras.callbacks.TensorBoard):
-    """Keras's TensorBoard, but written to the disk before an epoch's backup.
-
-    Args:
-        log_dir: the directory of the event files.
-        histogram_freq: log histograms of the weights every so many epochs; 0 for never.
-        profile_steps: number of steps to profile, from the third on.
-    """
+    """Keras's TensorBoard, but written to the disk before an epoch's backup."""
 
     def __init__(self, log_dir, histogram_freq: int = 0, profile_steps: int = 0):
         last = FIRST_PROFILED_STEP + profile_steps - 1
@@ -33,7 +27,6 @@ class RunTensorBoard(keras.callbacks.TensorBoard):
         )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Logs the epoch."""
         super().on_epoch_end(epoch, logs)
         for writer in self._writers.values():
             writer.flush()
@@ -52,7 +45,6 @@ class ReturnFreedMemory(keras.callbacks.Callback):
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Only glibc has it.
 
     def on_epoch_end(self, epoch, logs=None):
-        """Collects garbage, if it is due."""
         if (epoch + 1) % self._freq:
             return
         gc.collect()
@@ -63,14 +55,8 @@ class ReturnFreedMemory(keras.callbacks.Callback):
 def write_result(
     log_dir: pathlib.Path, name: str, settings: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> None:
-    """Logs settings and scores for TensorBoard's HParams tab.
-
-    Args:
-        log_dir: the directory of the run's event files; the result goes into `test/` there.
-        name: the run's name.
-        settings: values by name. Fingerprints and values without a column type are left out.
-        metrics: as `stkd_keras.experiment.evaluate` returns them.
-    """
+    """Logs settings and the metrics of `evaluate` for TensorBoard's HParams tab."""
+    # Without fingerprints, and values of types that HParams has no column for.
     shown = {
         key: float(value) if type(value) is int else value
         for key, value in settings.items()

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -33,6 +33,7 @@ from stkd_keras.report.measurements import (
 )
 from stkd_keras.report.run_files import RunFiles, printable, read_run_files
 from stkd_keras.teacher.frozen import FrozenTeacher
+from stkd_keras.training.timing import in_words
 
 MOST_CLASSES_IN_A_TABLE = 20
 # Larger matrices are only drawn: as numbers, those of 200 classes have megabytes.
@@ -103,8 +104,8 @@ def write_report(
         summary=_summary(models),
         facts=_facts(run, dataset),
         classes=_class_rows(models, class_names),
-        confused=_pairs(models, "confusion", 10, class_names),
-        similar=_pairs(models, "similarity", 5, class_names),
+        confused=_pairs(models, "confusion", 10, class_names, "{:,}".format),
+        similar=_pairs(models, "similarity", 5, class_names, _percent),
         different=_different_cards(different, test, dataset, class_names),
         virtual=_virtual_cards(virtual, models, class_names),
         figures=_figures(models, runs, class_names),
@@ -198,7 +199,7 @@ def _facts(run: RunFiles, dataset: Dataset) -> list[tuple[str, str | list[str]]]
     facts: dict[str, str | list[str]] = {
         "Command": [shlex.quote(word) for word in ("python", *run.command)] if run.command else "",
         "Data": f"{data}: {images}",
-        "Trained for": _duration(run.seconds) if run.seconds else "",
+        "Trained for": in_words(run.seconds) if run.seconds else "",
         "Versions": one_line(versions) if versions else "",
         "Commit": one_line(run.git_commit) if run.git_commit else "",
         "Measured on": f"{cost.machine()}, with stkd_keras {stkd_keras.__version__}",
@@ -219,13 +220,15 @@ def _class_rows(models: Sequence[dict], class_names: Sequence[str]) -> dict[str,
     return {"all": rows, "worst": ordered[:5], "best": ordered[::-1][:5]}
 
 
-def _pairs(models: Sequence[dict], matrix: str, count: int, names: Sequence[str]) -> list[dict]:
+def _pairs(
+    models: Sequence[dict], matrix: str, count: int, names: Sequence[str], form: Callable
+) -> list[dict]:
     """Returns the student's largest entries off the diagonal, with the other models' entries."""
     return [
         {
             "true": names[true],
             "other": names[other],
-            "values": [model[matrix][true, other] for model in models],
+            "values": [form(model[matrix][true, other]) for model in models],
         }
         for true, other in largest_entries(models[0][matrix], count)
     ]
@@ -376,14 +379,6 @@ def _times(value: float | None, reference: float | None) -> str:
         return UNKNOWN
     ratio = value / reference
     return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 10 else 0}f}×"  # noqa: RUF001
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _formatted(value: float | None, form) -> str:

@@ -89,7 +89,7 @@ def test_offsets_and_flips_are_uniform_and_independent():
 
 
 @pytest.mark.parametrize("size", [8, 32, 64, 96])
-def test_the_extreme_draws_are_the_extreme_crops(size):
+def test_extreme_draws_are_the_outermost_crops(size):
     images = coordinates(2, size, size)
     draws = tf.constant([[SMALLEST, LARGEST]] * 3)
     found = choices(images, apply("standard", images, draws), size // 8)
@@ -131,14 +131,14 @@ def test_the_squares_center_is_uniform_over_the_image():
     assert ((counts - 100) ** 2 / 100).sum() < 104
 
 
-def test_the_extreme_draws_are_squares_centerd_on_the_corners():
+def test_the_extreme_draws_are_squares_centered_on_the_corners():
     images = random_images(2, 24, 40)
     draws = tf.constant([[SMALLEST, LARGEST]] * 5)
     found = hole_centers(apply("cutout", images, draws), 12)
     np.testing.assert_array_equal(found, [[0, 0], [23, 39]])
 
 
-def test_randaugment_is_more_than_standard_in_most_images_and_the_same_in_some():
+def test_randaugment_changes_most_images_but_not_all():
     images = random_images(500, 16, 16)
     draws = uniform_draws("randaugment", 500)
     standard = apply("standard", images, draws[:3])
@@ -193,7 +193,7 @@ def test_a_slice_is_augmented_as_in_the_whole_batch(name, data, channels, flip, 
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_graphs_of_an_unknown_batch_give_what_eager_calls_give(name):
+def test_graphs_with_an_unknown_batch_size_match_eager_calls(name):
     images = random_images(200, 16, 18)
     draws = uniform_draws(name, 200)
     augment = IN_GRAPHS[name, 3, True]

@@ -19,14 +19,14 @@ def split_of(count, shape=(4, 5, 3)) -> data.Split:
 
 @settings(max_examples=10, deadline=None)
 @given(
-    rows=st.lists(st.integers(0, 19), min_size=1, max_size=30),
+    chosen=st.lists(st.integers(0, 19), min_size=1, max_size=30),
     indices=st.lists(st.integers(0, 10**6), max_size=40),
 )
-def test_joined_parts_give_what_numpy_would(rows, indices):
+def test_joined_subsets_match_numpy(chosen, indices):
     first, second = split_of(20), split_of(9)
-    joined = data.Joined(Subset(first, np.array(rows)), second)
-    images = np.concatenate([first.images[rows], second.images])
-    labels = np.concatenate([first.labels[rows], second.labels])
+    joined = data.Joined(Subset(first, np.array(chosen)), second)
+    images = np.concatenate([first.images[chosen], second.images])
+    labels = np.concatenate([first.labels[chosen], second.labels])
     indices = np.array(indices, np.int32) % len(joined)
     for fetch in (joined.fetch, tf.function(joined.fetch)):
         fetched = fetch(tf.constant(indices))
@@ -35,12 +35,12 @@ def test_joined_parts_give_what_numpy_would(rows, indices):
     np.testing.assert_array_equal(joined.labels, labels)
 
 
-def test_parts_of_different_shapes_cannot_be_joined():
+def test_splits_of_different_shapes_cannot_be_joined():
     with pytest.raises(InputError, match="expected the same"):
         data.Joined(split_of(3), split_of(3, (4, 4, 3)))
 
 
-def test_statistics_are_those_of_numpy():
+def test_statistics_match_numpy():
     split = split_of(50)
     mean, std = pixel_statistics(split)
     pixels = split.images / 255
@@ -54,7 +54,7 @@ def test_a_constant_channel_can_be_divided_by_its_deviation():
     assert pixel_statistics(data.Split(images, np.arange(10)))[1][1] == 1 / 255
 
 
-def test_a_users_arrays_become_a_data_set():
+def test_from_arrays():
     images, labels = noise(20), np.arange(20) % 3
     dataset = data.from_arrays(images, labels.astype(np.uint8), images[:5], labels[:5])
     assert dataset.class_names == ("0", "1", "2")
@@ -67,7 +67,7 @@ def test_a_users_arrays_become_a_data_set():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_any_array_can_be_fetched_from(aligned):
+def test_fetches_from_arrays_of_any_alignment(aligned):
     # TensorFlow ends the process where it is given memory that doesn't begin at the right place.
     buffer = data.aligned_empty((10 * 60 + 1,))
     start = 0 if aligned else 1

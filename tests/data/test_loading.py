@@ -42,7 +42,7 @@ class TestSplit:
 
 
 class TestDigits:
-    def test_are_sklearns_images_each_once(self):
+    def test_every_image_of_sklearn_is_there_once(self):
         digits = data.load("digits")
         ours = np.concatenate([digits.train.images, digits.test.images])
         labels = np.concatenate([digits.train.labels, digits.test.labels])
@@ -53,7 +53,7 @@ class TestDigits:
         ) == collections.Counter(expected)
         assert (ours.dtype, ours.min(), ours.max()) == (np.uint8, 0, 255)
 
-    def test_describes_itself(self):
+    def test_metadata(self):
         digits = data.load("digits")
         assert digits.image_shape == digits.test.images.shape[1:] == (8, 8, 1)
         assert digits.num_classes == 10

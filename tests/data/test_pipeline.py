@@ -114,9 +114,7 @@ class TestPipeline:
 
     # The last batch of 2 images has none for two of the workers.
     @pytest.mark.parametrize(("count", "batch_size", "workers"), [(61, 12, 3), (17, 4, 4)])
-    def test_workers_share_every_epoch_without_overlap(
-        self, make_split, count, batch_size, workers
-    ):
+    def test_workers_share_an_epoch_without_overlap(self, make_split, count, batch_size, workers):
         split = make_split(count)
         shards = [
             epochs(split, batch_size, 1, 2, shard_index=index, num_shards=workers)

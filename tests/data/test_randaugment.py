@@ -68,7 +68,7 @@ def drawing(name, sign=1.0):
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("magnitude", [0.3, 0.7])
 @pytest.mark.parametrize("shape", [(32, 32, 3), (64, 48, 3), (28, 28, 1), (9, 7, 3), (2, 2, 3)])
-def test_an_operation_is_pillows(name, magnitude, shape):
+def test_operations_match_pillow(name, magnitude, shape):
     images = varied_images(30, *shape)
     signs = np.resize(np.float32([1, -1, -1, 1, 1]), 30)
     expected = [
@@ -98,7 +98,7 @@ def test_autocontrast_is_exact():
     np.testing.assert_array_equal(apply("autocontrast", images.astype(np.uint8), 0.0), expected)
 
 
-def test_equalize_leaves_images_smaller_than_16x16_alone():
+def test_equalize_does_not_change_images_smaller_than_16x16():
     images = varied_images(6, 15, 17, 1)
     assert (apply("equalize", images, 0.0) != apply("identity", images, 0.0)).sum() == 0
     larger = varied_images(6, 32, 32, 1)
@@ -113,19 +113,19 @@ def test_magnitude_0_changes_nothing(name, channels):
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"identity"}))
-def test_a_magnitude_changes_images_and_its_sign_only_where_it_has_a_meaning(name):
+def test_the_sign_matters_only_for_signed_operations(name):
     images = varied_images(12, 32, 32, 3)[2:]
     positive, negative = apply(name, images, 0.6, 1.0), apply(name, images, 0.6, -1.0)
     assert (positive != images).any()
     assert (positive != negative).any() == (name in SIGNED)
 
 
-def test_color_is_identity_on_one_channel():
+def test_color_does_not_change_grayscale_images():
     images = varied_images(6, 12, 10, 1)
     np.testing.assert_array_equal(apply("color", images, 1.0, -1.0), images)
 
 
-def test_what_comes_from_outside_is_gray_128():
+def test_pixels_outside_of_the_image_are_gray():
     images = np.zeros((2, 20, 20, 3), np.uint8)
     moved = apply("translate_x", images, 1.0, [1, -1])
     assert (moved[0, :, 11:] == 128).all()

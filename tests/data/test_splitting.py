@@ -54,13 +54,13 @@ class TestSplitTrain:
             exact = source * len(part.labels) / source.sum()
             assert (np.abs(np.bincount(part.labels) - exact) < 1).all()
 
-    def test_cifar10s_counts(self):
+    def test_counts_for_cifar10(self):
         dataset = labeled(np.arange(50_000) % 10)
         train, validation = data.split_train(dataset, 0.02, 0.1, 0)
         assert np.bincount(validation.labels).tolist() == [100] * 10
         assert np.bincount(train.labels).tolist() == [490] * 10
 
-    def test_takes_nothing_away_by_default(self):
+    def test_the_default_keeps_all_images(self):
         dataset = labeled([0, 1, 0, 1])
         train, validation = data.split_train(dataset)
         assert train is dataset.train

@@ -60,7 +60,7 @@ class TestUnpackTar:
         pack("tar", path, NOISE)
         assert contents(unpack_tar(str(path))) == NOISE
 
-    def test_what_takes_long_shows_its_progress(self, tmp_path, monkeypatch, capsys):
+    def test_progress_is_shown_after_a_while(self, tmp_path, monkeypatch, capsys):
         path = pack("tar", tmp_path / "data", FILES)
         monkeypatch.setattr(threads, "PROGRESS_AFTER", 0.0)
         folder = unpack_tar(str(path))

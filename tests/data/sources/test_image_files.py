@@ -345,7 +345,7 @@ class TestProgress:
         assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize("memory_limit", [0, UNLIMITED])
-    def test_what_takes_long_shows_its_progress(self, photos, monkeypatch, capsys, memory_limit):
+    def test_progress_is_shown_after_a_while(self, photos, monkeypatch, capsys, memory_limit):
         monkeypatch.setattr(threads, "PROGRESS_AFTER", 0.0)
         load_files(
             open_tree(photos),

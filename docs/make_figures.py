@@ -1,9 +1,8 @@
-"""Draws the figures of docs/method.md: real images of CIFAR-10, the real teacher, our own code.
+"""Draws the figures of docs/method.md with images of CIFAR-10 and a trained teacher.
 
-    python docs/make_figures.py --data_dir=../shared/data/tfds \
-        --teacher_weights=../shared/weights/resnet56-cifar10.safetensors
+    python docs/make_figures.py --data_dir=$DATA_DIR --teacher_weights=$WEIGHTS
 
-It takes half a minute on two cores.
+This takes half a minute on two cores.
 """
 
 import pathlib
@@ -26,16 +25,16 @@ from stkd_keras import data
 from stkd_keras.cli import app
 from stkd_keras.evaluation.scores import compiled, predict_logits
 
-DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps CIFAR-10")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of TensorFlow Datasets with CIFAR-10")
 TEACHER_WEIGHTS = flags.DEFINE_string(
-    "teacher_weights", None, "of a resnet56 whose pixels were normalised as ImageNet's"
+    "teacher_weights", None, "weights of a resnet56 that uses ImageNet's normalization"
 )
-OUTPUT_DIR = flags.DEFINE_string("output_dir", "docs/images", "where the figures go")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", "docs/images", "folder for the figures")
 
-# What is mixed in the figures of a pair.
+# The two classes that are mixed.
 PAIR = ("horse", "automobile")
 TEMPERATURE = 4.0
-# Narrow, so that what is written in them can be read on a phone.
+# In inches; narrow, so that the text is readable on a phone.
 WIDTH = 4.8
 LABEL, TEACHER, OTHER = "#8a8a8a", "#1f6fb4", "#c9501c"
 
@@ -58,16 +57,16 @@ def main() -> None:
 
 
 def first_of(number: int, images, labels, teacher):
-    """The first image of a class that the teacher is right about."""
+    """Returns the first image of a class that the teacher classifies correctly."""
     right = (labels == number) & (tf.argmax(teacher(images), axis=1) == number)
     return images[int(tf.argmax(right))]
 
 
 def draw_path(pair, teacher, names, classes) -> Figure:
-    """From one image to another: the mixtures, and the teacher's answers to them."""
+    """Draws mixtures from one image to another, and the teacher's predictions."""
     shares = np.linspace(0, 1, 41, dtype="float32")
     mixtures = shares[:, None, None, None] * pair[0] + (1 - shares)[:, None, None, None] * pair[1]
-    answers = tf.nn.softmax(teacher(mixtures)).numpy()
+    predictions = tf.nn.softmax(teacher(mixtures)).numpy()
     one, two = classes
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     grid = figure.add_gridspec(2, 5, height_ratios=[1, 2.6])
@@ -76,9 +75,9 @@ def draw_path(pair, teacher, names, classes) -> Figure:
         show(axis, mixtures[share], f"l = {shares[share]:.2f}")
     axis = figure.add_subplot(grid[1, :])
     axis.plot(shares, shares, color=LABEL, ls="--", label=f"mixed label: {names[one]}")
-    axis.plot(shares, answers[:, one], color=TEACHER, label=f"teacher: {names[one]}")
-    axis.plot(shares, answers[:, two], color=OTHER, label=f"teacher: {names[two]}")
-    rest = 1 - answers[:, one] - answers[:, two]
+    axis.plot(shares, predictions[:, one], color=TEACHER, label=f"teacher: {names[one]}")
+    axis.plot(shares, predictions[:, two], color=OTHER, label=f"teacher: {names[two]}")
+    rest = 1 - predictions[:, one] - predictions[:, two]
     axis.plot(shares, rest, color="black", ls=":", label="teacher: all others")
     axis.set(xlabel=f"l, the share of the {names[one]}", ylabel="probability", xlim=(0, 1))
     figure.legend(
@@ -88,7 +87,7 @@ def draw_path(pair, teacher, names, classes) -> Figure:
 
 
 def draw_temperatures(mixture, teacher, names) -> Figure:
-    """One mixture of equal shares, and the teacher's answer at four temperatures."""
+    """Draws the teacher's prediction on one mixture at four temperatures."""
     logits = teacher(mixture[None])
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots(2, 2, sharey=True)
@@ -99,7 +98,7 @@ def draw_temperatures(mixture, teacher, names) -> Figure:
 
 
 def draw_alphas() -> Figure:
-    """How the weight of a pair's first image is distributed: 100,000 draws of Mixup."""
+    """Draws the distribution of a pair's mixing weight: 100,000 draws of Mixup."""
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for axis, alpha in zip(axes, (0.2, 1.0, 4.0), strict=True):
@@ -112,7 +111,7 @@ def draw_alphas() -> Figure:
 
 
 def draw_kinds(images, labels, teacher, names) -> Figure:
-    """A mixture of each kind with its label and the teacher's answer."""
+    """Draws a mixture of each kind with its label and the teacher's prediction."""
     kinds = {
         "two images": stkd_keras.Mixup(),
         "three images": stkd_keras.Mixup(num_images=3),
@@ -123,13 +122,13 @@ def draw_kinds(images, labels, teacher, names) -> Figure:
     grid = figure.add_gridspec(len(kinds), 3)
     for row, (name, mixing) in enumerate(kinds.items()):
         mixtures, mixed_labels, _ = mixing(images, labels, seed=(3, 14))
-        # The one whose label is spread most.
+        # The most evenly mixed one.
         number = int(tf.argmin(tf.reduce_max(mixed_labels, axis=1)))
-        answer = tf.nn.softmax(teacher(mixtures[number : number + 1]) / TEMPERATURE).numpy()[0]
+        prediction = tf.nn.softmax(teacher(mixtures[number : number + 1]) / TEMPERATURE).numpy()[0]
         first, second, third = (figure.add_subplot(grid[row, column]) for column in range(3))
         show(first, mixtures[number], name)
         bars(second, mixed_labels.numpy()[number], names, LABEL)
-        bars(third, answer, names, TEACHER)
+        bars(third, prediction, names, TEACHER)
         third.set_yticklabels([])
         second.set_title("mixed label" if row == 0 else "", fontsize=10)
         third.set_title("teacher, T = 4" if row == 0 else "", fontsize=10)
@@ -137,11 +136,11 @@ def draw_kinds(images, labels, teacher, names) -> Figure:
 
 
 def draw_similarities(teacher, dataset) -> Figure:
-    """What the teacher's soft answer to the images of each class is on average."""
+    """Draws the teacher's mean soft prediction for the images of each class."""
     batches = data.evaluation_pipeline(dataset.test, 500).take(4)
     logits, labels = predict_logits(compiled(teacher, dataset.image_shape), batches, verbose=False)
-    answers = tf.nn.softmax(logits / TEMPERATURE).numpy()
-    means = np.stack([answers[labels == c].mean(axis=0) for c in range(dataset.num_classes)])
+    predictions = tf.nn.softmax(logits / TEMPERATURE).numpy()
+    means = np.stack([predictions[labels == c].mean(axis=0) for c in range(dataset.num_classes)])
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axis = figure.subplots()
     off_diagonal = np.where(np.eye(len(means)), np.nan, 100 * means)
@@ -161,17 +160,17 @@ def draw_similarities(teacher, dataset) -> Figure:
 
 
 def show(axis, image, title: str) -> None:
-    """Shows an image of pixels in [0, 255]."""
+    """Draws an image with pixels in [0, 255]."""
     axis.imshow(np.uint8(np.asarray(image)))
     axis.set_title(title, fontsize=10)
     axis.axis("off")
 
 
 def bars(axis, probabilities, names, color: str) -> None:
-    """Draws a distribution over the classes."""
+    """Draws a distribution over classes."""
     axis.barh(range(len(names)), probabilities, color=color)
     axis.set_yticks(range(len(names)), names, fontsize=9)
-    # The first class on top.
+    # First class at the top.
     axis.set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(len(names) - 0.5, -0.5))
 
 

@@ -1,10 +1,10 @@
-"""Makes the screenshots of the docs: of a run's report, and of TensorBoard on the run.
+"""Takes the screenshots for the docs: a run's report, and TensorBoard.
 
     python docs/make_screenshots.py --run=runs/cifar10-resnet56-resnet8-stkd-s0
 
-writes report-light.png, report-dark.png, report-phone.png and tensorboard.png into docs/images. It
-needs selenium, Chromium and its chromedriver; the report has to be there already (`python
-evaluate.py --model=RUN_DIR --report`).
+writes report-light.png, report-dark.png, report-phone.png and tensorboard.png to docs/images. It
+needs selenium, Chromium and chromedriver, and the run's report (`python evaluate.py --model=RUN_DIR
+--report`).
 """
 
 import base64
@@ -33,9 +33,9 @@ from selenium.webdriver.chrome.service import Service
 from stkd_keras.cli import app
 from stkd_keras.errors import InputError
 
-RUN = flags.DEFINE_string("run", None, "the run's directory, with its report.html")
+RUN = flags.DEFINE_string("run", None, "the run's directory, which contains report.html")
 IMAGES = flags.DEFINE_string(
-    "images", str(pathlib.Path(__file__).resolve().parent / "images"), "where the pictures go"
+    "images", str(pathlib.Path(__file__).resolve().parent / "images"), "folder for the pictures"
 )
 
 BROWSER_FLAGS = (
@@ -43,13 +43,13 @@ BROWSER_FLAGS = (
     "--disable-sync", "--disable-background-networking", "--disable-component-update",
     "--hide-scrollbars",
 )  # fmt: skip
-# Name, pixels across, pixels down from the page's top, the reader's preference.
+# File name, width and height in pixels, color scheme.
 SHOTS = (
     ("report-light.png", 1200, 1900, "light"),
     ("report-dark.png", 1200, 1900, "dark"),
     ("report-phone.png", 390, 1700, "light"),
 )
-COLOURS = 256
+COLORS = 256
 TENSORBOARD_SECONDS = 120
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     report = run / "report.html"
     if not report.is_file():
         raise InputError(
-            f"--run={run} has no report.html; make it: python evaluate.py --model=RUN_DIR --report"
+            f"--run={run} has no report.html; run python evaluate.py --model=RUN_DIR --report first"
         )
     images = pathlib.Path(IMAGES.value)
     with browser() as chromium:
@@ -74,7 +74,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium without a window."""
+    """Starts a headless Chromium."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     for flag in BROWSER_FLAGS:
@@ -87,7 +87,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def show(chromium: webdriver.Chrome, address: str, width: int, height: int, scheme: str) -> None:
-    """Opens a page on a screen of so many pixels."""
+    """Opens a page at a screen size in pixels."""
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -96,19 +96,19 @@ def show(chromium: webdriver.Chrome, address: str, width: int, height: int, sche
 
 
 def shoot(chromium: webdriver.Chrome, file: pathlib.Path, width: int, height: int) -> None:
-    """Writes what is shown, with few enough colours to be small."""
+    """Writes a screenshot with few colors, so that the file is small."""
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-    answer = chromium.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
-    picture = Image.open(io.BytesIO(base64.b64decode(answer["data"]))).convert("RGB")
-    # The method that keeps the colours of small things, such as the dots of a curve.
-    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    screenshot = chromium.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
+    picture = Image.open(io.BytesIO(base64.b64decode(screenshot["data"]))).convert("RGB")
+    # MAXCOVERAGE keeps the colors of small details, such as the dots of a curve.
+    few = picture.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1e3:.0f} kB")
 
 
 @contextlib.contextmanager
 def tensorboard(folder: pathlib.Path) -> Iterator[str]:
-    """TensorBoard on a run, for this machine only; gives its address once it answers."""
+    """Runs TensorBoard for this machine only, and yields its address when it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,39 +120,39 @@ def tensorboard(folder: pathlib.Path) -> Iterator[str]:
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}/"
     try:
-        wait_until(lambda: answers(address), "TensorBoard doesn't answer")
+        wait_until(lambda: has_runs(address), "TensorBoard doesn't respond")
         yield address
     finally:
         server.terminate()
         server.wait()
 
 
-def answers(address: str) -> bool:
-    """Whether a server is there, and has read what it shows."""
+def has_runs(address: str) -> bool:
+    """Returns whether TensorBoard is running and has loaded a run."""
     try:
-        with urllib.request.urlopen(f"{address}data/runs", timeout=5) as answer:
-            return len(answer.read()) > len("[]\n")
+        with urllib.request.urlopen(f"{address}data/runs", timeout=5) as response:
+            return len(response.read()) > len("[]\n")
     except OSError:
         return False
 
 
 def wait_for_charts(chromium: webdriver.Chrome) -> None:
-    """Waits until TensorBoard has drawn its curves."""
+    """Waits until TensorBoard has drawn its charts."""
     charts = "return document.querySelectorAll('line-chart, tb-line-chart, scalar-card').length"
-    wait_until(lambda: chromium.execute_script(charts) > 1, "TensorBoard draws nothing")
+    wait_until(lambda: chromium.execute_script(charts) > 1, "TensorBoard draws no charts")
     chromium.execute_script(
         "[...document.querySelectorAll('button')]"
         ".find(button => button.textContent.includes('Settings'))?.click()"
-    )  # To close its pane.
-    time.sleep(10)  # It has no sign for having drawn the last of them.
+    )  # Closes the settings pane.
+    time.sleep(10)  # Nothing tells when the last chart has been drawn.
 
 
-def wait_until(is_so, otherwise: str) -> None:
-    """Asks again and again, for two minutes at most."""
+def wait_until(condition, error: str) -> None:
+    """Waits for a condition, for at most two minutes."""
     end = time.monotonic() + TENSORBOARD_SECONDS
-    while not is_so():
+    while not condition():
         if time.monotonic() > end:
-            raise InputError(f"{otherwise} within {TENSORBOARD_SECONDS} seconds; try again")
+            raise InputError(f"{error} within {TENSORBOARD_SECONDS} seconds; try again")
         time.sleep(0.5)
 
 

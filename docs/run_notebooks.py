@@ -1,4 +1,4 @@
-"""Runs the notebooks, and stores them with what they print and show.
+"""Runs the notebooks and stores them with their outputs.
 
 python docs/run_notebooks.py
 """
@@ -12,10 +12,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent / "notebooks"
 
 
 def run(path: pathlib.Path) -> nbformat.NotebookNode:
-    """Runs a notebook in its folder, and returns it with its outputs.
-
-    Of a progress bar only the last state is kept, and the colours of a terminal aren't.
-    """
+    """Runs a notebook in its folder and returns it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook,

@@ -1,7 +1,7 @@
-"""What the site has beside docs: pages of the repository's root, and the notebooks.
+"""Adds pages of the repository's root and the notebooks to the website.
 
-Links are written as they work in the repository. Here they are led to the site's pages; one to a
-file that the site doesn't have becomes its name.
+Links in the pages work in the repository. Here they are changed to the site's pages; a link to a
+file that isn't part of the site becomes plain text.
 """
 
 import os
@@ -15,7 +15,8 @@ DOCS = pathlib.Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 ROOT_PAGES = {
     "README.md": "index.md",
-    "SECURITY.md": "report-a-hole.md",
+    "SECURITY.md": "reporting-a-vulnerability.md",
+    "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
 }
 _LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
@@ -23,7 +24,7 @@ _FENCE = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files, config):
-    """Adds the pages that are made of other files."""
+    """Adds the pages that come from other files."""
     for name, uri in ROOT_PAGES.items():
         files.append(File.generated(config, uri, abs_src_path=str(REPOSITORY / name)))
     for file in list(files):
@@ -34,14 +35,14 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Leads links to where their targets are in the site."""
+    """Changes links to point to pages of the site."""
     names = {uri: name for name, uri in ROOT_PAGES.items()}
     uri = page.file.src_uri
     folder = REPOSITORY if uri in names else (DOCS / uri).parent
 
-    def led(match):
+    def in_site(match):
         path = (folder / match["target"]).resolve()
-        # What isn't there, and what lies elsewhere in the web, is for MkDocs to judge.
+        # MkDocs checks missing files and web addresses itself.
         if ":" in match["target"] or not path.exists():
             return match[0]
         target = _uri_in_site(path)
@@ -50,16 +51,16 @@ def on_page_markdown(markdown, page, config, files):
         relative = os.path.relpath(target, os.path.dirname(uri) or ".")
         return f"{match['text']}({relative}{match['anchor'] or ''})"
 
-    # Code isn't to be touched: x[0](y) is no link.
+    # Code stays as it is: x[0](y) isn't a link.
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
-        parts += [_LINK.sub(led, markdown[end : fence.start()]), fence[0]]
+        parts += [_LINK.sub(in_site, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*parts, _LINK.sub(led, markdown[end:])])
+    return "".join([*parts, _LINK.sub(in_site, markdown[end:])])
 
 
 def _uri_in_site(path: pathlib.Path) -> str | None:
-    """Where a file or a folder of the repository is in the site."""
+    """Returns the path in the site of a file or folder of the repository, or None."""
     if path.is_dir():
         path /= "README.md"
     if path.parent == REPOSITORY and path.name in ROOT_PAGES:
@@ -71,10 +72,10 @@ def _uri_in_site(path: pathlib.Path) -> str | None:
 
 
 def _pages_of_notebook(file, config):
-    """Yields the page of a notebook, with the outputs that are stored in it, and its pictures."""
+    """Yields the page of a notebook with its stored outputs, and its pictures."""
     exporter = nbconvert.MarkdownExporter()
     markdown, resources = exporter.from_filename(file.abs_src_path)
-    # The colours of a terminal.
+    # Remove terminal colors.
     markdown = re.sub(r"\x1b\[[0-9;]*m", "", markdown)
     title = re.search(r"^# (.+)$", markdown, re.MULTILINE)[1]
     stem = file.src_uri.removesuffix(".ipynb")

@@ -1,4 +1,4 @@
-"""The code blocks and the commands of README and docs/, as they stand there."""
+"""Code blocks and commands in README, CONTRIBUTING and docs."""
 
 import pathlib
 import re
@@ -6,7 +6,7 @@ import shlex
 from typing import NamedTuple
 
 LANGUAGES = ("bash", "python", "text", "yaml")
-MARKS = ("goes on", "needs", "not run", "slow")
+MARKS = ("continues", "needs", "not run", "slow")
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -15,16 +15,15 @@ _INLINE = re.compile(r"(?<!`)`((?:python|make|tensorboard)\s[^`]+)`")
 
 
 class Block(NamedTuple):
-    """A fenced block of a page.
+    """A fenced code block.
 
     Attributes:
-        page: the page's path in the repository.
-        line: where its first line is.
-        language: what stands behind the fence.
-        code: what is in it.
-        mark: what a comment on the line above says of it: "not run: REASON", "slow: REASON",
-            "needs MODULE", "goes on" (after the page's block before it, with its names and files),
-            or nothing.
+        page: path of its page in the repository.
+        line: its first line.
+        language: the language after the fence.
+        code: its content.
+        mark: the comment above it: "not run: REASON", "slow: REASON", "needs MODULE", "continues"
+            (runs after the page's previous block, with its names), or "".
     """
 
     page: str
@@ -35,22 +34,17 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Where it stands."""
         return f"{self.page}:{self.line}"
-
-    @property
-    def is_run(self) -> bool:
-        """Whether it is run as it stands there."""
-        return not self.mark.startswith("not run")
 
 
 def pages(repository: pathlib.Path) -> list[pathlib.Path]:
-    """Returns README and all the pages under docs/."""
-    return [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]
+    """Returns the pages of the documentation."""
+    roots = (repository / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))
+    return [*roots, *sorted((repository / "docs").rglob("*.md"))]
 
 
 def blocks(repository: pathlib.Path) -> list[Block]:
-    """Returns all the fenced blocks."""
+    """Returns all code blocks."""
     found = []
     for page in pages(repository):
         text = page.read_text()
@@ -63,7 +57,7 @@ def blocks(repository: pathlib.Path) -> list[Block]:
 
 
 def inline_commands(repository: pathlib.Path) -> list[tuple[str, list[str]]]:
-    """Returns the commands that stand within sentences, with where they stand."""
+    """Returns (page, words) of each command within a sentence."""
     found = []
     for page in pages(repository):
         text = _BLOCK.sub("", page.read_text())
@@ -73,7 +67,7 @@ def inline_commands(repository: pathlib.Path) -> list[tuple[str, list[str]]]:
 
 
 def shell_commands(code: str) -> list[list[str]]:
-    """Returns the commands of a block of bash as lists of words, without comments."""
+    """Returns the words of each command of a bash block, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
     return [command for command in commands if command]

@@ -33,13 +33,18 @@ SHELL_COMMANDS = {"cd", "export", "pip", "source", "tensorboard"}
 LIMIT = 900
 
 
-def documented(language, *marks):
-    """Parametrizes a test over the blocks of a language whose mark starts with one of `marks`."""
-    chosen = [
-        b for b in BLOCKS if b.language == language and b.mark.partition(":")[0].split(" ")[0]
-        in [mark.split(" ")[0] for mark in marks]
-    ]  # fmt: skip
-    return pytest.mark.parametrize("block", chosen, ids=lambda block: block.name)
+def parametrize_blocks(language, mark_block=lambda number, block: ()):
+    """Parametrizes a test over the blocks of a language that run as they are."""
+    chosen = [b for b in BLOCKS if b.language == language and not b.mark.startswith(("not", "slow"))]
+    return pytest.mark.parametrize(
+        "block",
+        [pytest.param(b, marks=mark_block(n, b), id=b.name) for n, b in enumerate(chosen)],
+    )
+
+
+def trains(number, block):
+    """Blocks that train run in make test-all, except for README's."""
+    return pytest.mark.process if "fit(" in block.code and block.page != "README.md" else ()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= README_LINES
 
 
-@documented("python", "", "continues", "needs")
+@parametrize_blocks("python", trains)
 def test_python_blocks_run(block, tmp_path, monkeypatch):
     skip_without_module(block)
     monkeypatch.chdir(tmp_path)
@@ -97,7 +102,7 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@documented("python", "", "continues", "needs")
+@parametrize_blocks("python")
 def test_python_blocks_import_what_they_use(block, tmp_path):
     skip_without_module(block)
     run_alone(with_previous(block), tmp_path)
@@ -130,13 +135,12 @@ def run_alone(code, folder):
 
 
 @pytest.mark.process
-def test_quick_commands_run(forked, clone):
-    for block in BLOCKS:
-        if block.language == "bash" and not block.mark:
-            for command in shell_commands(block.code):
-                assert command[0] == "python", "mark a block with other commands as slow"
-                completed = forked.run(*command[1:], cwd=clone, limit=LIMIT)
-                assert completed.returncode == 0, (block.name, completed.stderr[-3000:])
+@parametrize_blocks("bash", lambda number, block: pytest.mark.slow if number > 1 else ())
+def test_quick_commands_run(block, forked, clone):
+    for command in shell_commands(block.code):
+        assert command[0] == "python", "mark a block with other commands as slow"
+        completed = forked.run(*command[1:], cwd=clone, limit=LIMIT)
+        assert completed.returncode == 0, completed.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -35,7 +35,9 @@ LIMIT = 900
 
 def parametrize_blocks(language, mark_block=lambda number, block: ()):
     """Parametrizes a test over the blocks of a language that run as they are."""
-    chosen = [b for b in BLOCKS if b.language == language and not b.mark.startswith(("not", "slow"))]
+    chosen = [
+        b for b in BLOCKS if b.language == language and not b.mark.startswith(("not", "slow"))
+    ]
     return pytest.mark.parametrize(
         "block",
         [pytest.param(b, marks=mark_block(n, b), id=b.name) for n, b in enumerate(chosen)],
@@ -97,7 +99,7 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
                 value()
     if block == next(b for b in BLOCKS if (b.page, b.language) == ("README.md", "python")):
         student = keras.saving.load_model("student.keras")
-        assert type(student) is keras.Sequential
+        assert type(student).__module__.startswith("keras.")
         assert student.output_shape == (None, 10)
 
 

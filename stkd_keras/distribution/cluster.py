@@ -74,7 +74,7 @@ def find_task() -> Task:
         return _task_from_slurm()
     raise InputError(
         "multi-worker training needs a description of the cluster: set TF_CONFIG, or start the "
-        "workers with Slurm's srun; README shows both"
+        "workers with Slurm's srun; docs/devices.md shows both"
     )
 
 

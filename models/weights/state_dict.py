@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from stkd_keras.errors import InputError, first_few, one_line
-from stkd_keras.files.untrusted import stored_members
+from stkd_keras.files.untrusted import check_pytorch_zip
 
 SAFETENSORS_ENDING = ".safetensors"
 
@@ -110,7 +110,7 @@ def _check_zip(path: pathlib.Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            stored_members(str(path), archive)
+            check_pytorch_zip(str(path), archive)
             broken = archive.testzip()
     except InputError:
         raise

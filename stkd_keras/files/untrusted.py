@@ -62,21 +62,16 @@ def check_tfds_features(folder: pathlib.Path) -> None:
                         )
 
 
-def stored_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the files of a PyTorch zip archive by name.
-
-    PyTorch compresses nothing, so an archive that unpacks to more than its own size is a bomb.
-    """
-    members = unique_members(path, zip_members(path, archive))
-    compressed = [name for name, entry in members.items() if entry.compress_type]
-    size, limit = sum(entry.file_size for entry in members.values()), os.path.getsize(path)
+def check_pytorch_zip(path: str, archive: zipfile.ZipFile) -> None:
+    """Checks that a PyTorch file unpacks to no more than its own size: PyTorch never compresses."""
+    compressed = [entry.filename for entry in archive.infolist() if entry.compress_type]
+    size, limit = sum(entry.file_size for entry in archive.infolist()), os.path.getsize(path)
     if compressed or size > limit:
         what = f"{one_line(compressed[0])!r} compressed" if compressed else "entries in each other"
         raise InputError(
             f"{path} has {what} and would unpack to {size:,} bytes; expected at most its own "
             f"{limit:,}, as PyTorch writes it: save the model again"
         )
-    return members
 
 
 def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:

@@ -24,6 +24,7 @@ from stkd_keras import RecordedTeacher
 from stkd_keras.cli import app
 from stkd_keras.data.sources.file_tree import open_tree
 from stkd_keras.errors import InputError
+from stkd_keras.files import untrusted
 from stkd_keras.files.json_files import read_json
 
 SMALL = {"input_shape": (8, 8, 1), "num_classes": 10}
@@ -299,11 +300,21 @@ def test_that_pytorch_would_run_such_code(tmp_path):
     assert marker.exists()
 
 
-def test_a_pytorch_file_that_lies_about_its_size_is_refused(tmp_path):
+def test_a_pytorch_zip_bomb_is_refused(tmp_path):
+    path = tmp_path / "m.pth"
+    zip_of_zeros(path, "m/data.pkl", 10**7, stated=HUGE)
+    with zipfile.ZipFile(path) as archive:
+        assert "compressed" in refusal(untrusted.check_pytorch_zip, str(path), archive)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", bytes(10**6))
+        archive.filelist.append(archive.filelist[0])
+        archive.fp.flush()
+        message = refusal(untrusted.check_pytorch_zip, str(path), archive)
+    assert "entries in each other and would unpack to 2,000,000 bytes" in message
+
+
+def test_a_pytorch_tensor_larger_than_its_numbers_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
-    zip_of_zeros(tmp_path / "m.pth", "m/data.pkl", 10**7, stated=HUGE)
-    message = refusal(models.load, "resnet8", **SMALL, weights=tmp_path / "m.pth")
-    assert "compressed" in message
     huge = torch.zeros(1, dtype=torch.bfloat16).expand(HUGE)
     torch.save({"linear.weight": huge}, tmp_path / "m.pth")
     assert (tmp_path / "m.pth").stat().st_size < 10_000

@@ -1,4 +1,4 @@
-"""Prints the README's table of the zoo: python -m models [NAME ...]"""
+"""Prints the table of docs/zoo.md: python -m models [NAME ...]"""
 
 import os
 import sys

@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -41,7 +42,7 @@ _VARIABLES = {
     CELL_INK: "var(--cell-ink)",
     **{color: f"var(--series-{n})" for n, color in enumerate(SERIES, start=1)},
 }
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,
@@ -65,12 +66,26 @@ _STYLE = {
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
-def style():
-    """Returns the context in which figures are drawn and saved."""
-    return matplotlib.rc_context(_STYLE)
+def draw_figures(
+    models: Sequence[dict], histories: Sequence[Mapping], class_names: Sequence[str]
+) -> dict[str, list[dict]]:
+    """Draws the figures of each section, with the histories of the students' runs."""
+    with matplotlib.rc_context(_STYLE):
+        each = list(enumerate(models))
+        highest = max(np.nanmax(off_diagonal(m["similarity"]), initial=0) for m in models)
+        drawn = {
+            "accuracy": [_draw_accuracies(models)] if len(models) > 1 else [],
+            "reliability": [_draw_reliability(n, model) for n, model in each],
+            "confusion": [_draw_confusion(n, model, class_names) for n, model in each],
+            "similarity": [_draw_similarity(n, model, highest, class_names) for n, model in each],
+            "curves": _draw_all_curves(models, histories),
+        }
+        if len(models) > 1 and models[1]["role"] == "teacher":
+            drawn["similarity"].append(_draw_similarity_scatter(*models[:2]))
+    return drawn
 
 
-def draw_accuracies(models: Sequence[Mapping]) -> dict:
+def _draw_accuracies(models: Sequence[Mapping]) -> dict:
     """Draws the accuracy of each model with its interval."""
     figure = _new_figure(46 + 26 * len(models))
     axes = figure.subplots()
@@ -94,7 +109,7 @@ def draw_accuracies(models: Sequence[Mapping]) -> dict:
     return _drawn(figure, "accuracies", text, "Accuracy on the test images with 95 % intervals")
 
 
-def draw_reliability(number: int, model: Mapping) -> dict:
+def _draw_reliability(number: int, model: Mapping) -> dict:
     """Draws accuracy by confidence, and the fraction of images by confidence."""
     bins = [each for each in model["reliability"] if each["images"]]
     left, accuracy, confidence, images = (
@@ -124,7 +139,7 @@ def draw_reliability(number: int, model: Mapping) -> dict:
     return _drawn(figure, f"reliability-{number}", text, caption)
 
 
-def draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
+def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
     """Draws the percentages of each class's images that are predicted as each class."""
     counts = model["confusion"]
     totals = counts.sum(axis=1, keepdims=True)
@@ -144,7 +159,7 @@ def draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> d
     return _drawn(figure, f"confusion-{number}", text, caption)
 
 
-def draw_similarity(
+def _draw_similarity(
     number: int, model: Mapping, highest: float, class_names: Sequence[str]
 ) -> dict:
     """Draws a model's class similarity; the entry `highest` gets the strongest color."""
@@ -163,7 +178,7 @@ def draw_similarity(
     return _drawn(figure, f"similarity-{number}", text, caption)
 
 
-def draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
+def _draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
     """Draws the student's class similarities against the teacher's."""
     x, y = (100 * off_diagonal(model["similarity"]) for model in (teacher, student))
     figure = _new_figure(WIDTH * 0.9)
@@ -187,7 +202,7 @@ def draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
     return _drawn(figure, "similarity-scatter", text, caption)
 
 
-def draw_curves(
+def _draw_curves(
     name: str,
     curves: Mapping[str, Sequence[float]],
     label: str,
@@ -227,6 +242,37 @@ def draw_curves(
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.legend(loc="outside lower left", ncols=1, handlelength=3.2)
     return _drawn(figure, f"curves-{name}", f"{caption}. {'; '.join(said)}.", caption)
+
+
+def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> list[dict]:
+    history = histories[0]
+    labels = {
+        "val_accuracy": "validation accuracy",
+        "accuracy": "training accuracy",
+        "teacher_agreement": "agreement with the teacher",
+    }
+    shares = {label: history[key] for key, label in labels.items() if key in history}
+    losses = {k: v for k, v in history.items() if k.endswith("loss") and not k.startswith("val_")}
+    validation = {"validation loss": history["val_loss"]} if "val_loss" in history else {}
+    students = [n for n, model in enumerate(models) if model["role"] != "teacher"]
+    compared = {
+        number: each["val_accuracy"]
+        for number, each in zip(students, histories, strict=True)
+        if "val_accuracy" in each
+    }
+    drawings = [
+        _draw_curves("accuracy", shares, "%", "Accuracy and agreement by epoch"),
+        _draw_curves("loss", losses, "loss", "Training losses by epoch"),
+        _draw_curves(
+            "validation-loss", validation, "loss", "Cross-entropy on the validation images by epoch"
+        ),
+    ]
+    if len(compared) > 1:
+        of_runs = {models[number]["name"]: values for number, values in compared.items()}
+        caption = "Validation accuracy of the runs by epoch"
+        label = "validation accuracy, %"
+        drawings.append(_draw_curves("runs", of_runs, label, caption, list(compared)))
+    return [drawing for drawing in drawings if drawing is not None]
 
 
 def _draw_matrix(

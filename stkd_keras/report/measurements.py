@@ -93,6 +93,22 @@ def measure(
     return entries, test, virtual
 
 
+def metrics_of(models: list[dict]) -> dict[str, dict[str, float]]:
+    """Returns the scores of student and teacher as `stkd_keras.experiment.evaluate` does."""
+    keys = ("accuracy", "top5_accuracy", "nll", "ece")
+    metrics = {
+        name: {key: model[key] for key in keys if key in model}
+        for name, role in (("test", "student"), ("teacher", "teacher"))
+        for model in models
+        if model["role"] == role
+    }
+    if "fidelity" in models[0]:
+        metrics["fidelity"] = {
+            key: models[0]["fidelity"]["test"][key] for key in ("agreement", "kl")
+        }
+    return metrics
+
+
 def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
     """Returns some images of the test split, uint8 (len(indices), height, width, channels)."""
     if not isinstance(dataset.test, RecordSplit):

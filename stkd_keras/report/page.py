@@ -19,17 +19,17 @@ import stkd_keras
 from stkd_keras.data import Dataset
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.evaluation import cost
-from stkd_keras.evaluation.scores import fidelity, log_softmax, score
+from stkd_keras.evaluation.scores import log_softmax
 from stkd_keras.files.atomic import write_atomically
-from stkd_keras.mixing import Mixup
-from stkd_keras.report import figures
+from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.report.figures import draw_figures
 from stkd_keras.report.measurements import (
     Predictions,
     fetch_test_images,
     largest_entries,
     measure,
+    metrics_of,
     most_different,
-    off_diagonal,
 )
 from stkd_keras.report.run_files import RunFiles, printable, read_run_files
 from stkd_keras.teacher.frozen import FrozenTeacher
@@ -108,27 +108,12 @@ def write_report(
         similar=_pairs(models, "similarity", 5, class_names, _percent),
         different=_different_cards(different, test, dataset, class_names),
         virtual=_virtual_cards(virtual, models, class_names),
-        figures=_figures(models, runs, class_names),
-        numbers=_as_json(
-            {
-                "dataset": {"name": dataset.name, "version": dataset.version,
-                            "test_images": len(dataset.test)},
-                "classes": class_names,
-                "temperature": temperature,
-                "mixing": {"class": type(mixing).__name__, **mixing.get_config()},
-                "machine": cost.machine(),
-                "models": models,
-                "most_different": [{"image": index, "kl": kl} for index, kl in different],
-            }
-        ),
-    )  # fmt: skip
+        figures=draw_figures(models, [run.history for run in runs], class_names),
+        numbers=_numbers(models, dataset, class_names, mixing, temperature, different),
+    )
     # File names may contain bytes that aren't valid text.
     write_atomically(file, page.encode(errors="backslashreplace"))
-    metrics = {"test": score(test.logits[0], test.labels)}
-    if teacher is not None:
-        metrics["teacher"] = score(test.logits[1], test.labels)
-        metrics["fidelity"] = fidelity(test.logits[0], test.logits[1])
-    return metrics
+    return metrics_of(models)
 
 
 def _render(**content) -> str:
@@ -292,56 +277,30 @@ def _card(image: np.ndarray, columns: dict[str, np.ndarray], names: Sequence[str
     }
 
 
-def _figures(
-    models: list[dict], runs: list[RunFiles], class_names: Sequence[str]
-) -> dict[str, list[dict]]:
-    """Returns the figures of each section."""
-    with figures.style():
-        each = list(enumerate(models))
-        highest = max(np.nanmax(off_diagonal(m["similarity"]), initial=0) for m in models)
-        drawn = {
-            "accuracy": [figures.draw_accuracies(models)] if len(models) > 1 else [],
-            "reliability": [figures.draw_reliability(n, model) for n, model in each],
-            "confusion": [figures.draw_confusion(n, model, class_names) for n, model in each],
-            "similarity": [
-                figures.draw_similarity(n, model, highest, class_names) for n, model in each
-            ],
-            "curves": _curves(models, runs),
+def _numbers(
+    models: list[dict],
+    dataset: Dataset,
+    class_names: Sequence[str],
+    mixing: Mixup | CutMix,
+    temperature: float,
+    different: list[tuple[int, float]],
+) -> dict[str, Any]:
+    """Returns the numbers of the page for programs."""
+    return _as_json(
+        {
+            "dataset": {
+                "name": dataset.name,
+                "version": dataset.version,
+                "test_images": len(dataset.test),
+            },
+            "classes": class_names,
+            "temperature": temperature,
+            "mixing": {"class": type(mixing).__name__, **mixing.get_config()},
+            "machine": cost.machine(),
+            "models": models,
+            "most_different": [{"image": index, "kl": kl} for index, kl in different],
         }
-        if len(models) > 1 and models[1]["role"] == "teacher":
-            drawn["similarity"].append(figures.draw_similarity_scatter(*models[:2]))
-    return drawn
-
-
-def _curves(models: list[dict], runs: list[RunFiles]) -> list[dict]:
-    history = runs[0].history
-    labels = {
-        "val_accuracy": "validation accuracy",
-        "accuracy": "training accuracy",
-        "teacher_agreement": "agreement with the teacher",
-    }
-    shares = {label: history[key] for key, label in labels.items() if key in history}
-    losses = {k: v for k, v in history.items() if k.endswith("loss") and not k.startswith("val_")}
-    validation = {"validation loss": history["val_loss"]} if "val_loss" in history else {}
-    students = [n for n, model in enumerate(models) if model["role"] != "teacher"]
-    compared = {
-        number: run.history["val_accuracy"]
-        for number, run in zip(students, runs, strict=True)
-        if "val_accuracy" in run.history
-    }
-    drawings = [
-        figures.draw_curves("accuracy", shares, "%", "Accuracy and agreement by epoch"),
-        figures.draw_curves("loss", losses, "loss", "Training losses by epoch"),
-        figures.draw_curves(
-            "validation-loss", validation, "loss", "Cross-entropy on the validation images by epoch"
-        ),
-    ]
-    if len(compared) > 1:
-        of_runs = {models[number]["name"]: values for number, values in compared.items()}
-        caption = "Validation accuracy of the runs by epoch"
-        label = "validation accuracy, %"
-        drawings.append(figures.draw_curves("runs", of_runs, label, caption, list(compared)))
-    return [drawing for drawing in drawings if drawing is not None]
+    )
 
 
 def _as_json(content: Any) -> Any:

@@ -1,34 +1,29 @@
-"""Scores are those of scikit-learn and of definitions by hand."""
+"""Scores match scikit-learn, SciPy and their definitions."""
 
-import keras
 import networks
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import tensorflow as tf
+from scipy.special import softmax
 
 from stkd_keras import FrozenTeacher, InputError
-from stkd_keras.evaluation.scores import fidelity, predict_logits, score
+from stkd_keras.evaluation.scores import fidelity, predict_logits, score, wilson_interval
 from stkd_keras.recipes import method_settings
-from stkd_keras.training.run import make_optimizer
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 @pytest.fixture
-def answers():
+def logits_and_labels():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 20, 500)
     logits = rng.normal(size=(500, 20)) + 2 * np.eye(20)[labels]
     return logits, labels
 
 
-def test_accuracy_and_likelihood_are_scikit_learns(answers):
-    logits, labels = answers
-    scores, p = score(logits, labels), softmax(logits)
+def test_accuracy_and_likelihood_match_scikit_learn(logits_and_labels):
+    logits, labels = logits_and_labels
+    scores, p = score(logits, labels), softmax(logits, axis=1)
     classes = np.arange(20)
     assert scores["accuracy"] == sklearn.metrics.accuracy_score(labels, p.argmax(axis=1))
     top5 = sklearn.metrics.top_k_accuracy_score(labels, p, k=5, labels=classes)
@@ -36,9 +31,9 @@ def test_accuracy_and_likelihood_are_scikit_learns(answers):
     assert scores["nll"] == pytest.approx(sklearn.metrics.log_loss(labels, p, labels=classes))
 
 
-def test_calibration_error_is_that_of_fifteen_equal_bins(answers):
-    logits, labels = answers
-    p = softmax(logits)
+def test_the_calibration_error_has_fifteen_equal_bins(logits_and_labels):
+    logits, labels = logits_and_labels
+    p = softmax(logits, axis=1)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
     expected = 0.0
     for b in range(15):
@@ -48,21 +43,21 @@ def test_calibration_error_is_that_of_fifteen_equal_bins(answers):
     assert score(logits, labels)["ece"] == pytest.approx(expected)
 
 
-def test_a_calibrated_and_an_overconfident_classifier_are_told_apart():
+def test_an_overconfident_classifier_has_a_calibration_error():
     labels = np.array([0] * 75 + [1] * 25)
     calibrated = np.tile(np.log([0.75, 0.25]), (100, 1))
     assert score(calibrated, labels)["ece"] == pytest.approx(0, abs=1e-9)
     assert score(np.tile([50.0, 0.0], (100, 1)), labels)["ece"] == pytest.approx(0.25)
 
 
-def test_no_top5_with_ten_classes_or_fewer():
+def test_ten_classes_have_no_top5_accuracy():
     assert "top5_accuracy" not in score(np.eye(10), np.arange(10))
 
 
-def test_fidelity_is_agreement_and_kl_by_hand():
+def test_fidelity_is_agreement_and_kl():
     student = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
     teacher = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
-    p, q = softmax(teacher), softmax(student)
+    p, q = softmax(teacher, axis=1), softmax(student, axis=1)
     result = fidelity(student, teacher)
     assert result["agreement"] == pytest.approx(2 / 3)
     assert result["kl"] == pytest.approx((p * np.log(p / q)).sum(axis=1).mean())
@@ -73,13 +68,19 @@ def test_huge_logits_give_finite_scores():
     assert scores["nll"] == pytest.approx(5e3)
 
 
-def test_predicted_logits_are_the_models_on_every_example_in_order():
+def test_logits_are_predicted_for_every_sample_in_order():
     model = networks.dense_classifier()
     x, y = networks.vectors(50)
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     logits, labels = predict_logits(FrozenTeacher(model), batches, verbose=False)
     np.testing.assert_allclose(logits, model(x), atol=1e-6)
     np.testing.assert_array_equal(labels, y)
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (50, 50), (9_000, 10_000)])
+def test_wilson_intervals_match_scipy(right, of):
+    expected = scipy.stats.binomtest(right, of).proportion_ci(method="wilson")
+    np.testing.assert_allclose(wilson_interval(right, of), expected, atol=1e-6)
 
 
 def test_a_method_sets_defaults_and_an_explicit_flag_wins():
@@ -98,12 +99,3 @@ def test_a_method_sets_defaults_and_an_explicit_flag_wins():
     }
     with pytest.raises(InputError, match="'stdk'; the nearest known: stkd"):
         method_settings("stdk")
-
-
-def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
-    schedule = make_optimizer(0.2, 0.0, 1000)._learning_rate
-    rates = np.array([float(schedule(step)) for step in range(1001)])
-    np.testing.assert_allclose(rates[:51], 0.2 * np.arange(51) / 50, atol=1e-6)
-    cosine = 0.1 * (1 + np.cos(np.pi * np.arange(951) / 950))
-    np.testing.assert_allclose(rates[50:], cosine, atol=1e-6)
-    assert isinstance(make_optimizer(0.2, 0.0, 1), keras.optimizers.SGD)

@@ -6,7 +6,7 @@ from keras import layers
 
 
 def trained_looking(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives batch normalisation statistics and parameters as after training, not 0 and 1."""
+    """Gives batch normalization random statistics and parameters, as after training."""
     rng = np.random.default_rng(seed)
     for layer in model._flatten_layers():
         if isinstance(layer, layers.BatchNormalization):
@@ -15,14 +15,14 @@ def trained_looking(model: keras.Model, seed: int = 0) -> keras.Model:
 
 
 def dense_classifier(classes=5, features=4, width=8, softmax=False) -> keras.Model:
-    """A functional model without batch normalisation."""
+    """A functional model without batch normalization."""
     inputs = keras.Input((features,))
     x = layers.Dense(width, activation="relu")(inputs)
     return keras.Model(inputs, layers.Dense(classes, "softmax" if softmax else None)(x))
 
 
 def convolutional_classifier(classes=10, shape=(8, 8, 1), width=8, softmax=False) -> keras.Model:
-    """A functional model with every layer that normalisation is folded into."""
+    """A functional model with every kind of layer that batch normalization is folded into."""
     inputs = keras.Input(shape)
     x = layers.Rescaling(1 / 255)(inputs)
     x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
@@ -38,7 +38,7 @@ def convolutional_classifier(classes=10, shape=(8, 8, 1), width=8, softmax=False
 
 
 def small_convolutional_classifier(classes=10, shape=(8, 8, 1), width=4) -> keras.Model:
-    """One convolution with its normalisation: quick to compile."""
+    """A small model with one convolution and batch normalization, fast to compile."""
     inputs = keras.Input(shape)
     x = layers.Conv2D(width, 3, strides=2, use_bias=False)(layers.Rescaling(1 / 255)(inputs))
     x = layers.Flatten()(layers.ReLU()(layers.BatchNormalization()(x)))

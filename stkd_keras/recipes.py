@@ -99,8 +99,8 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
     if of_mixing and settings["mixing"] == "none":
         if "mixing" in given:
             raise InputError(
-                f"mixing is none, but {of_mixing[0]} is {given[of_mixing[0]]}, which is a setting of "
-                "mixing; leave one of them out"
+                f"mixing is none, but {of_mixing[0]} is {given[of_mixing[0]]}, which is a setting "
+                "of mixing; leave one of them out"
             )
         settings["mixing"] = "mixup"
     if settings["mixup_probability"] == 0:

@@ -21,7 +21,7 @@ NAMES = [n for n, f in vars(keras.applications).items() if inspect.isfunction(f)
 
 
 def documented(name, pixels):
-    """What Keras's documentation says each application takes."""
+    """Preprocesses pixels as Keras documents for this application."""
     if name.startswith(WITHIN_THE_MODEL):
         return pixels
     if name in TORCH:

@@ -112,7 +112,7 @@ def test_adamw_equals_pytorchs_for_twenty_steps():
 @pytest.mark.parametrize(
     "make", [lambda: SGD(1.0, momentum=0.0, l2=0.5), lambda: AdamW(1.0, weight_decay=0.5)]
 )
-def test_weight_decay_spares_biases_and_normalisation(make):
+def test_weight_decay_spares_biases_and_normalization(make):
     inputs = keras.Input((5, 4))
     # The biases of attention have two dimensions.
     x = keras.layers.MultiHeadAttention(2, 3)(inputs, inputs)

@@ -46,7 +46,7 @@ def pooled(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
     Args:
         maps: (B, H, W, C), H and W known.
         height: height of the result. Maps that aren't higher keep theirs.
-        width: width of the result, likewise.
+        width: width of the result, by the same rule.
 
     Returns:
         (B, min(height, H), min(width, W), C).

@@ -1,4 +1,4 @@
-"""The losses of distillation, from logits; each gives one value a sample."""
+"""Distillation losses."""
 
 import keras
 import tensorflow as tf
@@ -6,10 +6,10 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class SoftTargetLoss(keras.losses.Loss):
-    """Distance of the student's softened answer from the teacher's (arXiv 1503.02531).
+    """KL divergence between softened teacher and student outputs (arXiv 1503.02531).
 
     `T^2 * KL(softmax(t / T) || softmax(s / T))`, summed over the classes, computed in float32.
-    The factor T^2 keeps the size of the gradients when T changes.
+    The factor T^2 keeps the size of the gradients independent of T.
 
     Args:
         temperature: positive float, T.
@@ -25,12 +25,10 @@ class SoftTargetLoss(keras.losses.Loss):
         self.temperature = temperature
 
     def call(self, y_true, y_pred):
-        """Returns the loss of each sample, shape (B,)."""
         teacher = tf.nn.log_softmax(y_true / self.temperature)
         student = tf.nn.log_softmax(y_pred / self.temperature)
         divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
         return self.temperature**2 * divergence
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
         return {**super().get_config(), "temperature": self.temperature}

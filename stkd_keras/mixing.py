@@ -1,23 +1,17 @@
-"""Virtual samples: mixtures of several training images, with their mixed labels."""
+"""Virtual samples: mixtures of several training images and their labels."""
 
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import (
-    LARGEST,
-    SMALLEST,
-    InputError,
-    is_positive,
-    without_removed,
-)
+from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, without_removed
 from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
 
-# Options of commit 1f4727a, each with the value that files of today stand for.
+# Options of commit 1f4727a, each with the value that means today's behavior.
 REMOVED = {"partners": "any", "labels": "mixed"}
 
 
 class _Mixing:
-    """What all mixings share: who is mixed with whom and how much, and the labels."""
+    """Base class of mixings: draws partners and weights, and mixes labels."""
 
     def __init__(
         self,
@@ -28,9 +22,9 @@ class _Mixing:
     ):
         if not is_positive(alpha):
             raise InputError(
-                f"alpha is {alpha}, but must be a number from {SMALLEST:g} to {LARGEST:g}: it is "
-                "the concentration of the Beta distribution of the mixing weights (no mixing is "
-                "probability 0)"
+                f"alpha is {alpha}, but must be a number from {SMALLEST:g} to {LARGEST:g}: the "
+                "concentration of the Beta distribution of the mixing weights (pass probability=0 "
+                "for no mixing)"
             )
         if num_images != int(num_images) or num_images < 2:
             raise InputError(f"num_images is {num_images}, but a mixture has at least 2 images")
@@ -45,20 +39,20 @@ class _Mixing:
         """Mixes a batch.
 
         Args:
-            x: tensor of shape (B, ...), images (B, H, W, channels) for `CutMix`; integers become
-                float32, floats keep their dtype.
-            y: tensor of shape (B, C): labels as rows (one-hot, or any other distribution).
-            sample_weight: None, or tensor of shape (B,) or (B, 1).
-            seed: pair of integers, as in `tf.random.stateless_uniform`.
+            x: tensor (B, ...); images (B, H, W, channels) for `CutMix`. Integers become float32,
+                floats keep their dtype.
+            y: tensor (B, C): one-hot or soft labels.
+            sample_weight: None, or tensor (B,) or (B, 1).
+            seed: pair of integers, as for `tf.random.stateless_uniform`.
 
         Returns:
-            (x, y, sample_weight), each of the shape that was given.
+            (x, y, sample_weight), with the same shapes.
 
         Raises:
-            InputError: where `y` isn't rows.
+            InputError: if `y` is not (B, C).
         """
         x, y = _as_floats(x), _as_floats(y)
-        _check_rows(x, y)
+        _check_labels(x, y)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         x, weights = self._mix_images(x, partners, weights, seed)
         y = _weighted_sum(y, partners, weights)
@@ -67,50 +61,49 @@ class _Mixing:
         return x, y, sample_weight
 
     def mix_outputs(self, outputs, x, y, *, seed) -> tf.Tensor:
-        """Mixes what a model gave for each sample in the shares that `__call__` mixes them in.
+        """Mixes a model's outputs for a batch with the weights of `__call__`.
 
         Args:
             outputs: float tensor (B, C).
-            x: as in `__call__`.
-            y: likewise.
-            seed: likewise.
+            x: see `__call__`.
+            y: see `__call__`.
+            seed: see `__call__`.
 
         Returns:
-            Tensor of the shape and dtype of `outputs`.
+            Tensor with the shape and dtype of `outputs`.
         """
-        x, y = _as_floats(x), _as_floats(y)
+        x = _as_floats(x)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         _, weights = self._mix_images(x, partners, weights, seed)
         return _weighted_sum(_as_floats(outputs), partners, weights)
 
     def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws who is mixed with whom and how much.
+        """Draws the images of each mixture and their weights.
 
         Args:
             batch_size: integer, or scalar integer tensor.
             seed: pair of integers.
 
         Returns:
-            partners: int32 tensor of shape (B, num_images): the images of each mixture; the
-                first is the sample itself.
-            weights: float32 tensor of shape (B, num_images) whose rows sum to 1.
+            partners: int32 tensor (B, num_images): the indices of each mixture's images; the first
+                is the sample itself.
+            weights: float32 tensor (B, num_images); each row sums to 1.
         """
         seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
         order = random_bits((self.num_images - 1, batch_size), seeds[0])
         others = tf.argsort(order, axis=1, stable=True)
         partners = tf.concat([tf.range(batch_size)[None], others], axis=0)
 
-        rows = 1 if self.per_batch else batch_size
-        weights = dirichlet(self.alpha, rows, self.num_images, seeds[1])
-        # A uniform draw below 1 is never below probability 0 and always below probability 1.
-        is_mixed = uniforms((rows, 1), seeds[2]) < self.probability
-        alone = tf.one_hot([0], self.num_images, dtype=weights.dtype)
-        weights = tf.where(is_mixed, weights, alone)
+        count = 1 if self.per_batch else batch_size
+        weights = dirichlet(self.alpha, count, self.num_images, seeds[1])
+        # A uniform draw is never below 0, and always below 1.
+        is_mixed = uniforms((count, 1), seeds[2]) < self.probability
+        unmixed = tf.one_hot([0], self.num_images, dtype=weights.dtype)
+        weights = tf.where(is_mixed, weights, unmixed)
         weights = tf.broadcast_to(weights, (batch_size, self.num_images))
         return tf.transpose(partners), tf.cast(weights, tf.float32)
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
         return {
             "alpha": self.alpha,
             "num_images": self.num_images,
@@ -120,11 +113,10 @@ class _Mixing:
 
     @classmethod
     def from_config(cls, config: dict):
-        """Makes it anew from what `get_config` returned."""
         return cls(**without_removed(config, REMOVED))
 
     def _mix_images(self, x, partners, weights, seed):
-        """Returns the mixed images, and the share that each image has in them."""
+        """Returns the mixed images, and the share of each image in them, (B, num_images)."""
         raise NotImplementedError
 
 
@@ -133,22 +125,21 @@ class Mixup(_Mixing):
     """Mixes each sample of a batch with others of the same batch (arXiv 1710.09412).
 
     With a permutation p of the batch and l ~ Beta(alpha, alpha), sample i becomes
-    `l * x[i] + (1 - l) * x[p(i)]`, and its label and its sample weight likewise. With more
-    than two images the weights are drawn from Dirichlet(alpha, ..., alpha), and each further
-    image comes from a permutation of its own. It is a pure function of its arguments, gives the
-    same mixtures with and without XLA, and can be used in a tf.data pipeline too.
+    `l * x[i] + (1 - l) * x[p(i)]`; labels and sample weights are mixed in the same way. With more
+    than two images, the weights are drawn from Dirichlet(alpha, ..., alpha), and each further
+    image comes from a permutation of its own. Mixup is a pure function of its arguments, gives the
+    same mixtures with and without XLA, and also works in a tf.data pipeline.
 
     Args:
-        alpha: positive float, the concentration of the weights: near 0 hardly mixed, 1 uniform,
-            large near equal shares.
-        num_images: integer, at least 2: images a mixture.
-        probability: float in [0, 1], the share of samples (with `per_batch`, of batches) that
-            are mixed; the others stay as they are.
-        per_batch: whether one weight vector is drawn for the whole batch in place of one for
-            each sample.
+        alpha: positive float, the concentration of the weights: near 0 for almost unmixed samples,
+            1 for uniform weights, large for nearly equal shares.
+        num_images: integer, at least 2: the number of images in a mixture.
+        probability: float in [0, 1], the share of samples (with `per_batch`, of batches) to mix.
+        per_batch: whether to draw one weight vector for the whole batch instead of one for each
+            sample.
 
     Raises:
-        InputError: where an argument is outside its range.
+        InputError: if an argument is out of range.
 
     Example:
 
@@ -166,31 +157,24 @@ class Mixup(_Mixing):
 class CutMix(_Mixing):
     """Pastes a box of another image of the batch into each image (arXiv 1905.04899).
 
-    With l ~ Beta(alpha, alpha), the box has the share 1 - l of the image's area, its centre is
-    uniform over the image, and what lies outside is cut off. The label is mixed by the area that
-    is left. Otherwise as `Mixup`, but each sample has a box of its own (in the paper one a batch)
-    and there are two images.
+    With l ~ Beta(alpha, alpha), the box has the share 1 - l of the image's area and a center that
+    is uniform over the image; the part outside of the image is cut off. The labels are mixed by
+    the remaining area. Unlike in the paper, each sample has a box of its own.
 
     Args:
         alpha: positive float, the concentration of the box's share.
-        probability: as of `Mixup`.
-        per_batch: whether one share is drawn for the whole batch; each sample has a place of its
-            own all the same.
+        probability: see `Mixup`.
+        per_batch: whether to draw one share for the whole batch; the positions of the boxes still
+            differ.
 
     Raises:
-        InputError: where an argument is outside its range.
+        InputError: if an argument is out of range.
     """
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        probability: float = 1.0,
-        per_batch: bool = False,
-    ):
+    def __init__(self, alpha: float = 1.0, probability: float = 1.0, per_batch: bool = False):
         super().__init__(alpha, 2, probability, per_batch)
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
         config = super().get_config()
         del config["num_images"]
         return config
@@ -204,34 +188,29 @@ class CutMix(_Mixing):
         seed = tf.random.experimental.stateless_fold_in(
             tf.cast(seed, tf.int64), tf.constant(0, tf.int64), alg="philox"
         )
-        centre = uniforms((2, tf.shape(x)[0], 1), seed)
+        center = uniforms((2, tf.shape(x)[0], 1), seed)
         side = tf.sqrt(tf.cast(weights[:, 1:], tf.float64))
-        inside = [
-            _between(centre[axis], side, tf.shape(x)[axis + 1]) for axis in range(2)
-        ]  # (B, H) and (B, W)
-        box = inside[0][:, :, None] & inside[1][:, None, :]
+        rows, columns = (_is_within(center[axis], side, tf.shape(x)[axis + 1]) for axis in range(2))
+        box = rows[:, :, None] & columns[:, None, :]
         share = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])[:, None]
         mixed = tf.where(box[..., None], tf.gather(x, partners[:, 1]), x)
         return tf.ensure_shape(mixed, x.shape), tf.concat([1 - share, share], axis=1)
 
 
-def virtual_samples(
+def mix_batch(
     mixing, mixing_steps: int | None, data_seed: int, x, y, sample_weight, step, replica=0
 ):
-    """Returns the virtual samples of a training's step; the samples where nothing is mixed.
+    """Returns the virtual samples (x, y, sample_weight) of a training step.
 
     Args:
         mixing: a `Mixup`, or a callable with its signature; None for no mixing.
-        mixing_steps: integer, steps after which mixing stops; None for never.
+        mixing_steps: integer, steps after which mixing stops; None to mix in every step.
         data_seed: integer.
         x: float32 tensor (B, ...).
-        y: float32 tensor (B, C), labels as rows.
+        y: float32 tensor (B, C), soft labels.
         sample_weight: None, or float32 tensor (B,) or (B, 1).
-        step: scalar integer tensor, the batches trained on before this one.
+        step: scalar integer tensor, the number of batches trained on before.
         replica: integer, or scalar integer tensor.
-
-    Returns:
-        (x, y, sample_weight).
     """
     if mixing is None:
         return x, y, sample_weight
@@ -247,28 +226,13 @@ def virtual_samples(
     return tf.cond(still_mixes, mix, lambda: (x, y, sample_weight))
 
 
-def mixed_outputs(mixing, mixing_steps: int | None, data_seed: int, outputs, x, y, step, replica=0):
-    """Returns the mixtures of a model's outputs on the clean images of a training's step.
-
-    Args:
-        mixing: a `Mixup` or `CutMix`; None for no mixing.
-        mixing_steps: as in `virtual_samples`.
-        data_seed: likewise.
-        outputs: float32 tensor (B, C), of the clean images.
-        x: the clean images.
-        y: their labels, rows.
-        step: as in `virtual_samples`.
-        replica: likewise.
-
-    Returns:
-        float32 tensor (B, C).
-    """
-    if mixing is None:
-        return outputs
+def mix_batch_outputs(
+    mixing, mixing_steps: int | None, data_seed: int, outputs, x, y, step, replica=0
+) -> tf.Tensor:
+    """Mixes a model's outputs (B, C) on the clean images as `mix_batch` mixes the images."""
 
     def mix():
-        seed = step_seed(data_seed, MIXING, step, replica)
-        return mixing.mix_outputs(outputs, x, y, seed=seed)
+        return mixing.mix_outputs(outputs, x, y, seed=step_seed(data_seed, MIXING, step, replica))
 
     if mixing_steps is None:
         return mix()
@@ -280,18 +244,18 @@ def _as_floats(values) -> tf.Tensor:
     return values if values.dtype.is_floating else tf.cast(values, tf.float32)
 
 
-def _check_rows(x, y) -> None:
+def _check_labels(x, y) -> None:
     if y.shape.rank != 2:
         raise InputError(
-            f"labels of shape {tuple(y.shape)} can't be mixed: they must be rows (B, C); "
-            "make integers one-hot first, as with keras.ops.one_hot(labels, num_classes)"
+            f"labels of shape {tuple(y.shape)} can't be mixed: they must be one-hot or soft labels "
+            "(B, C); convert integers with keras.ops.one_hot(labels, num_classes)"
         )
     if None not in (x.shape[0], y.shape[0]) and x.shape[0] != y.shape[0]:
         raise InputError(f"there are {x.shape[0]} samples and {y.shape[0]} labels")
 
 
 def _weighted_sum(values, partners, weights) -> tf.Tensor:
-    """The sums of each sample's and its partners' values, (B, ...)."""
+    """Returns the weighted sums of each sample's and its partners' values, (B, ...)."""
     shape = tf.concat([tf.shape(weights)[:1], [1] * (values.shape.rank - 1)], axis=0)
     total = 0.0
     for k in range(weights.shape[1]):
@@ -300,15 +264,15 @@ def _weighted_sum(values, partners, weights) -> tf.Tensor:
     return tf.ensure_shape(total, values.shape)
 
 
-def _between(centre, side, size) -> tf.Tensor:
-    """Which pixels of a row the box covers, bool (B, size).
+def _is_within(center, side, size) -> tf.Tensor:
+    """Returns which pixels along an axis the box covers, bool (B, size).
 
     Args:
-        centre: float64 (B, 1), in [0, 1) of the size.
-        side: float64 (B, 1), the box's, likewise.
-        size: scalar integer tensor, pixels.
+        center: float64 (B, 1), in [0, 1) of the size.
+        side: float64 (B, 1), the box's side, in [0, 1] of the size.
+        size: scalar integer tensor, in pixels.
     """
     length = tf.floor(side * tf.cast(size, tf.float64))
-    first = tf.floor(centre * tf.cast(size, tf.float64)) - tf.floor(length / 2)
+    first = tf.floor(center * tf.cast(size, tf.float64)) - tf.floor(length / 2)
     pixel = tf.cast(tf.range(size), tf.float64)[None]
     return (pixel >= first) & (pixel < first + length)

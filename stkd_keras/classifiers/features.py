@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from stkd_keras.classifiers.folding import feeds_folded_normalization
+from stkd_keras.classifiers.folding import feeds_folded_normalization, graph_nodes
 from stkd_keras.classifiers.outputs import has_keras_call
 from stkd_keras.errors import InputError, first_few
 
@@ -18,62 +18,65 @@ def with_features(
     layer_names: Mapping[str, str] | None = None,
     role: str = "model",
 ) -> keras.Model:
-    """Makes inner outputs of a model available beside its own.
+    """Returns a model that also returns inner outputs.
 
     Args:
-        model: a functional or Sequential model, built.
-        names: the features: names of layers, of which the outputs are meant, or "embedding" also
-            where no layer is called so: what the last dense layer receives.
-        layer_names: where a feature has another name than its layer: the layer's, by the feature's.
+        model: a built functional or Sequential model.
+        names: the features: names of layers, or "embedding", which also stands for the input of
+            the last dense layer.
+        layer_names: dict from a feature's name to its layer's, where they differ.
         role: "student" or "teacher", for errors.
 
     Returns:
-        A model of the same layers and inputs that gives a dict: "outputs", what the model gives,
-        and each name with its tensor.
-
-    Raises:
-        InputError: where the model has no graph to take features from, or no such layer.
+        A model with the same layers and inputs that returns a dict of "outputs" and the features.
     """
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if not getattr(graph, "outputs", None) or not has_keras_call(model):
         raise InputError(
-            f"the {role} {model.name!r} has no graph to take features from; make it with Keras's "
-            "functional API, or choose a method that needs the logits only"
+            f"the {role} {model.name!r} has no graph to take features from; build it with Keras's "
+            "functional API, or choose a method that needs only the logits"
         )
     layers = {layer.name: layer for layer in graph.layers}
     tensors = {}
     for name in names:
         wanted = (layer_names or {}).get(name, name)
         if wanted in layers:
-            tensors[name] = _output(layers[wanted], role)
+            tensors[name] = _output(graph, layers[wanted], role)
         elif wanted == "embedding" and (head := _head(graph)) is not None:
-            tensors[name] = head.input
+            (node,) = _calls(graph, head)
+            tensors[name] = node.input_tensors[0]
         else:
             nearest = difflib.get_close_matches(wanted, layers, n=3) or list(layers)
             raise InputError(
                 f"the {role} {model.name} has no layer {wanted!r} (but {first_few(nearest, 5)}); "
-                f"say which one gives the feature {name!r}: {role}_features, "
-                f"--{role}_features={name}=LAYER"
+                f"name the layer of the feature {name!r} in {role}_features"
             )
     return keras.Model(
         graph.inputs[0], {OUTPUTS: graph.outputs[0], **tensors}, name=f"{model.name}_features"
     )
 
 
-def _output(layer: keras.layers.Layer, role: str):
-    if len(layer._inbound_nodes) != 1 or not isinstance(layer.output, keras.KerasTensor):
+def _output(graph, layer: keras.layers.Layer, role: str):
+    calls = _calls(graph, layer)
+    if len(calls) != 1 or len(calls[0].outputs) != 1:
         raise InputError(
-            f"the layer {layer.name!r} of the {role} doesn't give one tensor once; name another"
+            f"the layer {layer.name!r} of the {role} doesn't return exactly one tensor; name "
+            "another"
         )
     if feeds_folded_normalization(layer):
         raise InputError(
-            f"the layer {layer.name!r} of the {role} has taken in the normalisation behind it; "
-            "name that, or the activation"
+            f"the normalization after the layer {layer.name!r} of the {role} was folded into it; "
+            "name the normalization or the activation"
         )
-    return layer.output
+    return calls[0].outputs[0]
+
+
+def _calls(graph, layer: keras.layers.Layer) -> list:
+    # A loaded Sequential model's layers also have nodes of graphs that it no longer uses.
+    return [node for node in graph_nodes(graph) if node.operation is layer]
 
 
 def _head(graph) -> keras.layers.Layer | None:
-    """The last dense layer, if there is one."""
+    """Returns the last dense layer, if there is one."""
     dense = [layer for layer in graph.layers if isinstance(layer, keras.layers.Dense)]
     return dense[-1] if dense else None

@@ -49,10 +49,12 @@ def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
         How many normalisations were folded, and how many there are.
     """
     graphs = list(_graphs(model))
-    calls = collections.Counter(id(node.operation) for graph in graphs for node in _nodes(graph))
+    calls = collections.Counter(
+        id(node.operation) for graph in graphs for node in graph_nodes(graph)
+    )
     folded = 0
     for graph in graphs:
-        nodes = _nodes(graph)
+        nodes = graph_nodes(graph)
         producers = {id(t): node.operation for node in nodes for t in node.outputs}
         uses = collections.Counter(
             id(t) for tensors in [graph.outputs, *(n.input_tensors for n in nodes)] for t in tensors
@@ -86,6 +88,11 @@ def feeds_folded_normalization(layer: keras.layers.Layer) -> bool:
     )
 
 
+def graph_nodes(graph) -> list:
+    """Returns the calls of layers that a functional graph consists of."""
+    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+
+
 def _graphs(model, seen=None):
     """The functional graphs of a model and of those nested in it, each once."""
     seen = set() if seen is None else seen
@@ -97,10 +104,6 @@ def _graphs(model, seen=None):
     for operation in graph.operations:
         if isinstance(operation, keras.Model):
             yield from _graphs(operation, seen)
-
-
-def _nodes(graph) -> list:
-    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
 def _is_plain_normalization(layer) -> bool:

@@ -89,13 +89,14 @@ def logits_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """
     kind = resolve_outputs(model, "auto", "student")
 
-    def logits(x):
-        outputs = model(x, training=False)
-        if kind == "probabilities":
-            return logits_of_probabilities(outputs)
-        return tf.cast(outputs, tf.float32)
+    return lambda x: as_logits(model(x, training=False), kind)
 
-    return logits
+
+def as_logits(outputs, kind: str) -> tf.Tensor:
+    """Returns float32 logits for outputs of a kind that `resolve_outputs` found."""
+    if kind == "probabilities":
+        return logits_of_probabilities(outputs)
+    return tf.cast(outputs, tf.float32)
 
 
 def input_shape(model: keras.Model) -> tuple | None:

@@ -12,7 +12,7 @@ from stkd_keras import data, experiment, recipes
 from stkd_keras.cli import loading, train_flags  # noqa: F401
 from stkd_keras.distillation.checks import check_settings, check_soft_target
 from stkd_keras.distribution import is_chief, largest_batch, make_strategy
-from stkd_keras.distribution.strategy import check_batch_size, refuse_what_keras_cannot_do
+from stkd_keras.distribution.strategy import check_batch_size, check_compile_options
 from stkd_keras.errors import InputError
 from stkd_keras.teacher.recording import check_recording
 from stkd_keras.training.settings import RunSettings
@@ -84,7 +84,7 @@ def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
     strategy = make_strategy(FLAGS.distribute, FLAGS.logical_devices)
     if strategy is None:
         return tf.distribute.get_strategy()
-    refuse_what_keras_cannot_do(strategy, None, FLAGS.steps_per_execution, "auto")
+    check_compile_options(strategy, None, FLAGS.steps_per_execution, "auto")
     check_batch_size("--batch_size", settings.batch_size, strategy)
     if not is_chief(strategy):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

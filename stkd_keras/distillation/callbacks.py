@@ -1,4 +1,4 @@
-"""Callbacks that make Keras's own do what their users mean."""
+"""Makes ModelCheckpoint save only the student."""
 
 import keras
 
@@ -6,10 +6,10 @@ from stkd_keras.distribution.replicas import average_batch_statistics
 
 
 class SaveTheStudent(keras.callbacks.Callback):
-    """Has every ModelCheckpoint write the student, a plain Keras model.
+    """Makes every ModelCheckpoint save the student, a plain Keras model.
 
-    It goes before the others: where there are several replicas, their batch statistics are
-    averaged before any other callback sees the end of the epoch.
+    It must run before the other callbacks, because it averages the batch statistics of the
+    replicas at the end of each epoch.
 
     Args:
         callbacks: the callbacks of this `fit`.
@@ -20,21 +20,18 @@ class SaveTheStudent(keras.callbacks.Callback):
         self._checkpoints = [c for c in callbacks if isinstance(c, keras.callbacks.ModelCheckpoint)]
 
     def on_train_begin(self, logs=None):
-        """Points the checkpoints at the student."""
         for checkpoint in self._checkpoints:
             checkpoint.set_model(_Student(self.model))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Averages batch statistics."""
         average_batch_statistics(self.model)
 
     def on_train_end(self, logs=None):
-        """Averages batch statistics."""
         average_batch_statistics(self.model)
 
 
 class _Student:
-    """What ModelCheckpoint takes for the model: the distiller, of which the student is saved."""
+    """Stands for the distiller in ModelCheckpoint, but saves the student."""
 
     def __init__(self, distiller):
         self._distiller = distiller

@@ -1,37 +1,28 @@
-"""What the distiller refuses before anything is trained."""
+"""Checks of the distiller's arguments and data."""
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import compatible, input_shape
+from stkd_keras.distribution.strategy import check_compile_options
 from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.methods.base import feature_names
 from stkd_keras.teacher.recorded import RecordedTeacher
 
-# Names of what else `fit` logs.
-_TAKEN = {"loss", "soft_loss", "label_loss", "teacher_agreement"}
-
-
 SOFT_TARGETS = ("virtual", "mixed")
+# The names that `fit` logs other values under.
+_LOGGED = {"loss", "soft_loss", "label_loss", "teacher_agreement"}
 
 
 def check_settings(
-    mixing,
-    mixing_steps,
-    temperature,
-    soft_weight,
-    label_weight,
-    has_terms: bool = False,
+    mixing, mixing_steps, temperature, soft_weight, label_weight, has_terms: bool = False
 ) -> None:
-    """Refuses arguments of the distiller that are outside their ranges.
-
-    Raises:
-        InputError: with what was given, what was expected, and what to do.
-    """
+    """Raises InputError if an argument of the distiller is out of range."""
     if mixing is not None and (isinstance(mixing, type) or not callable(mixing)):
         raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
     if mixing_steps is not None and not 0 <= mixing_steps < 2**63:
@@ -53,11 +44,7 @@ def check_settings(
 
 
 def check_soft_target(soft_target: str, mixing) -> None:
-    """Refuses targets that the rest of a distiller's settings doesn't allow.
-
-    Raises:
-        InputError: likewise.
-    """
+    """Raises InputError for an unknown soft target or one that needs another mixing."""
     if soft_target not in SOFT_TARGETS:
         raise unknown_name("soft target", str(soft_target), SOFT_TARGETS)
     if soft_target == "mixed" and mixing is None:
@@ -71,12 +58,17 @@ def check_soft_target(soft_target: str, mixing) -> None:
         )
 
 
-def check_student(student) -> None:
-    """Refuses what can't be a student.
+def check_has_teacher(teacher, soft_weight: float) -> None:
+    """Raises InputError if the soft loss counts, but there is no teacher."""
+    if teacher is None and soft_weight > 0:
+        raise InputError(
+            f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
+            "soft_weight=0 to train without one"
+        )
 
-    Raises:
-        InputError: likewise.
-    """
+
+def check_student(student) -> None:
+    """Raises InputError unless the student is a Keras model with one output."""
     if not isinstance(student, keras.Model):
         raise InputError(
             f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
@@ -89,36 +81,118 @@ def check_student(student) -> None:
 
 
 def check_teacher(teacher, student: keras.Model, num_classes: int | None) -> None:
-    """Refuses a teacher that doesn't fit the student.
-
-    Args:
-        teacher: a FrozenTeacher.
-        student: the built student.
-        num_classes: the student's number of classes.
-
-    Raises:
-        InputError: likewise.
-    """
+    """Raises InputError if a frozen or recorded teacher doesn't fit the built student."""
     if None not in (teacher.num_classes, num_classes) and teacher.num_classes != num_classes:
         raise InputError(
             f"the student has {num_classes} classes and the teacher {teacher.num_classes}, but "
-            "both must have the same, in the same order; FrozenTeacher's class_indices pick and "
+            "both must have the same, in the same order; FrozenTeacher's class_indices select and "
             "order the teacher's"
         )
     mine, its = input_shape(student), teacher.input_shape
     if mine and its and not compatible(mine, its):
         raise InputError(
-            f"the student takes inputs of shape {mine} and the teacher {its}, but both see the "
+            f"the student takes inputs of shape {mine} and the teacher {its}, but both receive the "
             "same virtual samples; give one of them a keras.layers.Resizing"
         )
 
 
-def check_inputs(x, student: keras.Model) -> None:
-    """Refuses a batch of inputs that the student doesn't take.
+def check_terms(terms: Sequence[keras.layers.Layer], teacher, mixing) -> None:
+    """Raises InputError for loss terms that the other arguments don't allow."""
+    names = [term.name for term in terms if isinstance(term, DistillationTerm)]
+    for term in terms:
+        if not isinstance(term, DistillationTerm):
+            raise InputError(
+                f"terms has {term!r}, but must hold layers of stkd_keras.methods, or of other "
+                "subclasses of its DistillationTerm"
+            )
+        if term.name in _LOGGED or names.count(term.name) > 1:
+            raise InputError(
+                f"a term is called {term.name!r}, like another logged value; pass it name="
+            )
+        if teacher is None:
+            raise InputError(f"{term.name} compares with a teacher, but there is none; pass one")
+        if mixing is not None and term.refuses_mixing:
+            raise InputError(
+                f"{term.name} isn't defined on mixed images: {term.refuses_mixing}; pass "
+                "mixing=None, or choose another method"
+            )
+    needed = feature_names(terms)
+    if needed and isinstance(teacher, RecordedTeacher):
+        raise InputError(
+            f"the recording {teacher.path} holds the teacher's logits, but {', '.join(names)} "
+            f"needs its {', '.join(needed)}; pass the teacher itself"
+        )
 
-    Raises:
-        InputError: likewise.
+
+def check_compile(
+    strategy: tf.distribute.Strategy,
+    terms: Sequence[DistillationTerm],
+    optimizer,
+    loss=None,
+    loss_weights=None,
+    steps_per_execution=1,
+    jit_compile="auto",
+    **_: Any,
+) -> None:
+    """Raises InputError for arguments of `compile` that the distiller or Keras doesn't support."""
+    if loss is not None or loss_weights is not None:
+        given = f"loss={loss!r}" if loss is not None else f"loss_weights={loss_weights!r}"
+        raise InputError(
+            f"compile received {given}, but the method determines the losses: the soft loss and "
+            "the cross-entropy with the mixed labels; leave it out, and set soft_weight and "
+            "label_weight"
+        )
+    check_compile_options(strategy, optimizer, steps_per_execution, jit_compile)
+    for term in terms:
+        if term.needs_one_replica and strategy.num_replicas_in_sync > 1:
+            raise InputError(
+                f"{term.name} keeps a memory of all images, and can't be trained on several "
+                "replicas; train on one device"
+            )
+
+
+def check_training_data(
+    x,
+    batch_size: int | None,
+    validation_split: float,
+    student: keras.Model,
+    strategy: tf.distribute.Strategy,
+    step: int,
+) -> None:
+    """Raises InputError for data that `fit` can't train on; warns of a small last batch.
+
+    Args:
+        x: what `fit` received.
+        batch_size: what `fit` received.
+        validation_split: what `fit` received.
+        student: the student.
+        strategy: the strategy of the distiller.
+        step: the number of batches trained on.
     """
+    check_not_empty(x)
+    replicas = strategy.num_replicas_in_sync
+    if replicas > 1:
+        _check_first_batch(x, batch_size, validation_split, replicas)
+    _warn_of_small_last_batch(x, batch_size, validation_split, student, replicas)
+    if getattr(x, "first_step", step) != step:  # Set by RecordedTeacher.attach.
+        raise InputError(
+            f"the recorded batches begin with step {x.first_step}, but the next step is {step}; "
+            f"pass attach a pipeline with start_step={step}"
+        )
+
+
+def check_not_empty(x) -> None:
+    """Raises InputError if an array or a data set is known to be empty."""
+    if isinstance(x, tf.data.Dataset):
+        is_empty = int(x.cardinality()) == 0
+    else:
+        is_empty = hasattr(x, "shape") and len(x.shape) > 0 and x.shape[0] == 0
+    if is_empty:
+        raise InputError("the data are empty; give at least one batch")
+
+
+def check_inputs(x, student: keras.Model) -> None:
+    """Raises InputError if the student doesn't take inputs of this shape."""
     shape = input_shape(student)
     if shape and not compatible(tuple(x.shape[1:]), shape):
         raise InputError(
@@ -126,25 +200,31 @@ def check_inputs(x, student: keras.Model) -> None:
         )
 
 
-def warn_of_a_small_last_batch(
+def _check_first_batch(x, batch_size: int | None, validation_split: float, replicas: int) -> None:
+    # In stkd_keras.data, the first batch can be one of an epoch's last two, which are smaller.
+    source = getattr(x, "source", None)
+    size = getattr(x, "batch_size", None) or getattr(source, "batch_size", None)
+    if not size and isinstance(x, tf.data.Dataset):
+        first = next(iter(x.take(1)), None)
+        size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
+    elif not size and getattr(x, "shape", None):
+        size = min(batch_size or 32, int(x.shape[0] * (1 - validation_split)))
+    if size is not None and size % replicas:
+        raise InputError(
+            f"the first batch has {size} examples, which don't split evenly over {replicas} "
+            f"replicas; choose a batch size that is a multiple of {replicas}"
+        )
+
+
+def _warn_of_small_last_batch(
     x, batch_size: int | None, validation_split: float, student: keras.Model, replicas: int
 ) -> None:
-    """Warns where batch normalisation would see an epoch's last batch with next to nothing in it.
-
-    With 4 of 900 images in it a student lost 4 points (docs/decisions/0005).
-
-    Args:
-        x: what was passed to `fit`: an array, or something else, which isn't looked at.
-        batch_size: what was passed to `fit`.
-        validation_split: what was passed to `fit`.
-        student: the student.
-        replicas: what a batch size has to be a multiple of.
-    """
+    # With 4 of 900 images in the last batch, a student lost 4 points (docs/decisions/0005).
     normalizes = any(
         isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for layer in student._flatten_layers()
     )
-    if not normalizes or not getattr(x, "shape", ()):
+    if not normalizes or not getattr(x, "shape", None):
         return
     count, size = int(x.shape[0] * (1 - validation_split)), batch_size or 32
     if count < size or not 0 < count % size < size / 4:
@@ -154,92 +234,6 @@ def warn_of_a_small_last_batch(
     left = count % better or better
     warnings.warn(
         f"{count:,} examples in batches of {size} leave a last batch of {count % size}, too few "
-        f"for batch normalisation; with batch_size={better} the last batch has {left}",
-        stacklevel=3,
+        f"for batch normalization; with batch_size={better} the last batch has {left}",
+        stacklevel=4,
     )
-
-
-def check_terms(terms: Sequence[keras.layers.Layer], teacher, mixing) -> None:
-    """Refuses terms that the rest of a distiller's settings doesn't allow.
-
-    Raises:
-        InputError: with what was given, what was expected, and what to do.
-    """
-    names = [term.name for term in terms if isinstance(term, DistillationTerm)]
-    for term in terms:
-        if not isinstance(term, DistillationTerm):
-            raise InputError(
-                f"terms has {term!r}, but must hold layers of stkd_keras.methods, or others that "
-                "subclass its DistillationTerm"
-            )
-        if term.name in _TAKEN or names.count(term.name) > 1:
-            raise InputError(
-                f"a term is called {term.name!r}, as something else that is logged; pass it name="
-            )
-        if teacher is None:
-            raise InputError(f"{term.name} compares with a teacher, but there is none; pass one")
-        if mixing is not None and term.refuses_mixing:
-            raise InputError(
-                f"{term.name} isn't defined on mixed images: {term.refuses_mixing}; leave mixing "
-                "out (mixing=None, --mixing=none), or choose another method"
-            )
-    needed = feature_names(terms)
-    if needed and isinstance(teacher, RecordedTeacher):
-        raise InputError(
-            f"the recording {teacher.path} holds the teacher's logits, but {', '.join(names)} "
-            f"needs its {', '.join(needed)}; take the teacher itself (without --replay)"
-        )
-
-
-def check_not_empty(x) -> None:
-    """Refuses data that are known to be empty.
-
-    Args:
-        x: what was passed to `fit` or `evaluate`: an array, a tf.data.Dataset, or anything else.
-
-    Raises:
-        InputError: where there is no example.
-    """
-    if isinstance(x, tf.data.Dataset):
-        is_empty = int(x.cardinality()) == 0
-    else:
-        is_empty = hasattr(x, "shape") and len(x.shape) > 0 and x.shape[0] == 0
-    if is_empty:
-        raise InputError("the data are empty; give at least one batch")
-
-
-def check_first_batch(
-    x, batch_size: int | None, validation_split: float, strategy: tf.distribute.Strategy
-) -> None:
-    """Refuses training data whose full batches don't split evenly over the replicas.
-
-    Args:
-        x: what was passed to `fit`: an array, a tf.data.Dataset, or anything else.
-        batch_size: what was passed to `fit`.
-        validation_split: what was passed to `fit`.
-        strategy: the strategy of the model.
-
-    Raises:
-        InputError: with the numbers, and what to change.
-    """
-    replicas = strategy.num_replicas_in_sync
-    if replicas == 1:
-        return
-    # What `stkd_keras.data` cuts can begin with one of an epoch's last two batches.
-    given = getattr(x, "batch_size", None) or getattr(
-        getattr(x, "source", None), "batch_size", None
-    )
-    if given:
-        size = given
-    elif isinstance(x, tf.data.Dataset):
-        first = next(iter(x.take(1)), None)
-        size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
-    elif hasattr(x, "shape") and len(x.shape) > 0:
-        size = min(batch_size or 32, int(x.shape[0] * (1 - validation_split)))
-    else:
-        size = None
-    if size is not None and size % replicas:
-        raise InputError(
-            f"the first batch has {size} examples, which don't split evenly over {replicas} "
-            f"replicas; choose a batch size that is a multiple of {replicas}"
-        )

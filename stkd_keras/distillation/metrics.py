@@ -1,17 +1,16 @@
-"""Metrics of class indices, on labels that are rows."""
+"""Keras metrics for soft labels."""
 
 import keras
 
 
-def on_rows(metrics):
-    """Makes the sparse metrics among those of `compile` take labels that are rows.
+def adapt_sparse_metrics(metrics):
+    """Adapts the sparse metrics among those of `compile` to one-hot or soft labels.
 
     Args:
-        metrics: None, or a metric, a name, a function, or a list or dict of them.
+        metrics: None, or a metric, a name, a function, or a list or dict of these.
 
     Returns:
-        The same structure, in which each sparse metric receives the index of the heaviest class
-        of the label. Names stay what they were.
+        The same structure. Names stay the same.
     """
     if metrics is None:
         return None
@@ -20,7 +19,7 @@ def on_rows(metrics):
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class OnHeaviestClass(keras.metrics.Metric):
-    """A sparse metric that receives the index of the heaviest class of each label.
+    """Passes the class with the largest share of each label (B, C) to a sparse metric.
 
     Args:
         metric: a metric of integer labels: an instance, a name, or a function.
@@ -33,28 +32,23 @@ class OnHeaviestClass(keras.metrics.Metric):
         super().__init__(name=name or (metric if isinstance(metric, str) else resolved.name))
         self.metric = resolved
         if hasattr(resolved, "_direction"):
-            # By this Keras's callbacks see whether more of it is better.
+            # Keras's callbacks read it to see whether more is better.
             self._direction = resolved._direction
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Takes labels of shape (B, C)."""
         self.metric.update_state(keras.ops.argmax(y_true, axis=-1), y_pred, sample_weight)
 
     def result(self):
-        """Returns the metric's own result."""
         return self.metric.result()
 
     def reset_state(self):
-        """Resets the metric."""
         self.metric.reset_state()
 
     def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
         return {"metric": keras.saving.serialize_keras_object(self.metric), "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict) -> "OnHeaviestClass":
-        """Makes it anew from what `get_config` returned."""
         return cls(keras.saving.deserialize_keras_object(config["metric"]), name=config["name"])
 
 

@@ -1,55 +1,164 @@
-"""What the distiller does with further terms of its loss, the layers of `stkd_keras.methods`."""
+"""The training loss: label loss, soft loss and loss terms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import tensorflow as tf
 
+from stkd_keras.classifiers.features import OUTPUTS, with_features
+from stkd_keras.distillation.pretraining import pretraining_steps, stage_loss, stage_name
+from stkd_keras.labels import normalize_soft_labels
+from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods import DistillationTerm
+from stkd_keras.methods.base import feature_names
+
+# What `fit` logs if the data have no labels.
+LOGGED_WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 
 
-def build_terms(
+class Objective:
+    """Computes the losses of a batch and tracks each with a metric.
+
+    Args:
+        temperature: float.
+        soft_weight: float.
+        label_weight: float.
+        terms: loss terms.
+        has_teacher: whether there is a soft loss.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        soft_weight: float,
+        label_weight: float,
+        terms: Sequence[DistillationTerm],
+        has_teacher: bool,
+    ):
+        self.soft_weight, self.label_weight, self.terms = soft_weight, label_weight, terms
+        self._soft_loss = SoftTargetLoss(temperature)
+        self._cross_entropy = keras.losses.CategoricalCrossentropy(
+            from_logits=True, dtype="float32", name="label_loss"
+        )
+        names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if has_teacher else [])
+        names += [term.name for term in terms]
+        names += [stage_name(term) for term in terms if term.pretraining_steps]
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+
+    def label_loss(self, logits, soft_labels, sample_weight) -> tf.Tensor:
+        """Returns the cross-entropy with the labels, a scalar."""
+        soft_labels, weights = normalize_soft_labels(soft_labels, sample_weight)
+        return _scalar(self._cross_entropy(soft_labels, logits, weights))
+
+    def training_loss(self, student, targets, sample_weight) -> tf.Tensor:
+        """Returns the weighted sum of all losses, a scalar.
+
+        Args:
+            student: dict of float32 tensors: "logits" (B, C) and the features that terms need.
+            targets: dict of "labels" (B, C), "step", "index" (B,) if a term needs it, and
+                "teacher", a dict like `student`, if there is a teacher.
+            sample_weight: None, (B,) or (B, 1).
+        """
+        labels, teacher = targets["labels"], targets.get("teacher")
+        size = tf.shape(labels)[0]
+        loss = self.label_loss(student["logits"], labels, sample_weight)
+        self._track("label_loss", loss, size)
+        total = self.label_weight * loss
+        if not teacher:
+            return total
+        loss = _scalar(self._soft_loss(teacher["logits"], student["logits"], sample_weight))
+        self._track("soft_loss", loss, size)
+        total += self.soft_weight * loss
+        agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
+        self.trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
+        return self._add_terms(total, student, targets, sample_weight)
+
+    def _add_terms(self, total, student, targets, sample_weight):
+        """Adds the terms; during pretraining, returns the losses of that stage instead."""
+        labels, step = targets["labels"], targets["step"]
+        size = tf.shape(labels)[0]
+        inputs = student, targets["teacher"], labels, sample_weight
+        pretraining = 0.0
+        for term in self.terms:
+            index = {"index": targets["index"]} if term.needs_index else {}
+            loss = term_loss(term, term, *inputs, training=True, **index)
+            self._track(term.name, loss, size)
+            if not term.only_in_pretraining:
+                total += term.weight * loss
+            if term.pretraining_steps:
+                if not term.only_in_pretraining:
+                    loss = stage_loss(
+                        term, step, lambda t=term: term_loss(t.pretraining_loss, t, *inputs)
+                    )
+                self._track(stage_name(term), loss, size)
+                pretraining += loss
+        steps = pretraining_steps(self.terms)
+        return tf.where(step < steps, pretraining, total) if steps else total
+
+    def _track(self, name: str, loss, size) -> None:
+        # Keras divides losses by the number of replicas, so that their sum is the batch's.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self.trackers[name].update_state(loss * replicas, sample_weight=size)
+
+
+def connect_terms(
     terms: Sequence[DistillationTerm],
-    student_shapes: dict[str, tf.TensorShape],
-    teacher_shapes: dict[str, tf.TensorShape],
+    student: keras.Model,
+    teacher,
+    student_features: Mapping[str, str],
+    teacher_features: Mapping[str, str],
     num_classes: int,
-) -> None:
-    """Makes the terms' adapters for features of these shapes, each (None, ...)."""
+) -> tuple[Callable, dict[str, tf.TensorShape], Callable, dict[str, tf.TensorShape]]:
+    """Builds the terms for the features of student and teacher.
+
+    Returns:
+        The student with the features that the terms need as outputs, their shapes, and the same
+        of the teacher. The shapes include "outputs" of the student, and "logits" of the teacher.
+    """
+    logits = tf.TensorShape([None, num_classes])
+    student_shapes, teacher_shapes = {OUTPUTS: logits}, {"logits": logits}
+    names = feature_names(terms)
+    if names:
+        student = with_features(student, names, student_features, "student")
+        student_shapes = {n: tf.TensorShape(tensor.shape) for n, tensor in student.output.items()}
+        teacher, shapes = teacher.with_features(names, teacher_features)
+        teacher_shapes = {**shapes, "logits": logits}
     for term in terms:
         if not term.built:
             mine, its = (
                 {name: tuple(shapes[name]) for name in term.features}
-                for shapes in (student_shapes, teacher_shapes)
+                for shapes in ({**student_shapes, "logits": logits}, teacher_shapes)
             )
             term.build(mine, its, (None, num_classes))
+    return student, student_shapes, teacher, teacher_shapes
 
 
-def loss_of(
-    function,
+def term_loss(
+    function: Callable,
     term: DistillationTerm,
     student: dict[str, tf.Tensor],
     teacher: dict[str, tf.Tensor],
-    labels: tf.Tensor,
+    soft_labels: tf.Tensor,
     sample_weight,
     **kwargs,
 ) -> tf.Tensor:
-    """Computes a term, scaled for distribution as Keras's losses are.
+    """Computes a term's loss, a scalar scaled for distribution as Keras's losses are.
 
     Args:
         function: the term, or its `pretraining_loss`.
         term: the term.
         student: float32 tensors by name.
-        teacher: likewise.
-        labels: rows (B, C).
-        sample_weight: None, or (B,) or (B, 1); of a loss of pairs or batches there is none.
-        **kwargs: of the term's call: `training`, and `index` where the term needs it.
-
-    Returns:
-        A scalar; 0 for an empty batch.
+        teacher: float32 tensors by name.
+        soft_labels: (B, C).
+        sample_weight: None, (B,) or (B, 1); ignored by losses of pairs or batches.
+        **kwargs: further arguments of the term's call.
     """
-    student, teacher = ({n: given[n] for n in term.features} for given in (student, teacher))
+    student, teacher = (
+        {name: outputs[name] for name in term.features} for outputs in (student, teacher)
+    )
 
     def compute():
-        values = function(student, teacher, labels, **kwargs)
+        values = function(student, teacher, soft_labels, **kwargs)
         if values.shape.rank and sample_weight is not None:
             values *= tf.reshape(tf.cast(sample_weight, values.dtype), [-1])
         return tf.reduce_mean(values)
@@ -57,5 +166,10 @@ def loss_of(
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
         return compute()
-    loss = tf.cond(tf.shape(labels)[0] > 0, compute, lambda: tf.constant(0.0))
+    loss = tf.cond(tf.shape(soft_labels)[0] > 0, compute, lambda: tf.constant(0.0))
     return loss / replicas
+
+
+def _scalar(loss) -> tf.Tensor:
+    # Keras returns the loss of an empty batch, which a replica can get, unreduced.
+    return tf.reduce_sum(loss)

@@ -1,6 +1,6 @@
-"""The stage before training that some methods have."""
+"""The pretraining stage that some methods have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -9,29 +9,47 @@ from stkd_keras.distribution.replicas import assign
 from stkd_keras.methods import DistillationTerm, PretrainedTerm
 
 
-def hold_still(terms: Sequence[DistillationTerm], student: keras.Model, step: tf.Tensor):
-    """Remembers what a step mustn't change, though weight decay and momentum would.
+def pretraining_steps(terms: Sequence[DistillationTerm]) -> int:
+    """Returns the number of pretraining steps, 0 without pretraining."""
+    return max([term.pretraining_steps for term in terms], default=0)
 
-    Args:
-        terms: the terms.
-        student: the student, which no stage but its own changes.
-        step: scalar integer tensor.
 
-    Returns:
-        A function to call when the step is done.
+def highest_learning_rate(terms: Sequence[DistillationTerm]) -> float | None:
+    """Returns the upper bound on the learning rate during pretraining, or None."""
+    rates = [term.highest_pretraining_learning_rate for term in terms]
+    return min([rate for rate in rates if rate is not None], default=None)
+
+
+def stage_name(term: DistillationTerm) -> str:
+    """Returns the name under which the loss of a term's stage is logged."""
+    return f"{term.name}_pretraining"
+
+
+def stage_loss(term: DistillationTerm, step: tf.Tensor, compute: Callable) -> tf.Tensor:
+    """Returns the loss of a term's stage, and 0 once the stage is over."""
+    return tf.cond(step < term.pretraining_steps, compute, lambda: tf.constant(0.0))
+
+
+def freeze_during_stage(
+    terms: Sequence[DistillationTerm], student: keras.Model, step: tf.Tensor
+) -> Callable[[], None]:
+    """Returns a function that undoes the changes of a step to frozen variables.
+
+    The student is frozen during a stage that trains something else, and that is frozen
+    afterwards. Otherwise, weight decay and momentum would still change them.
     """
     pretrained = [t for t in terms if isinstance(t, PretrainedTerm) and t.pretraining_steps]
-    held: list[tuple[keras.Variable, tf.Tensor, tf.Tensor]] = []
+    frozen: list[tuple[keras.Variable, tf.Tensor, tf.Tensor]] = []
     if pretrained and not any(term.pretrains_student for term in pretrained):
-        in_stage = step < max(term.pretraining_steps for term in pretrained)
-        held += [(v, in_stage, tf.identity(v)) for v in student.variables]
+        in_stage = step < pretraining_steps(pretrained)
+        frozen += [(v, in_stage, tf.identity(v)) for v in student.variables]
     for term in pretrained:
         is_over = step >= term.pretraining_steps
         for layer in term.pretrained_layers:
-            held += [(v, is_over, tf.identity(v)) for v in layer.variables]
+            frozen += [(v, is_over, tf.identity(v)) for v in layer.variables]
 
-    def release() -> None:
-        values = [tf.where(holds, before, v) for v, holds, before in held]
-        assign([v for v, _, _ in held], values)
+    def restore() -> None:
+        values = [tf.where(is_frozen, before, v) for v, is_frozen, before in frozen]
+        assign([v for v, _, _ in frozen], values)
 
-    return release
+    return restore

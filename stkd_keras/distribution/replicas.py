@@ -36,16 +36,21 @@ def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
 
 
-def first_local_batch(batch, strategy: tf.distribute.Strategy):
+def first_local_batch(iterator, batch, strategy: tf.distribute.Strategy):
     """Returns the batch of this worker's first replica, from which Keras builds the model.
 
     Keras itself would average the replicas' first batches. That fails if their sizes differ, and
     always with several workers (github.com/keras-team/keras/issues/20585 and issues/20329).
     """
+    for _, _, batches in iterator or ():
+        batch = next(batches)
+        break
+    else:
+        return batch
     return keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
 
 
-def call_unless_empty(function, x, outputs):
+def skip_empty_batch(function, x, outputs):
     """Calls a model, except on the empty batch that a replica may get at the end of the data.
 
     On the CPU, TensorFlow's convolution returns a wrong shape for an empty batch, and batch

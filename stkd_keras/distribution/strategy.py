@@ -91,7 +91,7 @@ def check_batch_size(
         )
 
 
-def refuse_what_keras_cannot_do(
+def check_compile_options(
     strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int, jit_compile
 ) -> None:
     """Refuses arguments of `compile` with which Keras fails on several replicas."""

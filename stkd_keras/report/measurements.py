@@ -24,7 +24,7 @@ from stkd_keras.evaluation.scores import (
     score,
     wilson_interval,
 )
-from stkd_keras.mixing import CutMix, Mixup, virtual_samples
+from stkd_keras.mixing import CutMix, Mixup, mix_batch
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.training.sample_panel import NUM_SAMPLES
 
@@ -220,7 +220,7 @@ def _predict_virtual_samples(
     """Predicts at most 10,000 mixtures of shuffled test images."""
     size = min(EVALUATION_BATCH, len(dataset.test))
     steps = -(-min(len(dataset.test), MOST_VIRTUAL_SAMPLES) // size)
-    mix = tf.function(functools.partial(virtual_samples, mixing, None, data_seed))
+    mix = tf.function(functools.partial(mix_batch, mixing, None, data_seed))
 
     def batches() -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
         shuffled = pipeline(dataset, dataset.test, size, data_seed, "none").take(steps)

@@ -13,8 +13,8 @@ from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import compiled
 from stkd_keras.files.locks import claim
 from stkd_keras.files.write_errors import check_folder
-from stkd_keras.labels import label_rows
-from stkd_keras.mixing import virtual_samples
+from stkd_keras.labels import as_soft_labels
+from stkd_keras.mixing import mix_batch
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.teacher.recorded import RecordedTeacher, _mixing_settings, pipeline_source
 from stkd_keras.teacher.recording_file import (
@@ -126,11 +126,11 @@ class _Samples:
 
         def mix(images, labels, step):
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            rows = label_rows(labels, num_classes)
-            return virtual_samples(
-                mixing, mixing_steps, data_seed, tf.cast(images, tf.float32), rows, None, step,
-                replica,
-            )[0]  # fmt: skip
+            labels = as_soft_labels(labels, num_classes)
+            images = tf.cast(images, tf.float32)
+            return mix_batch(mixing, mixing_steps, data_seed, images, labels, None, step, replica)[
+                0
+            ]
 
         self._mix = tf.function(
             lambda batch, step: self._strategy.run(mix, args=(*batch, step)), reduce_retracing=True

@@ -432,7 +432,7 @@ def test_a_last_batch_too_small_for_batch_normalisation_is_warned_of(count, batc
         student = networks.small_convolutional_classifier()
         make(student, networks.small_convolutional_classifier()).fit(x, y, batch_size, verbose=0)
         make().fit(*networks.vectors(count), batch_size, verbose=0)
-    told = [str(each.message) for each in caught if "batch normalisation" in str(each.message)]
+    told = [str(each.message) for each in caught if "batch normalization" in str(each.message)]
     assert len(told) == bool(warned)
     for message in told:
         assert warned in message

@@ -247,7 +247,7 @@ def test_a_layer_that_took_in_its_normalisation_gives_no_feature():
     name = next(x.name for x in model.layers if isinstance(x, keras.layers.Conv2D))
     with_features(model, [name])
     fold_batch_normalization(model)
-    with pytest.raises(InputError, match="taken in the normalisation"):
+    with pytest.raises(InputError, match="was folded into it"):
         with_features(model, [name])
 
 
@@ -292,7 +292,7 @@ REFUSED = {
     ),
     "no index": (
         lambda: distil(m.CRD(40), mixing=None)[0].fit(*networks.images(16), verbose=0),
-        "number of each image",
+        "index of each image",
     ),
     "soft target": (lambda: distil(soft_target="clean"), "'clean'; the nearest known"),
     "mixed of nothing": (lambda: distil(soft_target="mixed", mixing=None), "nothing is mixed"),

@@ -1,0 +1,84 @@
+"""The parts of a training batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from stkd_keras.errors import InputError
+from stkd_keras.methods import DistillationTerm
+from stkd_keras.teacher.recorded import RecordedTeacher
+
+
+class StepCounter:
+    """Hides the step from Keras, so that it isn't one of the weights.
+
+    A callback that restores the best weights must not reset the step.
+    """
+
+    def __init__(self):
+        self.variable = keras.Variable(
+            0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
+        )
+
+
+def as_tensor(x) -> tf.Tensor:
+    """Returns the inputs of a batch as one tensor (B, ...) of known rank."""
+    if isinstance(x, list | tuple) and len(x) == 1:
+        (x,) = x
+    if isinstance(x, np.ndarray):
+        x = tf.convert_to_tensor(x)
+    if not isinstance(x, tf.Tensor):
+        raise InputError(
+            f"a batch has inputs of type {type(x).__name__}, but must have one tensor (B, ...)"
+        )
+    if x.shape.rank is None:
+        raise InputError(
+            "the shape of the inputs is unknown; give the generator an output_signature of "
+            "tf.TensorSpec with shapes"
+        )
+    return x
+
+
+def split_targets(
+    y, teacher, terms: Sequence[DistillationTerm], step: tf.Tensor
+) -> tuple[Any, dict[str, tf.Tensor], tf.Tensor | None]:
+    """Returns the labels of a batch, its image indices as {"index": (B,)}, and recorded logits."""
+    recorded_logits = None
+    if isinstance(teacher, RecordedTeacher):
+        y, recorded_logits = _split_recorded(y, teacher, step)
+    has_index = isinstance(y, dict) and "index" in y
+    needing = [term.name for term in terms if term.needs_index]
+    if needing and not has_index:
+        raise InputError(
+            f"{needing[0]} needs the index of each image; pass fit batches of (images, "
+            '{"labels": labels, "index": indices}), such as those of '
+            "pipeline(..., with_index=True)"
+        )
+    if has_index:
+        return y["labels"], {"index": y["index"]}, recorded_logits
+    return y, {}, recorded_logits
+
+
+def check_has_labels(labels, label_weight: float) -> None:
+    """Raises InputError if the label loss counts, but there are no labels."""
+    if labels is None and label_weight > 0:
+        raise InputError(
+            "the data have no labels; pass batches of (images, labels), with -1 for an unlabeled "
+            "image, or set label_weight=0"
+        )
+
+
+def _split_recorded(y, teacher: RecordedTeacher, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    if not isinstance(y, dict) or "teacher_logits" not in y:
+        raise InputError(
+            f"the teacher is the recording {teacher.path}, but the data don't have its logits; "
+            "pass fit its attach(train_ds)"
+        )
+    step = tf.cast(step, y["step"].dtype)
+    message = "the recorded logits aren't those of step"
+    is_next = tf.debugging.Assert(tf.reduce_all(y["step"] == step), [message, step])
+    with tf.control_dependencies([is_next] if is_next is not None else []):
+        return y["labels"], tf.identity(y["teacher_logits"])

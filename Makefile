@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 .PHONY: demo test test-all test-slow lint docs notebooks clean
 
 demo: $(VENV)/installed
-	$(RUN) train.py --run_dir=runs/demo --overwrite
+	$(RUN) train.py --epochs=10 --teacher_epochs=10 --run_dir=runs/demo --overwrite
 	$(RUN) benchmarks/few_images.py --run=runs/demo
 
 # The unit tests: at most five minutes on two cores.

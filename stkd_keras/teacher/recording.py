@@ -118,6 +118,23 @@ def check_recording(path: str | os.PathLike) -> None:
     check_folder(f"the recording {path}", path.parent)
 
 
+def check_existing_recording(
+    path: str | os.PathLike | None,
+    dataset: tf.data.Dataset,
+    steps: int,
+    mixing,
+    mixing_steps: int | None,
+    data_seed: int,
+) -> None:
+    """Raises an InputError if the file exists and is the recording of another training."""
+    if path is None or not os.path.exists(path):
+        return
+    recorded = RecordedTeacher(path)
+    recorded.check_distiller(mixing, mixing_steps, data_seed)
+    recorded.check_steps(steps)
+    recorded.attach(dataset)
+
+
 class _Samples:
     """The virtual samples of a training, for as many replicas as the strategy has."""
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 from typing import Any
 
-from stkd_keras import recipes
+from stkd_keras import data, recipes
 from stkd_keras.data import AnySplit
 
 # Settings whose values may name files, of which the content counts and not the path.
@@ -98,6 +98,13 @@ class RunSettings:
         """Returns the distiller's arguments, for `steps` batches per epoch."""
         return recipes.distiller_arguments(
             self.method, self.method_settings, train_split, steps, self.data_seed
+        )
+
+    def with_images(self, train_split: AnySplit, batch_size: int, replicas: int) -> "RunSettings":
+        """Adds what is known once the images are loaded."""
+        left_over = data.left_over(train_split, batch_size).get("left_over")
+        return dataclasses.replace(
+            self, images=data.content_hash(train_split), left_over=left_over, replicas=replicas
         )
 
     def recorded_samples(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Sequence
 
 import keras
 
@@ -77,6 +78,12 @@ def say(timing: dict[str, float]) -> None:
         f"{share if timing['teacher_seconds'] else ''}: about {in_words(training_seconds(timing))}"
     )
     print(json.dumps({name: round(value, 6) for name, value in timing.items()}))
+
+
+def say_untrained(teachers: Sequence[str], epochs: int) -> None:
+    """Prints that teachers must be trained before a duration can be estimated."""
+    print(f"{', '.join(teachers)} must be trained first, for {epochs} epochs: rerun after that")
+    print(json.dumps({"teacher_untrained": True, "teacher_epochs": epochs}))
 
 
 def training_seconds(timing: dict[str, float]) -> float:

@@ -24,12 +24,8 @@ from stkd_keras import (
 @pytest.mark.parametrize(
     ("mixing", "softmax", "one_hot", "weighted"),
     [
-        (Mixup(1.0), False, False, False),
-        (Mixup(1.0), True, True, True),
         (Mixup(0.5, 3), False, True, True),
-        (Mixup(0.5, 3), True, False, False),
-        (Mixup(1.0, probability=0.5), False, False, True),
-        (Mixup(1.0, probability=0.5), True, True, False),
+        (Mixup(1.0, probability=0.5), True, False, False),
         (Mixup(0.2, per_batch=True), False, True, False),
     ],
 )
@@ -78,8 +74,8 @@ def test_mixing_stops_after_mixing_steps():
         assert np.allclose(mixed_y, rows) == (step >= 2)
 
 
-@pytest.mark.parametrize("label_weight", [0.1, 0.6])
-def test_without_mixing_it_is_keras_distillation(label_weight):
+def test_without_mixing_it_is_keras_distillation():
+    label_weight = 0.4
     keras.utils.set_random_seed(0)
     student, teacher = networks.dense_classifier(width=6), networks.dense_classifier(width=16)
     twin = keras.models.clone_model(student)
@@ -110,8 +106,7 @@ def test_without_mixing_it_is_keras_distillation(label_weight):
         assert np.abs(a - start).max() > 1e-3
 
 
-@pytest.mark.parametrize("integers_first", [True, False])
-def test_labels_of_any_kind_score_the_same_one_after_the_other(integers_first):
+def test_labels_of_any_kind_score_the_same_one_after_the_other():
     distiller = make()
     distiller.compile(
         "sgd",
@@ -125,7 +120,6 @@ def test_labels_of_any_kind_score_the_same_one_after_the_other(integers_first):
     )
     x, y = networks.vectors(48)
     kinds = [y, y[:, None], np.eye(5)[y], y.astype("float32")]
-    kinds = kinds if integers_first else kinds[::-1]
     logits = distiller.student(x).numpy()
     top1 = (logits.argmax(axis=1) == y).mean()
     top2 = (np.argsort(-logits)[:, :2] == y[:, None]).any(axis=1).mean()
@@ -210,7 +204,6 @@ def test_a_sequential_student_that_is_not_built_yet_and_integer_pixels():
 @pytest.mark.parametrize(
     ("policy", "optimizer", "jit_compile"),
     [
-        ("mixed_float16", lambda: keras.optimizers.SGD(0.1), False),
         ("mixed_float16", lambda: keras.optimizers.SGD(0.1), True),
         ("mixed_bfloat16", lambda: keras.optimizers.SGD(0.1, clipnorm=0.5), False),
         ("float32", lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), False),
@@ -254,7 +247,7 @@ def test_precision_and_optimizer_options_work_and_mixing_follows_the_step(
 
 
 @pytest.mark.parametrize(
-    ("alpha", "mixing"), [(0.01, {}), (10.0, {"num_images": 3}), (1.0, {"per_batch": True})]
+    ("alpha", "mixing"), [(0.01, {}), (1.0, {"num_images": 3, "per_batch": True})]
 )
 def test_xla_trains_on_the_same_mixtures(alpha, mixing):
     logs = []
@@ -348,12 +341,11 @@ def test_a_subclassed_student_is_built_from_the_first_batch():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("shape", [(32,), (32, 1)])
-def test_integer_sample_weights_go_with_mixing_steps(jit_compile, shape):
+def test_integer_sample_weights_go_with_mixing_steps(jit_compile):
     distiller = make(mixing_steps=1)
     distiller.compile("sgd", jit_compile=jit_compile)
     x, y = networks.vectors(32)
-    weights = np.ones(shape, "int64")
+    weights = np.ones((32, 1), "int64")
     history = distiller.fit(x, y, sample_weight=weights, batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"][0])
 

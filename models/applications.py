@@ -62,10 +62,7 @@ def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> k
 
 
 def build_as_published(source: str, num_classes: int | None = None) -> keras.Model:
-    """Builds an application for preprocessed images of its own size, with logits as outputs.
-
-    Without `num_classes` it has ImageNet's 1000 classes and weights, cached or downloaded.
-    """
+    """Builds an application for preprocessed images of its own size, with logits as outputs."""
     check_name(source)
     # MobileNetV3 takes images of any size, but was trained on this one.
     size = {"input_shape": (224, 224, 3)} if "MobileNetV3" in source else {}
@@ -86,22 +83,13 @@ def build_as_published(source: str, num_classes: int | None = None) -> keras.Mod
 
 
 def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
-    """Applies an application's `preprocess_input` to pixels in [0, 255], (B, H, W, 3).
-
-    Its operations are saved with a model. Some applications have their preprocessing inside, and
-    get the pixels unchanged.
-    """
+    """Applies an application's `preprocess_input` to pixels in [0, 255], (B, H, W, 3)."""
     function = _FUNCTIONS[source.removeprefix(PREFIX)]
     return sys.modules[function.__module__].preprocess_input(images, data_format="channels_last")
 
 
 def restore_scale(model: keras.Model, file: str) -> None:
-    """Corrects the scale of an EfficientNet that was filled from a file of ImageNet's weights.
-
-    Keras builds EfficientNet with another Rescaling layer (1 / sqrt(std)) for ImageNet's weights
-    only. That layer has no weights, so a file of either kind fills the other silently. If the file
-    names the layer, its factor goes into the variance of the Normalization layer.
-    """
+    """Corrects the scale of an EfficientNet that was filled from a file of ImageNet's weights."""
     norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
     scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
     if len(norms) != 1 or len(scales) != 1 or not model.name.startswith("efficientnetb"):

@@ -85,19 +85,7 @@ def get_teacher(
     strategy: tf.distribute.Strategy,
     **training: Any,
 ) -> tuple[FrozenTeacher | None, list[TeacherSource]]:
-    """Loads the teachers, training those without weights first if they are needed.
-
-    Args:
-        settings: the settings of the run.
-        sources: where the teachers are.
-        dataset: the data set.
-        teacher_dir: the directory of trained teachers.
-        strategy: the strategy to train and load them under.
-        **training: further arguments of `train_teacher`.
-
-    Returns:
-        The teacher, or None if it isn't needed and has no weights, and where the teachers are now.
-    """
+    """Loads the teachers, training those without weights first if they are needed."""
     if not settings.needs_teacher and not all(source.is_trained for source in sources):
         return None, []
     train = functools.partial(

@@ -39,13 +39,7 @@ def is_text(value: str) -> bool:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Returns the error for a name that isn't known, with the nearest ones that are.
-
-    Args:
-        kind: what was named, such as "model" or "data set".
-        name: what was given.
-        known: the names that would have been accepted.
-    """
+    """Returns the error for a name that isn't known, with the nearest ones that are."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3) or names
     hint = f"the nearest known: {', '.join(nearest)}" if names else "there are none"
@@ -69,12 +63,7 @@ def first_few(names: Sequence[str], count: int = 3) -> str:
 
 
 def differences(before: dict, now: dict) -> str:
-    """Returns how settings differ from those that were written as JSON; "" where they don't.
-
-    Args:
-        before: as they were read.
-        now: those to compare, by name; others in `before` aren't.
-    """
+    """Returns how settings differ from those that were written as JSON; "" where they don't."""
     # What goes through JSON and back is compared: tuples become lists.
     now = json.loads(json.dumps(now))
     return "; ".join(
@@ -85,15 +74,7 @@ def differences(before: dict, now: dict) -> str:
 
 
 def without_removed(config: dict, neutral: dict) -> dict:
-    """Returns a saved configuration without options that no longer exist.
-
-    Args:
-        config: settings by name.
-        neutral: the removed options, each with the value that changed nothing.
-
-    Raises:
-        InputError: if a removed option has another value.
-    """
+    """Returns a saved configuration without options that no longer exist."""
     for name, value in neutral.items():
         if config.get(name, value) != value:
             raise InputError(

@@ -60,11 +60,7 @@ def residual_stages(
     num_blocks: Sequence[int],
     first_strides: int = 1,
 ) -> keras.KerasTensor:
-    """Stacks stages of blocks; every stage after the first halves height and width.
-
-    `block` takes x, its output channels, its strides, its name, and the name of the stage it ends
-    (or None).
-    """
+    """Stacks stages of blocks; every stage after the first halves height and width."""
     strides = first_strides
     for stage, (width, count) in enumerate(zip(widths, num_blocks, strict=True), start=1):
         for index in range(count):

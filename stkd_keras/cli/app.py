@@ -26,17 +26,7 @@ def run(
     groups: Sequence[str] = (),
     common: Sequence[str] = (),
 ) -> None:
-    """Parses the flags, runs a command, and ends the process.
-
-    Bad flags and input end with one line and status 2, a lost worker with one line and status
-    138, SIGTERM and SIGINT with one line and 128 plus the signal's number.
-
-    Args:
-        main: the command.
-        description: the first lines of `--help`.
-        groups: names of the command's flag groups; none if the script defines its own flags.
-        common: names of the flags that `--help` shows; `--helpfull` shows all. All if empty.
-    """
+    """Parses the flags, runs a command, and ends the process."""
     logging.set_verbosity(logging.WARNING)
     # A user's keras.json may set another format, which the models don't support.
     keras.config.set_image_data_format("channels_last")

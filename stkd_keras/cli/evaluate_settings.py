@@ -17,13 +17,7 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The files to write.
-
-    Attributes:
-        report: the report's file, or None.
-        compared: directories of other runs in the report, by name.
-        export: the directory of exported files, or None.
-    """
+    """The files to write."""
 
     report: str | None
     compared: dict[str, pathlib.Path]

@@ -11,11 +11,7 @@ from stkd_keras.errors import InputError
 
 
 def load_dataset(**defaults) -> data.Dataset:
-    """Loads the data set of --dataset, --data_dir, --image_size and --skip_bad_images.
-
-    Args:
-        **defaults: values, by flag name, of flags that aren't given.
-    """
+    """Loads the data set of --dataset, --data_dir, --image_size and --skip_bad_images."""
     values: list[Any] = [
         defaults.get(name) if flags.FLAGS[name].value is None else flags.FLAGS[name].value
         for name in ("dataset", "data_dir", "image_size", "skip_bad_images")
@@ -36,11 +32,7 @@ def memory_limit() -> int:
 
 
 def bytes_of(gigabytes: float) -> int:
-    """Converts --memory_limit from GB to bytes, infinity to the largest integer.
-
-    Raises:
-        InputError: if it is negative or not a number.
-    """
+    """Converts --memory_limit from GB to bytes, infinity to the largest integer."""
     if not gigabytes >= 0:
         raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
     return round(min(gigabytes * 1e9, sys.maxsize / 2))

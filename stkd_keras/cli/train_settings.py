@@ -21,14 +21,7 @@ FLAGS = flags.FLAGS
 
 
 class Images(NamedTuple):
-    """A data set and its splits.
-
-    Attributes:
-        dataset: the data set.
-        labeled: the labeled training images.
-        train: all training images, unlabeled ones included.
-        validation: the validation images, or None.
-    """
+    """A data set and its splits."""
 
     dataset: data.Dataset
     labeled: data.AnySplit
@@ -37,11 +30,7 @@ class Images(NamedTuple):
 
 
 def settings_from_flags() -> RunSettings:
-    """Returns the settings of the run, checked as far as possible before anything is loaded.
-
-    Raises:
-        InputError: if a flag is out of range, or flags contradict each other.
-    """
+    """Returns the settings of the run, checked as far as possible before anything is loaded."""
     data.check_name(FLAGS.dataset)
     recipe = dataclasses.asdict(recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer))
     given = {name: FLAGS[name].value for name in recipe}

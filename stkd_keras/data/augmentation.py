@@ -10,27 +10,14 @@ from stkd_keras.data.randaugment import MID_GRAY, NUM_DRAWS, distort
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """An augmentation of batches, in which each image has its own random numbers.
-
-    Attributes:
-        num_draws: how many random numbers an image needs.
-        apply: function of (images, draws, flip) that returns the augmented images. `images` is
-            uint8 of shape (batch, height, width, channels), where only the batch may be unknown
-            or empty. `draws` is float32 of shape (num_draws, batch), uniform in
-            [0, 1 - 2**-23]. `flip` tells whether half of the images are flipped left to right.
-            Image i of the result depends only on image i and `draws[:, i]`, bit for bit.
-    """
+    """An augmentation of batches, in which each image has its own random numbers."""
 
     num_draws: int
     apply: Callable[[tf.Tensor, tf.Tensor, bool], tf.Tensor]
 
 
 def pad_crop_flip(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Pads, crops and flips each image at random, with draws of shape (3, batch).
-
-    The padding is black, an eighth of the shorter side and at least 1 pixel: 4 pixels for 32x32
-    (as is usual for CIFAR), 8 for 64x64. Without `flip` the crops are the same.
-    """
+    """Pads, crops and flips each image at random, with draws of shape (3, batch)."""
     height, width, channels = images.shape[1:]
     padding = max(1, min(height, width) // 8)
     top, left = (_integers(draws[i], 2 * padding + 1) for i in (0, 1))
@@ -51,12 +38,7 @@ def pad_crop_flip(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
 
 
 def cutout(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Applies `pad_crop_flip` and Cutout (arXiv 1708.04552), with draws of shape (5, batch).
-
-    The square's side is half the shorter side of the image: 16 for 32x32, as in the paper for
-    CIFAR-10. Its center is anywhere in the image, so the border clips most squares. It is mid
-    gray, where the paper has the data set's mean, since pixels aren't normalized yet.
-    """
+    """Applies `pad_crop_flip` and Cutout (arXiv 1708.04552), with draws of shape (5, batch)."""
     height, width, channels = images.shape[1:]
     side = max(1, min(height, width) // 2)
     rows = _covered(draws[3], height, side)

@@ -13,14 +13,7 @@ from stkd_keras.errors import InputError, one_line
 
 
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Base class of TFDS builders that store the image files of an archive.
-
-    Attributes:
-        ADDRESS: the address of the archive.
-        MD5: the archive's checksum, if it isn't in checksums.tsv.
-        SHAPE: (height, width, 3) of all images.
-        LAYOUT: function from the archive's `FileTree` to its `Layout`.
-    """
+    """Base class of TFDS builders that store the image files of an archive."""
 
     ADDRESS: str
     MD5: str | None = None

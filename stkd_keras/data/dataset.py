@@ -306,10 +306,7 @@ def content_hash(split: AnySplit) -> str:
 
 
 def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
-    """Yields up to `count` images, always the same, as uint8 (batch, height, width, channels).
-
-    They are evenly spaced, or the first ones if the split is streamed.
-    """
+    """Yields up to `count` images, always the same, as uint8 (batch, height, width, channels)."""
     if isinstance(split, RecordSplit):
         batches = split.examples().take(count).batch(STATISTICS_BATCH)
     else:

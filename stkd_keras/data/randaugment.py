@@ -16,16 +16,7 @@ Operation: TypeAlias = Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]
 
 
 def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Applies two random operations to each image, one after the other.
-
-    Operations are drawn uniformly from `OPERATIONS`, with replacement, and so is the sign of each
-    magnitude. The magnitude is 9 of 30, as in torchvision's `RandAugment()`. Some papers count
-    magnitudes to 10: their 9 is three times as strong and meant for large networks on ImageNet,
-    while the paper found that smaller networks need smaller magnitudes.
-
-    `images` and the result are uint8 of shape (batch, height, width, channels). `draws` is float32
-    of shape (`NUM_DRAWS`, batch), uniform in [0, 1 - 2**-23]: the operation and its sign, twice.
-    """
+    """Applies two random operations to each image, one after the other."""
     shape = images.shape
     for i in range(0, NUM_DRAWS, 2):
         # A draw is at most 1 - 2**-23, so even the rounded product is below 14.
@@ -50,11 +41,7 @@ def autocontrast(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Ten
 
 
 def equalize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Equalizes each channel's histogram, as Pillow does.
-
-    Channels with fewer than 255 pixels below their maximum are unchanged, as in any image smaller
-    than 16x16.
-    """
+    """Equalizes each channel's histogram, as Pillow does."""
     height, width, channels = images.shape[1:]
     by_channel = tf.transpose(images, (0, 3, 1, 2))
     values = tf.cast(tf.reshape(by_channel, (-1, height * width)), tf.int32)
@@ -109,10 +96,7 @@ def brightness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tenso
 
 
 def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Scales the distance to the smoothed image by 1 + sign * 0.9 * magnitude.
-
-    Smoothing averages 3x3 pixels, the center with weight 5, and leaves the border as it is.
-    """
+    """Scales the distance to the smoothed image by 1 + sign * 0.9 * magnitude."""
     height, width, channels = images.shape[1:]
     pixels = tf.cast(images, tf.float32)
     kernel = np.ones((3, 3, channels, 1), np.float32)
@@ -182,11 +166,7 @@ def _apply(images: tf.Tensor, chosen: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
 def _transform(
     images: tf.Tensor, constant: Sequence[float], signed: Sequence[float], sign: tf.Tensor
 ) -> tf.Tensor:
-    """Applies the affine map with the coefficients `constant + sign * signed` to the images.
-
-    As in Pillow's `Image.transform`, output pixel (x, y) is input pixel
-    (a x + b y + c, d x + e y + f), and the center of the first pixel is (0.5, 0.5).
-    """
+    """Applies the affine map with the coefficients `constant + sign * signed` to the images."""
     # For ImageProjectiveTransformV3 the center of the first pixel is (0, 0).
     to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     even = np.reshape(constant, (2, 3)) @ to_corner - [[0, 0, 0.5]]

@@ -29,10 +29,7 @@ def num_parameters(model: keras.Model) -> int:
 def multiply_adds(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: Sequence[int]
 ) -> int | None:
-    """Counts the multiply-adds of convolutions and matrix products for one image.
-
-    Returns None if a loop, a branch or an unknown shape decides the number.
-    """
+    """Counts the multiply-adds of convolutions and matrix products for one image."""
     images = tf.TensorSpec([1, *image_shape], tf.float32)
     graph = tf.function(lambda x: classifier(x)).get_concrete_function(images).graph
     counts = [_count(operation) for operation in _operations(graph)]
@@ -51,11 +48,7 @@ def file_bytes(models: Iterable[keras.Model]) -> int:
 
 
 def median_seconds(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Returns the median duration of each call in seconds.
-
-    The calls take turns, so that a disturbance affects all of them. After two warm-up rounds, 3 to
-    50 rounds are timed; none starts when `seconds` are over, once there are 3.
-    """
+    """Returns the median duration of each call in seconds."""
     for call in (*calls.values(), *calls.values()):
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -32,11 +32,7 @@ CALIBRATION_IMAGES = 300
 def serving_model(
     student: keras.Model, image_shape: tuple[int, int, int], dtype: str
 ) -> Iterator[keras.Model]:
-    """Yields a model from `pixels` to a dict of `probabilities`, both named so in every format.
-
-    It shares the student's layers. Meanwhile a student of mixed precision computes in float32,
-    which every runtime supports.
-    """
+    """Yields a model from `pixels` to a dict of `probabilities`, both named so in every format."""
     has_softmax = resolve_outputs(student, "auto", "student") == "probabilities"
     layers = student._flatten_layers(include_self=False)
     policies = [(each, each.dtype_policy) for each in layers if not isinstance(each, keras.Model)]
@@ -77,11 +73,7 @@ def write_litert(
 def write_litert_int8(
     path: pathlib.Path, model: keras.Model, class_names: Sequence[str], train_split: AnySplit
 ) -> None:
-    """Writes a LiteRT file that computes in 8-bit integers (Jacob et al., arXiv 1712.05877).
-
-    Weights have a scale per channel. The ranges of activations are those on 300 training images.
-    The classifier's head stays in float32: with only 256 steps, many logits would tie.
-    """
+    """Writes a LiteRT file that computes in 8-bit integers (Jacob et al., arXiv 1712.05877)."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)

@@ -36,17 +36,7 @@ BATCH = 128
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """An export format.
-
-    Attributes:
-        file: its file name.
-        dtype: the dtype of its pixels.
-        labels: where in the file the class names are.
-        packages: the pip packages it needs, the runtime first.
-        modules: the modules to import, one for each package.
-        write: writes the file.
-        load: loads the file into its runtime.
-    """
+    """An export format."""
 
     file: str
     dtype: str

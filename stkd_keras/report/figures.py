@@ -209,11 +209,7 @@ def _draw_curves(
     caption: str,
     series: Sequence[int] | None = None,
 ) -> dict | None:
-    """Draws values by epoch, where NaN means none; returns None if there are no values.
-
-    Fractions are drawn in percent if the label has a %. `series` are the numbers of the curves'
-    colors and markers.
-    """
+    """Draws values by epoch, where NaN means none; returns None if there are no values."""
     unit = " %" if "%" in label else ""
     looks = dict(zip(curves, series or range(len(curves)), strict=True))
     kept = {

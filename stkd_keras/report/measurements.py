@@ -35,13 +35,7 @@ Classifier = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of several models on the same images.
-
-    Attributes:
-        labels: integers (N,), or mixed labels float32 (N, C).
-        logits: float32 (N, C) of each model.
-        images: the first images, float32 (<= 8, height, width, channels), pixels in [0, 255].
-    """
+    """Predictions of several models on the same images."""
 
     labels: np.ndarray
     logits: list[np.ndarray]
@@ -55,13 +49,7 @@ def measure(
     data_seed: int,
     temperature: float,
 ) -> tuple[list[dict[str, Any]], Predictions, Predictions]:
-    """Measures models on the test split, and on virtual samples made from it.
-
-    The first model is the student, and a `FrozenTeacher` is the teacher, the second.
-
-    Returns:
-        The scores and costs of each model, and the predictions on both kinds of images.
-    """
+    """Measures models on the test split, and on virtual samples made from it."""
     classifiers = _classifiers(compared.values(), dataset)
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
@@ -122,11 +110,7 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
 
 
 def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
-    """Returns the report's scores of one model on the test split.
-
-    They are those of `stkd_keras.evaluation.score`, and "correct" (images), "accuracy_interval",
-    "reliability", "per_class", and the arrays "confusion" and "similarity".
-    """
+    """Returns the report's scores of one model on the test split."""
     classes = logits.shape[1]
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -155,10 +139,7 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
 
 
 def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
-    """Returns the mean soft outputs on the images of each class.
-
-    Float64 (C, C): row c holds the mean probabilities for images of class c, NaN without images.
-    """
+    """Returns the mean soft outputs on the images of each class."""
     sums = np.zeros((logits.shape[1], logits.shape[1]))
     np.add.at(sums, labels, np.exp(log_softmax(logits.astype(np.float64) / temperature)))
     counts = np.bincount(labels, minlength=len(sums))[:, None]
@@ -171,10 +152,7 @@ def off_diagonal(matrix: np.ndarray) -> np.ndarray:
 
 
 def similarity_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Returns Pearson's correlation of two class similarities, without their diagonals.
-
-    None for fewer than three pairs of classes with images, or if all entries are equal.
-    """
+    """Returns Pearson's correlation of two class similarities, without their diagonals."""
     x, y = off_diagonal(one), off_diagonal(other)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]

@@ -31,20 +31,7 @@ _EXPORT_NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """What the report shows about a run.
-
-    Attributes:
-        command: the words of the command.
-        settings: the settings that the result depends on, by name.
-        versions: versions of Python and packages, by name.
-        git_commit: the commit of the code, or None.
-        teacher: the display name of the teachers, or None.
-        image_counts: the number of images of each split.
-        history: values by epoch for each column of history.csv, NaN for missing ones.
-        seconds: the duration of the training without pauses, or None if unknown.
-        export: the content of export.json, or None.
-        mixing: how the run mixed images, or None.
-    """
+    """What the report shows about a run."""
 
     command: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,11 +48,7 @@ class RunFiles:
 def read_run_files(
     folder: str | os.PathLike | None, exported: str | os.PathLike | None = None
 ) -> RunFiles:
-    """Reads a run's directory, and the folder with export.json (default: its `export/`).
-
-    Raises:
-        InputError: if a file has content that no run writes.
-    """
+    """Reads a run's directory, and the folder with export.json (default: its `export/`)."""
     if folder is None:
         return RunFiles(export=_read_export(exported) if exported else None)
     run = RunDirectory(folder)

@@ -10,11 +10,7 @@ from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Returns the images of CINIC-10 and their labels; the folder valid is the validation split.
-
-    Labels are in alphabetical order of the classes, as those of CIFAR-10. Raises an InputError if
-    a split or a class is missing, or a class is unknown.
-    """
+    """Returns the images of CINIC-10 and their labels; the folder valid is the validation split."""
     images = _images(tree)
     splits = {}
     for split, folder in _FOLDERS.items():

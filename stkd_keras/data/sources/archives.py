@@ -34,11 +34,7 @@ _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
-    """Finds a data set's unpacked folder (it has a folder "train") or archive.
-
-    Either is `path` itself, or lies in the folder `path` with a name that starts like the data
-    set's, ignoring case and punctuation: "tiny-imagenet-200.zip", "CINIC-10".
-    """
+    """Finds a data set's unpacked folder (it has a folder "train") or archive."""
     path = pathlib.Path(path)
     if path.is_file() or (path / "train").is_dir():
         return path
@@ -56,13 +52,7 @@ def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
 
 
 def unpack_tar(path: str) -> str:
-    """Unpacks a tar archive, compressed or not, next to itself and returns the folder.
-
-    The folder's name contains a hash of the archive's size and modification time, and it is
-    renamed to that name only once it is complete. So it can be reused until the archive changes.
-
-    Raises an InputError if an entry is unsafe or too large, or if the folder can't be written.
-    """
+    """Unpacks a tar archive, compressed or not, next to itself and returns the folder."""
     status = os.stat(path)
     version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
     folder = f"{path}{UNPACKED}{version}"
@@ -143,11 +133,7 @@ def _checked_members(
 
 
 def _check_end(file: IO[bytes]) -> None:
-    """Raises if an archive doesn't end with the blocks of zeros that close it.
-
-    TarFile takes a broken or truncated header for the end. Reading to the end of the file also
-    makes gzip check its checksum.
-    """
+    """Raises if an archive doesn't end with the blocks of zeros that close it."""
     size = 0
     while block := file.read(1 << 20):
         if block.strip(b"\0"):

@@ -17,22 +17,7 @@ Image.init()
 def decode_image(
     content: bytes, name: str, size: tuple[int, int] | None, channels: int = 3
 ) -> np.ndarray:
-    """Decodes an image file; raises an InputError "NAME: REASON" if it can't.
-
-    EXIF orientation is applied, the first frame or page is taken, transparent pixels are blended
-    with white, and color profiles are ignored. Grayscale of more than 8 bits is scaled to 8: white
-    is 65535, or 1 in files of floats, or the brightest pixel if that is larger.
-
-    Args:
-        content: the file's content, in one of `FORMATS`.
-        name: name of the file in errors.
-        size: (height, width) in pixels; the image is scaled to cover it (bilinear, antialiased)
-            and cropped around the center. None keeps the image's own.
-        channels: 3 for RGB, 1 for grayscale.
-
-    Returns:
-        uint8 array of shape (height, width, channels), in [0, 255].
-    """
+    """Decodes an image file; raises an InputError "NAME: REASON" if it can't."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()

@@ -17,27 +17,14 @@ _SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 class Layout(NamedTuple):
-    """The images of a data set's files, with their labels.
-
-    Attributes:
-        class_names: one name for each label, starting at 0.
-        splits: (file name, label) of each image, by split ("train", "test", "validation").
-    """
+    """The images of a data set's files, with their labels."""
 
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]
 
 
 class FileTree(abc.ABC):
-    """The files of a folder or an archive, by their relative names with "/" separators.
-
-    If all files are in a single top folder, as is common in archives, names are relative to that
-    folder, unless it is named like a split. Hidden files and system files next to the top folder
-    are ignored.
-
-    Attributes:
-        path: the archive, or the folder that names are relative to.
-    """
+    """The files of a folder or an archive, by their relative names with "/" separators."""
 
     def __init__(self, path: str, entries: dict[str, Any]):
         self.path = path
@@ -72,10 +59,7 @@ class FileTree(abc.ABC):
 
 
 def open_tree(path: str | os.PathLike) -> FileTree:
-    """Opens a folder, a zip archive or a tar archive, which is unpacked first (`unpack_tar`).
-
-    Raises an InputError if there is none, or if the archive is broken or not safe to read.
-    """
+    """Opens a folder, a zip archive or a tar archive, which is unpacked first (`unpack_tar`)."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return _FolderTree(path)

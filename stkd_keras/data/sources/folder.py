@@ -11,14 +11,7 @@ VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 def folder_layout(directory: str | os.PathLike) -> Layout:
-    """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE, in subfolders of CLASS too.
-
-    The classes are the folders of train in alphabetical order. Every file counts as an image,
-    except hidden and system files. The folder val, or valid, or validation, is optional.
-
-    Raises an InputError if a folder is missing, a class is empty, unknown or the only one, or an
-    image isn't in a class.
-    """
+    """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE, in subfolders of CLASS too."""
     root = pathlib.Path(directory)
     folders = _split_folders(root)
     train = root / "train"

@@ -20,17 +20,7 @@ from stkd_keras.errors import InputError
 
 
 class FileSplit:
-    """Images that are read and decoded for every batch, because they don't fit in memory.
-
-    Args:
-        tree: the files.
-        files: (name, label) of each image; -1 stands for no label.
-        image_shape: (height, width, channels) that every image is resized to.
-
-    Attributes:
-        labels: int64 array of shape (N,).
-        image_shape: (height, width, channels).
-    """
+    """Images that are read and decoded for every batch, because they don't fit in memory."""
 
     def __init__(
         self,
@@ -80,26 +70,7 @@ def load_files(
     channels: int = 3,
     what: str = "images",
 ) -> tuple[Split | FileSplit, list[str]]:
-    """Loads images into memory, or prepares to read them for every batch if they don't fit.
-
-    All files are decoded once in either case, so that unreadable ones are found now.
-
-    Args:
-        tree: the files.
-        files: (name, label) of each image; -1 stands for no label.
-        size: (height, width) that images are resized to, or None if all have the same size.
-        memory_limit: bytes that the decoded images may take.
-        skip_bad_images: whether to skip images that can't be read, instead of raising an error.
-        channels: 3 for RGB, 1 for grayscale.
-        what: name of the images in messages, such as "train images".
-
-    Returns:
-        (split, skipped): the images in the order of `files`, and "NAME: REASON" of each that was
-        skipped.
-
-    Raises:
-        InputError: if there are no files, an image can't be read, or sizes differ without `size`.
-    """
+    """Loads images into memory, or prepares to read them for every batch if they don't fit."""
     if not files:
         raise InputError(f"{tree.path} has no {what}, expected at least one")
     names = [name for name, _ in files]

@@ -21,11 +21,7 @@ def prepared_builder(
     data_dir: str | os.PathLike | None,
     check: Callable[[tfds.core.DatasetBuilder], object],
 ) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set, after downloading it if necessary.
-
-    `check(builder)` raises an error for a data set that isn't worth downloading. Raises an
-    InputError if the data set is broken, or can't be downloaded.
-    """
+    """Returns the builder of a data set, after downloading it if necessary."""
     root = _tfds_root(data_dir)
     check_tfds_features(root / re.split("[:/]", name)[0])
     folder = newest_version(root / name)

@@ -38,11 +38,7 @@ def load_tfds(
     memory_limit: int,
     skip_bad_images: bool,
 ) -> Loaded:
-    """Loads an image classification data set, which is downloaded if it isn't prepared yet.
-
-    `size` is the (height, width) that images are resized to, or None if all have the same size. The
-    other arguments are those of `stkd_keras.data.load`.
-    """
+    """Loads an image classification data set, which is downloaded if it isn't prepared yet."""
     builder = prepared_builder(name, data_dir, lambda each: _Reader(each, name, size))
     skipped: list[str] = []
     splits: dict[str, AnySplit] = {}

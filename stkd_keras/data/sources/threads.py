@@ -21,10 +21,7 @@ SILENCE = 0.5
 
 
 def in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Calls a function with each job's arguments in threads; yields the results in order.
-
-    Unlike `Executor.map`, it doesn't hold the arguments of all jobs at once.
-    """
+    """Calls a function with each job's arguments in threads; yields the results in order."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         for job in jobs:
@@ -50,10 +47,7 @@ def with_progress(results: Iterable, total: int | None, what: str, unit: str = "
 
 
 class _Calls:
-    """Counts running calls from TensorFlow's threads, so that the process can wait for them.
-
-    At exit Python ends any thread that returns to it, and TensorFlow would wait for it forever.
-    """
+    """Counts running calls from TensorFlow's threads, so that the process can wait for them."""
 
     def __init__(self):
         self._lock = threading.Lock()

@@ -10,14 +10,7 @@ from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Returns the images of Tiny-ImageNet-200 and their labels.
-
-    A label is the index of the WordNet identifier (wnid) among the sorted ones of wnids.txt, as in
-    torchvision's ImageFolder. A class's name is its first name in words.txt that isn't taken yet.
-    The split "test" is the labeled val; the images of test have no labels and are ignored.
-
-    Raises an InputError if a file or a class is missing, or annotations don't match the images.
-    """
+    """Returns the images of Tiny-ImageNet-200 and their labels."""
     texts = _read_texts(tree)
     wnids = sorted(set(texts["wnids.txt"].split()))
     if len(wnids) != _NUM_CLASSES:

@@ -6,18 +6,7 @@ from stkd_keras.errors import InputError
 
 
 def as_soft_labels(labels, num_classes: int, batch_size: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns labels as float32 soft labels (B, C).
-
-    Args:
-        labels: integers of any dtype, (B,) or (B, 1), or soft labels (B, C). -1 stands for an
-            unlabeled image, as do zeros. None if no image is labeled.
-        num_classes: C.
-        batch_size: scalar integer tensor, B; needed if the static shape is unknown.
-
-    Raises:
-        InputError: if the shape is none of these.
-        tf.errors.InvalidArgumentError: if an integer is neither a class nor -1 (not under XLA).
-    """
+    """Returns labels as float32 soft labels (B, C)."""
     if labels is None:
         return tf.zeros((batch_size, num_classes))
     labels = tf.convert_to_tensor(labels)
@@ -45,18 +34,7 @@ def as_soft_labels(labels, num_classes: int, batch_size: tf.Tensor | None = None
 
 
 def normalize_soft_labels(soft_labels: tf.Tensor, sample_weight) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns labels that sum to 1 and sample weights multiplied by their former sums.
-
-    TensorFlow's gradient of the cross-entropy, softmax minus label, is right only for labels that
-    sum to 1. A mixed label sums to the share of its labeled images.
-
-    Args:
-        soft_labels: float32 tensor (B, C). Zeros stay zeros, with weight 0.
-        sample_weight: None, (B,) or (B, 1).
-
-    Returns:
-        Float32 tensors (B, C) and (B,).
-    """
+    """Returns labels that sum to 1 and sample weights multiplied by their former sums."""
     share = tf.reduce_sum(soft_labels, axis=1)
     weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
     return tf.math.divide_no_nan(soft_labels, share[:, None]), weight

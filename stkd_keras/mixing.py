@@ -36,21 +36,7 @@ class _Mixing:
         self.per_batch = bool(per_batch)
 
     def __call__(self, x, y, sample_weight=None, *, seed):
-        """Mixes a batch.
-
-        Args:
-            x: tensor (B, ...); images (B, H, W, channels) for `CutMix`. Integers become float32,
-                floats keep their dtype.
-            y: tensor (B, C): one-hot or soft labels.
-            sample_weight: None, or tensor (B,) or (B, 1).
-            seed: pair of integers, as for `tf.random.stateless_uniform`.
-
-        Returns:
-            (x, y, sample_weight), with the same shapes.
-
-        Raises:
-            InputError: if `y` is not (B, C).
-        """
+        """Mixes a batch."""
         x, y = _as_floats(x), _as_floats(y)
         _check_labels(x, y)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
@@ -61,34 +47,14 @@ class _Mixing:
         return x, y, sample_weight
 
     def mix_outputs(self, outputs, x, y, *, seed) -> tf.Tensor:
-        """Mixes a model's outputs for a batch with the weights of `__call__`.
-
-        Args:
-            outputs: float tensor (B, C).
-            x: see `__call__`.
-            y: see `__call__`.
-            seed: see `__call__`.
-
-        Returns:
-            Tensor with the shape and dtype of `outputs`.
-        """
+        """Mixes a model's outputs for a batch with the weights of `__call__`."""
         x = _as_floats(x)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         _, weights = self._mix_images(x, partners, weights, seed)
         return _weighted_sum(_as_floats(outputs), partners, weights)
 
     def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws the images of each mixture and their weights.
-
-        Args:
-            batch_size: integer, or scalar integer tensor.
-            seed: pair of integers.
-
-        Returns:
-            partners: int32 tensor (B, num_images): the indices of each mixture's images; the first
-                is the sample itself.
-            weights: float32 tensor (B, num_images); each row sums to 1.
-        """
+        """Draws the images of each mixture and their weights."""
         seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
         order = random_bits((self.num_images - 1, batch_size), seeds[0])
         others = tf.argsort(order, axis=1, stable=True)
@@ -200,18 +166,7 @@ class CutMix(_Mixing):
 def mix_batch(
     mixing, mixing_steps: int | None, data_seed: int, x, y, sample_weight, step, replica=0
 ):
-    """Returns the virtual samples (x, y, sample_weight) of a training step.
-
-    Args:
-        mixing: a `Mixup`, or a callable with its signature; None for no mixing.
-        mixing_steps: integer, steps after which mixing stops; None to mix in every step.
-        data_seed: integer.
-        x: float32 tensor (B, ...).
-        y: float32 tensor (B, C), soft labels.
-        sample_weight: None, or float32 tensor (B,) or (B, 1).
-        step: scalar integer tensor, the number of batches trained on before.
-        replica: integer, or scalar integer tensor.
-    """
+    """Returns the virtual samples (x, y, sample_weight) of a training step."""
     if mixing is None:
         return x, y, sample_weight
 
@@ -265,13 +220,7 @@ def _weighted_sum(values, partners, weights) -> tf.Tensor:
 
 
 def _is_within(center, side, size) -> tf.Tensor:
-    """Returns which pixels along an axis the box covers, bool (B, size).
-
-    Args:
-        center: float64 (B, 1), in [0, 1) of the size.
-        side: float64 (B, 1), the box's side, in [0, 1] of the size.
-        size: scalar integer tensor, in pixels.
-    """
+    """Returns which pixels along an axis the box covers, bool (B, size)."""
     length = tf.floor(side * tf.cast(size, tf.float64))
     first = tf.floor(center * tf.cast(size, tf.float64)) - tf.floor(length / 2)
     pixel = tf.cast(tf.range(size), tf.float64)[None]

@@ -13,18 +13,7 @@ GAMMA_TRIES = 8
 
 
 def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
-    """Returns the seed of one purpose at one step.
-
-    Args:
-        data_seed: integer, the run's seed of everything but the initial weights.
-        stream: `ORDER`, `AUGMENTATION`, `MIXING` or `NEGATIVES`.
-        step: integer, or scalar integer tensor: batches trained on before this one (for `ORDER`,
-            the epoch).
-        replica: integer, or scalar integer tensor: number of the replica.
-
-    Returns:
-        int64 tensor of shape (2,), a seed for `tf.random.stateless_uniform` and its like.
-    """
+    """Returns the seed of one purpose at one step."""
     seed = tf.stack([tf.cast(data_seed, tf.int64), tf.constant(stream, tf.int64)])
     for number in (step, replica):
         # The algorithm is named because "auto_select" may choose another one under XLA.
@@ -48,12 +37,7 @@ def uniforms(shape, seed) -> tf.Tensor:
 
 
 def dirichlet(alpha: float, rows, columns: int, seed) -> tf.Tensor:
-    """float64 draws of shape (rows, columns) from Dirichlet(alpha, ..., alpha).
-
-    Normalised gamma draws, by Marsaglia and Tsang, "A simple method for generating gamma
-    variables" (2000), with a fixed number of tries: TensorFlow's own gamma has no XLA kernel.
-    Logarithms, because at alpha = 0.01 most gamma draws are below the smallest float.
-    """
+    """float64 draws of shape (rows, columns) from Dirichlet(alpha, ..., alpha)."""
     draws = uniforms((3 * GAMMA_TRIES + 1, rows, columns), seed)
     radius, angle, acceptance, boost = tf.split(draws, [GAMMA_TRIES] * 3 + [1])
     normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2.0 * math.pi * angle)

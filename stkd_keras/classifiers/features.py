@@ -18,18 +18,7 @@ def with_features(
     layer_names: Mapping[str, str] | None = None,
     role: str = "model",
 ) -> keras.Model:
-    """Returns a model that also returns inner outputs.
-
-    Args:
-        model: a built functional or Sequential model.
-        names: the features: names of layers, or "embedding", which also stands for the input of
-            the last dense layer.
-        layer_names: dict from a feature's name to its layer's, where they differ.
-        role: "student" or "teacher", for errors.
-
-    Returns:
-        A model with the same layers and inputs that returns a dict of "outputs" and the features.
-    """
+    """Returns a model that also returns inner outputs."""
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if not getattr(graph, "outputs", None) or not has_keras_call(model):
         raise InputError(

@@ -28,26 +28,7 @@ _GROUPED = "bhwgi,gio->bhwgo"
 
 
 def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
-    """Folds what can be folded exactly, in place; what can't be is left alone.
-
-    Folded are float32 BatchNormalization layers whose only input comes straight from a Conv2D,
-    DepthwiseConv2D, SeparableConv2D or Dense without an activation, where nothing else uses that
-    layer or its output, in functional and Sequential models, nested ones too. A grouped 1x1
-    convolution may be an EinsumDense, as the zoo's ShuffleNet has it, before the Reshape that joins
-    its groups.
-
-    A normalisation that comes before its convolution, as in pre-activation networks, can't be
-    folded into it, since the ReLU is between them, nor into the sum before it: it stays.
-
-    The model's answers in inference stay equal to about 1e-5 of their spread. It stays a plain
-    Keras model: a folded normalisation keeps its shift as its moving mean.
-
-    Args:
-        model: a built model that nothing will train any more.
-
-    Returns:
-        How many normalisations were folded, and how many there are.
-    """
+    """Folds what can be folded exactly, in place; what can't be is left alone."""
     graphs = list(_graphs(model))
     calls = collections.Counter(
         id(node.operation) for graph in graphs for node in graph_nodes(graph)

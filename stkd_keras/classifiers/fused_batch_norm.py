@@ -92,15 +92,7 @@ def _call(layer: keras.layers.BatchNormalization, inputs, training=None, mask=No
 
 
 def _update_moving_statistics(layer, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor):
-    """Moves the layer's moving statistics towards a batch's.
-
-    Args:
-        layer: the `keras.layers.BatchNormalization`.
-        mean: float32, shape (channels,), over batch, height and width.
-        variance: float32, shape (channels,), with Bessel's correction: the sum of squares over
-            `count - 1`. Keras averages the biased one, over `count`.
-        count: float32 scalar, batch x height x width.
-    """
+    """Moves the layer's moving statistics towards a batch's."""
     # With one value the correction divides by zero; the variance of one value is zero.
     biased = tf.where(count > 1, variance * ((count - 1) / count), tf.zeros_like(variance))
     for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, biased)):

@@ -43,20 +43,7 @@ _PREPROCESSING = (
 
 
 def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
-    """Finds out what a classifier's outputs are.
-
-    Args:
-        model: a classifier.
-        outputs: "auto" to look at the last layer, or the answer: "logits" or "probabilities".
-        role: "student" or "teacher", for the error.
-
-    Returns:
-        "logits" or "probabilities".
-
-    Raises:
-        InputError: where `outputs` isn't one of the three, or is "auto" and the model ends in
-            neither a linear layer nor a softmax, or can't be inspected.
-    """
+    """Finds out what a classifier's outputs are."""
     if outputs not in KINDS:
         raise InputError(f"outputs is {outputs!r}, but must be one of {', '.join(KINDS)}")
     if outputs != "auto":
@@ -82,11 +69,7 @@ def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
 
 
 def logits_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function from inputs to float32 logits (B, C) of a classifier in inference.
-
-    Raises:
-        InputError: as `resolve_outputs` with "auto".
-    """
+    """Returns the function from inputs to float32 logits (B, C) of a classifier in inference."""
     kind = resolve_outputs(model, "auto", "student")
 
     return lambda x: as_logits(model(x, training=False), kind)
@@ -108,11 +91,7 @@ def input_shape(model: keras.Model) -> tuple | None:
 
 
 def precision_policy(model: keras.Model) -> keras.DTypePolicy:
-    """Returns the dtype policy that a model trains under.
-
-    A functional model that was loaded, or that was built under another global policy, doesn't
-    know it; its layers do.
-    """
+    """Returns the dtype policy that a model trains under."""
     for layer in model._flatten_layers(include_self=False):
         if layer.compute_dtype in ("float16", "bfloat16"):
             prefix = "mixed_" if layer.variable_dtype == "float32" else ""
@@ -121,15 +100,7 @@ def precision_policy(model: keras.Model) -> keras.DTypePolicy:
 
 
 def compute_in(model: keras.Model, policy: str) -> None:
-    """Makes a model of our own compute in another precision; its variables stay as they are.
-
-    What preprocesses pixels and the last layer, which gives the logits, compute in float32 always:
-    half precision would round them more than a teacher's answer may be.
-
-    Args:
-        model: the model.
-        policy: "float32", "mixed_bfloat16" or "mixed_float16".
-    """
+    """Makes a model of our own compute in another precision; its variables stay as they are."""
     last = _last_layer(model)
     for layer in model._flatten_layers(include_self=False):
         is_exact = layer is last or isinstance(layer, _PREPROCESSING)
@@ -145,11 +116,7 @@ def compatible(one: tuple, other: tuple) -> bool:
 
 
 def num_classes(model: keras.Model, role: str) -> int | None:
-    """Returns the number of classes of a classifier, or None if it isn't known yet.
-
-    Raises:
-        InputError: where the output isn't (batch, classes), with at least two classes.
-    """
+    """Returns the number of classes of a classifier, or None if it isn't known yet."""
     if getattr(model, "outputs", None):
         output = tuple(model.outputs[0].shape)
     elif (sample := input_shape(model)) is not None:
@@ -173,14 +140,7 @@ def has_keras_call(model: keras.Model) -> bool:
 
 
 def remove_softmax(model: keras.Model) -> bool:
-    """Makes a model that ends in a softmax give the logits, in place.
-
-    Args:
-        model: a model of our own, whose outputs `resolve_outputs` found to be probabilities.
-
-    Returns:
-        Whether it was done. It isn't where the last layer is used in other places too.
-    """
+    """Makes a model that ends in a softmax give the logits, in place."""
     layer = _last_layer(model)
     if layer is None or _kind(layer) != "probabilities" or len(layer._inbound_nodes) != 1:
         return False
@@ -192,14 +152,7 @@ def remove_softmax(model: keras.Model) -> bool:
 
 
 def logits_of_probabilities(probabilities) -> tf.Tensor:
-    """Returns logits whose softmax is what was given.
-
-    Args:
-        probabilities: tensor of shape (B, C) of any float dtype, rows that sum to 1.
-
-    Returns:
-        float32 tensor of shape (B, C), log(max(p, smallest normal float32)).
-    """
+    """Returns logits whose softmax is what was given."""
     return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), 2.0**-126))
 
 

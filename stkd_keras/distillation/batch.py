@@ -13,10 +13,7 @@ from stkd_keras.teacher.recorded import RecordedTeacher
 
 
 class StepCounter:
-    """Hides the step from Keras, so that it isn't one of the weights.
-
-    A callback that restores the best weights must not reset the step.
-    """
+    """Hides the step from Keras, so that it isn't one of the weights."""
 
     def __init__(self):
         self.variable = keras.Variable(

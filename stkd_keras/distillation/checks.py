@@ -159,16 +159,7 @@ def check_training_data(
     strategy: tf.distribute.Strategy,
     step: int,
 ) -> None:
-    """Raises InputError for data that `fit` can't train on; warns of a small last batch.
-
-    Args:
-        x: what `fit` received.
-        batch_size: what `fit` received.
-        validation_split: what `fit` received.
-        student: the student.
-        strategy: the strategy of the distiller.
-        step: the number of batches trained on.
-    """
+    """Raises InputError for data that `fit` can't train on; warns of a small last batch."""
     check_not_empty(x)
     replicas = strategy.num_replicas_in_sync
     if replicas > 1:

@@ -4,14 +4,7 @@ import keras
 
 
 def adapt_sparse_metrics(metrics):
-    """Adapts the sparse metrics among those of `compile` to one-hot or soft labels.
-
-    Args:
-        metrics: None, or a metric, a name, a function, or a list or dict of these.
-
-    Returns:
-        The same structure. Names stay the same.
-    """
+    """Adapts the sparse metrics among those of `compile` to one-hot or soft labels."""
     if metrics is None:
         return None
     return keras.tree.map_structure(lambda m: OnHeaviestClass(m) if _is_sparse(m) else m, metrics)
@@ -19,11 +12,7 @@ def adapt_sparse_metrics(metrics):
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class OnHeaviestClass(keras.metrics.Metric):
-    """Passes the class with the largest share of each label (B, C) to a sparse metric.
-
-    Args:
-        metric: a metric of integer labels: an instance, a name, or a function.
-    """
+    """Passes the class with the largest share of each label (B, C) to a sparse metric."""
 
     def __init__(self, metric, name: str | None = None, **kwargs):
         resolved = keras.metrics.get(metric)

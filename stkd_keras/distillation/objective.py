@@ -17,15 +17,7 @@ LOGGED_WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 
 
 class Objective:
-    """Computes the losses of a batch and tracks each with a metric.
-
-    Args:
-        temperature: float.
-        soft_weight: float.
-        label_weight: float.
-        terms: loss terms.
-        has_teacher: whether there is a soft loss.
-    """
+    """Computes the losses of a batch and tracks each with a metric."""
 
     def __init__(
         self,
@@ -51,14 +43,7 @@ class Objective:
         return _scalar(self._cross_entropy(soft_labels, logits, weights))
 
     def training_loss(self, student, targets, sample_weight) -> tf.Tensor:
-        """Returns the weighted sum of all losses, a scalar.
-
-        Args:
-            student: dict of float32 tensors: "logits" (B, C) and the features that terms need.
-            targets: dict of "labels" (B, C), "step", "index" (B,) if a term needs it, and
-                "teacher", a dict like `student`, if there is a teacher.
-            sample_weight: None, (B,) or (B, 1).
-        """
+        """Returns the weighted sum of all losses, a scalar."""
         labels, teacher = targets["labels"], targets.get("teacher")
         size = tf.shape(labels)[0]
         loss = self.label_loss(student["logits"], labels, sample_weight)
@@ -109,12 +94,7 @@ def connect_terms(
     teacher_features: Mapping[str, str],
     num_classes: int,
 ) -> tuple[Callable, dict[str, tf.TensorShape], Callable, dict[str, tf.TensorShape]]:
-    """Builds the terms for the features of student and teacher.
-
-    Returns:
-        The student with the features that the terms need as outputs, their shapes, and the same
-        of the teacher. The shapes include "outputs" of the student, and "logits" of the teacher.
-    """
+    """Builds the terms for the features of student and teacher."""
     logits = tf.TensorShape([None, num_classes])
     student_shapes, teacher_shapes = {OUTPUTS: logits}, {"logits": logits}
     names = feature_names(terms)
@@ -142,17 +122,7 @@ def term_loss(
     sample_weight,
     **kwargs,
 ) -> tf.Tensor:
-    """Computes a term's loss, a scalar scaled for distribution as Keras's losses are.
-
-    Args:
-        function: the term, or its `pretraining_loss`.
-        term: the term.
-        student: float32 tensors by name.
-        teacher: float32 tensors by name.
-        soft_labels: (B, C).
-        sample_weight: None, (B,) or (B, 1); ignored by losses of pairs or batches.
-        **kwargs: further arguments of the term's call.
-    """
+    """Computes a term's loss, a scalar scaled for distribution as Keras's losses are."""
     student, teacher = (
         {name: outputs[name] for name in term.features} for outputs in (student, teacher)
     )

@@ -33,11 +33,7 @@ def stage_loss(term: DistillationTerm, step: tf.Tensor, compute: Callable) -> tf
 def freeze_during_stage(
     terms: Sequence[DistillationTerm], student: keras.Model, step: tf.Tensor
 ) -> Callable[[], None]:
-    """Returns a function that undoes the changes of a step to frozen variables.
-
-    The student is frozen during a stage that trains something else, and that is frozen
-    afterwards. Otherwise, weight decay and momentum would still change them.
-    """
+    """Returns a function that undoes the changes of a step to frozen variables."""
     pretrained = [t for t in terms if isinstance(t, PretrainedTerm) and t.pretraining_steps]
     frozen: list[tuple[keras.Variable, tf.Tensor, tf.Tensor]] = []
     if pretrained and not any(term.pretrains_student for term in pretrained):

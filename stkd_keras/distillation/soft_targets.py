@@ -27,17 +27,7 @@ def freeze(
 
 @dataclasses.dataclass(frozen=True)
 class SoftTargets:
-    """Computes what the student learns from the teacher in a step.
-
-    Attributes:
-        teacher: function from inputs to logits, or to a dict of features and "logits".
-        shapes: shapes of the features and of "logits", by name.
-        mixing: see the distiller, as for the attributes below.
-        mixing_steps: integer or None.
-        data_seed: integer.
-        soft_target: "virtual" or "mixed".
-        temperature: float.
-    """
+    """Computes what the student learns from the teacher in a step."""
 
     teacher: Callable
     shapes: dict[str, tf.TensorShape]

@@ -16,13 +16,7 @@ _UNFINISHED = ".unfinished-"
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of a file, and renames it to the file at the end.
-
-    If writing fails, the old file stays as it was.
-
-    Raises:
-        InputError: if the file can't be written.
-    """
+    """Yields a temporary sibling of a file, and renames it to the file at the end."""
     path = pathlib.Path(path)
     temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
     try:
@@ -54,13 +48,7 @@ def write_model(path: pathlib.Path, model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields an empty folder, and moves its content to another folder at the end.
-
-    Entries of the same names are replaced, others stay. If writing fails, all stay as they were.
-
-    Raises:
-        InputError: if the folder can't be written, or another process fills it.
-    """
+    """Yields an empty folder, and moves its content to another folder at the end."""
     folder = pathlib.Path(folder)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     temporary = folder / f"{_UNFINISHED}folder"

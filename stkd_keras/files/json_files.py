@@ -10,11 +10,7 @@ from stkd_keras.files.untrusted import read_text
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads the JSON object in a file.
-
-    Raises:
-        InputError: if the file doesn't hold an object.
-    """
+    """Reads the JSON object in a file."""
     try:
         content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -27,11 +23,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file atomically.
-
-    Raises:
-        InputError: if the file can't be written.
-    """
+    """Writes a JSON file atomically."""
     write_atomically(path, to_json(content))
 
 

@@ -14,11 +14,7 @@ _held: dict[str, IO] = {}
 
 
 def lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Locks a file for this process until it ends; `what` it protects is for the error.
-
-    Raises:
-        InputError: if another process holds the lock, or the file can't be written.
-    """
+    """Locks a file for this process until it ends; `what` it protects is for the error."""
     key = os.path.realpath(path)
     if key in _held:
         return
@@ -36,11 +32,7 @@ def check_lock(path: pathlib.Path, what: pathlib.Path) -> None:
 
 
 def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None:
-    """Locks an open file until it is closed.
-
-    Raises:
-        InputError: if another process holds the lock, or the file system has no locks.
-    """
+    """Locks an open file until it is closed."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:

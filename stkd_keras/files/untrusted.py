@@ -23,13 +23,7 @@ LARGEST_TEXT = 20 * 10**6
 
 
 def check_keras_file(path: str | os.PathLike) -> None:
-    """Checks that the configuration in a `.keras` file names nothing but parts of models.
-
-    Keras's safe mode checks the rest: links, data in other files, and sizes that aren't there.
-
-    Raises:
-        InputError: if it names code, or functions of Keras that load other files.
-    """
+    """Checks that the configuration in a `.keras` file names nothing but parts of models."""
     path = os.fspath(path)
     name = f"{path}/config.json"
     try:
@@ -45,10 +39,7 @@ def check_keras_file(path: str | os.PathLike) -> None:
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
-    """Checks that a prepared data set has TFDS's own features only.
-
-    TFDS imports any module that a features.json names. The folder need not exist.
-    """
+    """Checks that a prepared data set has TFDS's own features only."""
     # FOLDER/VERSION or FOLDER/CONFIG/VERSION, through links too, as TFDS finds them.
     for depth in range(4):
         for file in folder.glob("*/" * depth + "features.json"):
@@ -169,10 +160,7 @@ _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.
 
 
 def _check_parts(path: str, config: Any) -> None:
-    """Checks that a model's configuration names parts of models only.
-
-    Names outside of Keras are left to Keras, which allows registered ones and imports nothing.
-    """
+    """Checks that a model's configuration names parts of models only."""
     for part in _objects(config):
         if "class_name" not in part or "config" not in part:
             continue

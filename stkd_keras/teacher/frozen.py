@@ -112,14 +112,7 @@ class FrozenTeacher:
         return models if len(models) == len(self._members) else None
 
     def __call__(self, x) -> tf.Tensor:
-        """Returns the logits.
-
-        Args:
-            x: float32 tensor of shape (B, ...), what the models take (pixels in [0, 255]).
-
-        Returns:
-            float32 tensor of shape (B, C) that no gradient passes.
-        """
+        """Returns the logits."""
         logits = [member(x) for member in self._members]
         if len(logits) > 1:
             shares = tf.stack([tf.nn.log_softmax(each) for each in logits])

@@ -113,11 +113,7 @@ class RecordedTeacher:
 
 
 def pipeline_source(dataset: tf.data.Dataset):
-    """Returns what a pipeline's batches follow from.
-
-    Raises:
-        InputError: where the data set isn't one that `stkd_keras.data.pipeline` returned.
-    """
+    """Returns what a pipeline's batches follow from."""
     source = getattr(dataset, "source", None)
     if not hasattr(source, "starting_at"):
         raise InputError(

@@ -104,11 +104,7 @@ def record_teacher(
 
 
 def check_recording(path: str | os.PathLike) -> None:
-    """Refuses a file that is no recording, or where none can be made, before a teacher is got.
-
-    Raises:
-        InputError: likewise.
-    """
+    """Refuses a file that is no recording, or where none can be made, before a teacher is got."""
     path = pathlib.Path(path)
     for each in (path, _unfinished(path)):
         if each.is_dir():

@@ -78,10 +78,7 @@ def write_backup(
     groups: dict[str, list[np.ndarray]],
     writes: bool = True,
 ) -> None:
-    """Writes a backup with further groups of arrays, and removes all but the one before it.
-
-    All workers have to call it, since reading variables can take all of them; one `writes`.
-    """
+    """Writes a backup with further groups of arrays, and removes all but the one before it."""
     values = {name: np.asarray(v) for name, v in _variables(distiller).items()}
     if not writes:
         return
@@ -100,11 +97,7 @@ def write_backup(
 
 
 def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | None:
-    """Returns the newest complete backup of a run with these settings, or None without backups.
-
-    Raises:
-        InputError: if all backups are damaged, or of another run or version of this library.
-    """
+    """Returns the newest complete backup of a run with these settings, or None without backups."""
     damaged: list[InputError] = []
     for path in sorted(_files(folder), reverse=True):
         try:

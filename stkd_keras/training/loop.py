@@ -55,14 +55,7 @@ def fit_resumably(
     loggers: Callable[[bool], list],
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains from the newest backup, or from the start, and writes backups.
-
-    `loggers` gets whether the run resumes. The state of `callbacks` is backed up.
-
-    Raises:
-        InputError: if the loss stops being finite, or a backup can't be used or written.
-        Interrupted: after SIGTERM or SIGINT, once the current step is done and backed up.
-    """
+    """Trains from the newest backup, or from the start, and writes backups."""
     is_first = True
     with deferred_signals() as signals:
         while True:

@@ -18,11 +18,7 @@ from stkd_keras.evaluation.scores import wilson_interval
 def model_card(
     student: keras.Model, config: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> str:
-    """Returns a model card as Markdown (Mitchell et al., arXiv 1810.03993; Hugging Face's format).
-
-    `config` and `metrics` are the contents of the run's config.json and metrics.json. The card
-    omits what they lack.
-    """
+    """Returns a model card as Markdown (Mitchell et al., arXiv 1810.03993; Hugging Face's format)."""
     try:
         output = resolve_outputs(student, "auto", "student")
     except InputError:  # The user told the distiller.
@@ -68,11 +64,7 @@ def teacher_name(config: dict[str, Any]) -> str | None:
 
 
 def model_name(source: str) -> str:
-    """Returns the display name of a model's file; other names are returned as they are.
-
-    `train.py` saves teachers as `digits-1.0.0-resnet20-791e8f5c/teacher.keras`, whose name is
-    resnet20.
-    """
+    """Returns the display name of a model's file; other names are returned as they are."""
     path = pathlib.PurePath(source)
     if path.suffix not in (".keras", ".h5"):
         return source

@@ -19,10 +19,7 @@ NAME_LENGTH = 12
 
 
 class SamplePanel(keras.callbacks.Callback):
-    """Logs an image of eight virtual samples and their likeliest classes every `freq` epochs.
-
-    `dataset` has training batches (images, labels) of at least eight images.
-    """
+    """Logs an image of eight virtual samples and their likeliest classes every `freq` epochs."""
 
     def __init__(
         self, log_dir, dataset: tf.data.Dataset, class_names: tuple[str, ...], freq: int = 1
@@ -52,10 +49,7 @@ class SamplePanel(keras.callbacks.Callback):
 
 
 def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step):
-    """Mixes images (B, H, W, channels), B >= 8, with labels (B,) as in a step of the training.
-
-    Returns eight samples, and probabilities (8, C) named "mixed label", "teacher" and "student".
-    """
+    """Mixes images (B, H, W, channels), B >= 8, with labels (B,) as in a step of the training."""
     soft_labels = tf.one_hot(labels, distiller.num_classes)
     images, soft_labels, _ = distiller.virtual_samples(images, soft_labels, None, step)
     images = images[:NUM_SAMPLES]

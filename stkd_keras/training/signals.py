@@ -24,11 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DeferredSignals:
-    """A signal that waits until the current step is done.
-
-    Attributes:
-        number: the first signal received, or 0.
-    """
+    """A signal that waits until the current step is done."""
 
     def __init__(self):
         self.number = 0
@@ -36,10 +32,7 @@ class DeferredSignals:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[DeferredSignals]:
-    """Notes the first SIGTERM or SIGINT instead of interrupting; a second one ends the process.
-
-    Python allows signal handlers in the main thread only. In another thread nothing changes.
-    """
+    """Notes the first SIGTERM or SIGINT instead of interrupting; a second one ends the process."""
     deferred = DeferredSignals()
 
     def handle(number, frame):
@@ -68,10 +61,7 @@ def deferred_signals() -> Iterator[DeferredSignals]:
 
 
 def raise_on_signals() -> None:
-    """Makes SIGTERM and SIGINT raise `Interrupted` in the main thread.
-
-    A shell lets the background jobs of a script ignore SIGINT; this replaces that, too.
-    """
+    """Makes SIGTERM and SIGINT raise `Interrupted` in the main thread."""
 
     def interrupt(number, frame):
         raise Interrupted(number)

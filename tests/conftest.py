@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for all tests."""
 
 import os
 import pathlib
@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from forked_command import ForkedCommands
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the tests that start processes, which need the repository for that."""
+    """Marks the tests that start processes; they run the commands of the repository."""
     for item in items:
         if "repository" in item.fixturenames:
             item.add_marker(pytest.mark.process)
@@ -33,10 +34,18 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def command(repository):
-    """Runs one of the commands in a folder."""
+def commands(repository, tmp_path_factory):
+    """Runs commands as forks of one process that has imported TensorFlow."""
+    forked = ForkedCommands(tmp_path_factory.mktemp("commands"))
+    yield forked
+    forked.close()
 
-    def run(script, *flags, cwd, timeout=170):
+
+@pytest.fixture(scope="session")
+def command(repository):
+    """Runs a command in a new process."""
+
+    def run(script, *flags, cwd, timeout=600):
         return subprocess.run(
             [sys.executable, str(repository / script), *map(str, flags)],
             cwd=cwd,

@@ -128,7 +128,6 @@ _method.enum(
     "stkd",
     list(recipes.METHODS),
     "stkd (mixed images, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither), or "
-    "stkd (mixed images, teacher and labels), kd (no mixing), mixup (no teacher), ce (neither), or "
     "a published method; sets the defaults of mixing, temperature and loss weights",
 )
 _method.float("temperature", None, "temperature of the soft loss (default: by method)")

@@ -1,13 +1,15 @@
-"""For every flag of train.py values that it must refuse, whatever absl and the library say."""
+"""Values that train.py must refuse, for each of its flags."""
 
 import math
 import pathlib
 
 from hypothesis import strategies as st
 
+from stkd_keras import recipes
+
 
 def fill(folder: pathlib.Path) -> None:
-    """Puts into a folder what the values below count on."""
+    """Writes the files that the values refer to."""
     (folder / "file").write_text("a file")
     (folder / "other").mkdir()
     (folder / "other" / "thesis.tex").write_text("years of work")
@@ -31,12 +33,12 @@ def _is_float(text: str) -> bool:
     return True
 
 
-# What an argument of a command can be. Surrogates stand for bytes that are no text.
+# Any command-line argument; surrogates stand for bytes that aren't UTF-8.
 texts = st.text(st.characters(exclude_characters="\0"), max_size=30)
 
 
 def integers(lowest: int, highest: int | None = None):
-    """Values that are no integers from the lowest to the highest."""
+    """Values that aren't integers in a range."""
     choices = [
         st.integers(max_value=lowest - 1).map(str),
         st.floats().filter(lambda value: value != int(value) if math.isfinite(value) else True)
@@ -49,7 +51,7 @@ def integers(lowest: int, highest: int | None = None):
 
 
 def floats(is_good):
-    """Values that are no numbers, or for which the function is False."""
+    """Values that aren't numbers, or that the function rejects."""
     numbers = st.floats() | st.sampled_from([0.0, -1.0, 2.0, 1e39, -math.inf, math.inf, math.nan])
     return st.one_of(
         numbers.filter(lambda value: not is_good(value)).map(repr),
@@ -58,13 +60,13 @@ def floats(is_good):
 
 
 def words(*good: str):
-    """Values that are none of these."""
+    """Values that aren't one of these words."""
     near = st.sampled_from([f"{word}x" for word in good] + [word.upper() for word in good])
     return (texts | near).filter(lambda text: text not in good)
 
 
 def names(*more: str):
-    """Names of no model, and of no file."""
+    """Names of models and files that don't exist."""
     return st.one_of(
         texts.map(lambda text: f"no such {text}"), texts.map(lambda text: f"{text}.keras"),
         st.sampled_from(["", "resnet21", "resnet8:width=2", "keras.applications:resnet50", *more]),
@@ -107,27 +109,7 @@ VALUES = {
     "learning_rate": floats(_is_positive),
     "logical_devices": integers(0, 64),
     "memory_limit": floats(lambda value: value >= 0),
-    "method": words(
-        "stkd",
-        "kd",
-        "mixup",
-        "ce",
-        "fitnet",
-        "at",
-        "sp",
-        "cc",
-        "vid",
-        "rkd",
-        "pkt",
-        "ab",
-        "ft",
-        "fsp",
-        "nst",
-        "crd",
-        "dkd",
-        "dist",
-        "kd_standardized",
-    ),
+    "method": words(*recipes.METHODS),
     "method_weight": floats(_is_weight),
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
     "mixing": words("none", "mixup", "cutmix"),
@@ -165,9 +147,9 @@ VALUES = {
     "validation_fraction": floats(lambda value: 0 <= value < 1),
     "weight_decay": floats(_is_weight),
 }
-"""A strategy of bad values for each flag."""
+"""A strategy of bad values by flag."""
 
-BESIDE = {
+REQUIRED = {
     "data_dir": ("--dataset=folder",),
     "logical_devices": ("--distribute=mirrored",),
     "method_weight": ("--method=fitnet",),
@@ -175,13 +157,13 @@ BESIDE = {
     "student_features": ("--method=fitnet",),
     "teacher_features": ("--method=fitnet",),
 }
-"""What else a flag needs to have a meaning."""
+"""Other flags without which a flag has no effect."""
 
-NAMED_AS = {
+ARGUMENT_NAMES = {
     "learning_rate": "learning rate",
     "weight_decay": "weight decay",
     "mixup_alpha": "alpha",
     "mixup_probability": "probability",
     "train_images_per_class": "images_per_class",
 }
-"""What a flag is called in the library, if not as the flag."""
+"""Names in messages of the library that differ from the flag."""

@@ -1,7 +1,7 @@
-"""Runs train.py and evaluate.py many times for the price of one import of TensorFlow.
+"""Runs commands as forks of one process, so that TensorFlow is imported only once.
 
-A process of its own imports what the commands import, and runs no operation of TensorFlow's: from
-then on it forks a child for each command, which starts as if it had imported all that itself.
+The process imports what the commands import, but runs no TensorFlow operation: threads would not
+survive a fork.
 """
 
 import json
@@ -17,33 +17,31 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-LIMIT = 15.0
-"""Seconds that a command may take."""
-# What would have a command look elsewhere than a test says.
+# Seconds until a command that hangs is killed.
+LIMIT = 600.0
+# Prefixes of variables that would make a command look elsewhere than a test says.
 _NOT_INHERITED = ("TF_CONFIG", "SLURM_", "TFDS_", "KERAS_", "TF_CPP_", "PYTHONWARNINGS")
 
 
 class Completed(NamedTuple):
-    """How a command ended.
+    """The result of a command.
 
     Attributes:
-        returncode: the exit status; negative the signal that ended it, None where it took too long.
-        stdout: what it wrote there.
-        stderr: likewise.
-        seconds: how long it took.
+        returncode: the exit status, the negative number of a signal, or None after the time limit.
+        stdout: standard output.
+        stderr: standard error.
     """
 
     returncode: int | None
     stdout: str
     stderr: str
-    seconds: float
 
 
 class ForkedCommands:
-    """The process that commands are forked from.
+    """A process that forks a child for each command.
 
     Args:
-        folder: where the commands' output is kept, and where their home is.
+        folder: holds the commands' output and their home directory.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -60,36 +58,35 @@ class ForkedCommands:
     def run(
         self,
         script: str,
-        *flags: str,
+        *flags: object,
         cwd: pathlib.Path,
         env: Mapping[str, str] | None = None,
         limit: float = LIMIT,
     ) -> Completed:
-        """Runs a command in a folder, with variables of the environment on top of the usual."""
+        """Runs a command in a folder, with additional environment variables."""
         request = {
-            "argv": [str(REPOSITORY / script), *flags],
+            "argv": [str(REPOSITORY / script), *map(str, flags)],
             "cwd": str(cwd),
             "environment": self._environment(env or {}),
             "output": [str(self._folder / name) for name in ("stdout", "stderr")],
             "limit": limit,
         }
         print(json.dumps(request), file=self._server.stdin, flush=True)
-        answer = json.loads(self._server.stdout.readline())
-        return Completed(answer["status"], *self._output(), answer["seconds"])
+        status = json.loads(self._server.stdout.readline())
+        return Completed(status, *self._output())
 
     def run_alone(
         self,
         script: str,
-        *flags: str,
+        *flags: object,
         cwd: pathlib.Path,
         env: Mapping[str, str] | None = None,
         limit: float = LIMIT,
     ) -> Completed:
-        """The same in a process that imports everything itself, as a user's."""
-        start = time.monotonic()
+        """Runs a command in a new process, as users do."""
         with (self._folder / "stdout").open("wb") as out, (self._folder / "stderr").open("wb") as e:
             process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / script), *flags],
+                [sys.executable, str(REPOSITORY / script), *map(str, flags)],
                 cwd=cwd,
                 env=self._environment(env or {}),
                 stdout=out,
@@ -102,7 +99,7 @@ class ForkedCommands:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 status = None
-        return Completed(status, *self._output(), time.monotonic() - start)
+        return Completed(status, *self._output())
 
     def close(self) -> None:
         """Ends the process."""
@@ -117,7 +114,7 @@ class ForkedCommands:
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        # A proxy that isn't there, in place of a network that may be.
+        # No test may use the network: this proxy doesn't exist.
         nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         return {**inherited, **nowhere, "HOME": str(self._folder / "home"), **variables}
 
@@ -127,12 +124,10 @@ def _serve() -> None:
     _import_what_commands_import()
     for line in sys.stdin:
         request = json.loads(line)
-        start = time.monotonic()
         pid = os.fork()
         if pid == 0:
             _become_command(request)
-        status = _wait(pid, start + request["limit"])
-        print(json.dumps({"status": status, "seconds": time.monotonic() - start}), flush=True)
+        print(json.dumps(_wait(pid, time.monotonic() + request["limit"])), flush=True)
 
 
 def _import_what_commands_import() -> None:
@@ -147,11 +142,13 @@ def _import_what_commands_import() -> None:
     import models  # noqa: F401
     import stkd_keras  # noqa: F401
     from models import loading, teachers  # noqa: F401
-    from stkd_keras.training import run_directory  # noqa: F401
+    from stkd_keras import experiment  # noqa: F401
+    from stkd_keras.cli import app  # noqa: F401
+    from stkd_keras.training import timing  # noqa: F401
 
 
 def _become_command(request: dict) -> None:
-    """Does in a fork what Python does from the start of a script to its end."""
+    """Runs a script in a fork as Python would in a new process."""
     os.setsid()
     for descriptor, path in enumerate(request["output"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -171,7 +168,7 @@ def _become_command(request: dict) -> None:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # The rest of the parent's process isn't the command's to end.
+    # Not sys.exit, which would run the parent's exit handlers.
     os._exit(status)
 
 

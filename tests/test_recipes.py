@@ -59,6 +59,12 @@ def test_cutmix_mixes_two_images():
         recipes.make_mixing({**settings, "num_images": 3})
 
 
+def test_a_setting_out_of_range_is_refused_even_if_it_has_no_effect():
+    settings = recipes.method_settings("stkd", mixup_probability=0.0, mixup_alpha=-1.0)
+    with pytest.raises(InputError, match="alpha is -1"):
+        recipes.make_mixing(settings)
+
+
 def test_settings_become_arguments_of_the_distiller(few):
     settings = recipes.method_settings("ab", mixing_epochs=3, pretraining_epochs=2, num_images=3)
     arguments = recipes.distiller_arguments("ab", settings, few, steps=5, data_seed=7)

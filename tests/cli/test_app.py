@@ -49,11 +49,9 @@ def test_helpfull_shows_every_flag_once_in_its_group(script, commands, tmp_path)
         assert not re.search(r"(.{30,}).*\1", words), f"says something twice: {words}"
 
 
-@pytest.mark.parametrize("command", ["train.py --help", "evaluate.py --batch_size=3"])
-def test_a_forked_command_says_what_a_new_process_says(command, commands, tmp_path):
-    script, *flags = command.split()
-    forked = commands.run(script, *flags, cwd=tmp_path)
-    assert forked == commands.run_alone(script, *flags, cwd=tmp_path)
+def test_a_forked_command_says_what_a_new_process_says(commands, tmp_path):
+    forked = commands.run("evaluate.py", "--batch_size=3", cwd=tmp_path)
+    assert forked == commands.run_alone("evaluate.py", "--batch_size=3", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
@@ -62,12 +60,14 @@ def test_another_backend_of_keras_is_refused(script, commands, tmp_path):
     assert_one_line(completed, "KERAS_BACKEND is 'jax'")
 
 
+@pytest.mark.slow
 def test_keras_json_and_a_missing_git_do_not_matter(commands, tmp_path):
     (tmp_path / "keras").mkdir()
     keras_json = '{"backend": "jax", "image_data_format": "channels_first"}'
     (tmp_path / "keras" / "keras.json").write_text(keras_json)
     completed = commands.run_alone(
-        "train.py", "--method=ce", "--student=resnet8", "--dry_run",
+        "train.py", "--method=ce", "--student=resnet8", "--epochs=1", "--run_dir=run",
         cwd=tmp_path, env={"KERAS_HOME": "keras", "PATH": "nowhere"},
     )  # fmt: skip
     assert completed.returncode == 0, completed.stderr
+    assert '"git_commit": null' in (tmp_path / "run" / "config.json").read_text()

@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_folders import write_images
 
-import models
-
 CASES = [(kind, name) for kind, cases in bad_inputs.KINDS.items() for name in cases]
 
 
@@ -38,7 +36,6 @@ def materials(commands, tmp_path_factory):
     keras.Model(two.input, keras.layers.ReLU()(two.output)).save(folder / "relu.keras")
     two.layers[-1].kernel.assign(np.full_like(two.layers[-1].kernel, np.nan))
     two.save(folder / "nan.keras")
-    models.save_pytorch(models.build("resnet8", (16, 16, 3), 2), folder / "two.safetensors")
     completed = commands.run(*shlex.split(bad_inputs.RUN), cwd=folder)
     assert completed.returncode == 0, completed.stderr
     return folder

@@ -65,7 +65,7 @@ def load_teachers(
 def load_teacher(
     dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
 ) -> FrozenTeacher:
-    """Loads one trained teacher, which resizes the images if it needs to, and prints a line on it."""
+    """Loads one trained teacher, which resizes images if necessary, and prints a line on it."""
     indices, count = None, dataset.num_classes
     if source.classes is not None:
         names = read_class_names(source.classes)

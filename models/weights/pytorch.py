@@ -37,7 +37,7 @@ def _transposed(attribute: str, *axes: int) -> _Parameter:
 
 
 def _groups_to_keras(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Turns a grouped 1x1 kernel (out, in / groups, 1, 1) into (groups, in / groups, out / groups)."""
+    """Reshapes a grouped 1x1 kernel to (groups, in / groups, out / groups)."""
     groups, per_group, out_per_group = shape
     return tensor.reshape(groups, out_per_group, per_group).transpose(0, 2, 1)
 

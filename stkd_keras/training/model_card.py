@@ -18,7 +18,7 @@ from stkd_keras.evaluation.scores import wilson_interval
 def model_card(
     student: keras.Model, config: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> str:
-    """Returns a model card as Markdown (Mitchell et al., arXiv 1810.03993; Hugging Face's format)."""
+    """Returns a model card in Markdown (Mitchell et al., arXiv 1810.03993)."""
     try:
         output = resolve_outputs(student, "auto", "student")
     except InputError:  # The user told the distiller.

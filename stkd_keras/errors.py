@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and here is what to do."""
+"""The exception for wrong input, and helpers for its messages."""
 
 import difflib
 import json
@@ -7,39 +7,39 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# What settings of a training may be: a float32 holds all between, and their squares.
+# Limits of the settings of a training: float32 can hold the squares of all numbers between.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
 class InputError(ValueError):
-    """What the user gave can't be used.
+    """Wrong input from the user.
 
-    The message is one line: what was given, what was expected, what to do.
-    The commands print it without a traceback and end with status 2.
+    The message is one line: what was given, what was expected, what to do. The commands print it
+    without a traceback and exit with status 2.
     """
 
 
 class WorkerLostError(RuntimeError):
-    """Another of the workers that train together is gone. The message is one line."""
+    """Another worker of a distributed training was lost. The message is one line."""
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number, Python's or NumPy's."""
+    """Whether a value is a finite number."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def is_positive(value: object) -> bool:
-    """Whether a value is a number above 0 that a training in float32 can use."""
+    """Whether a value is a positive number that a float32 training can use."""
     return is_number(value) and SMALLEST <= value <= LARGEST  # type: ignore[operator]
 
 
 def is_text(value: str) -> bool:
-    """Whether TensorFlow takes a text: names of files may hold bytes that aren't UTF-8."""
+    """Whether a string can be encoded as UTF-8, unlike some file names."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Returns the error for a name that isn't known, with the nearest ones that are."""
+    """Returns the error for an unknown name, which lists the nearest known ones."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3) or names
     hint = f"the nearest known: {', '.join(nearest)}" if names else "there are none"
@@ -48,7 +48,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def one_line(error: object, length: int = 200) -> str:
     """Returns the start of an error's message, or of a name from a file, on one line."""
-    # Keras puts these words and its reason after a page of configuration.
+    # Keras's reason comes after a long configuration.
     cause = str(error).rpartition("Exception encountered: ")[2]
     if "Not allowed: " in cause:
         cause = cause[cause.index("Not allowed: ") :].partition("\n")[0]
@@ -57,14 +57,14 @@ def one_line(error: object, length: int = 200) -> str:
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:
-    """Returns the first names of a list, each on one line, and how many more there are."""
+    """Returns the first names of a list and the number of the others."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(one_line(name, 100) for name in names[:count]) + more
 
 
 def differences(before: dict, now: dict) -> str:
-    """Returns how settings differ from those that were written as JSON; "" where they don't."""
-    # What goes through JSON and back is compared: tuples become lists.
+    """Returns how settings differ from earlier ones that were read from JSON, or "" if equal."""
+    # JSON turns tuples into lists.
     now = json.loads(json.dumps(now))
     return "; ".join(
         f"{name} was {_shown(before.get(name))} and is {_shown(value)}"
@@ -74,7 +74,7 @@ def differences(before: dict, now: dict) -> str:
 
 
 def without_removed(config: dict, neutral: dict) -> dict:
-    """Returns a saved configuration without options that no longer exist."""
+    """Returns a saved configuration without removed options, which must be neutral."""
     for name, value in neutral.items():
         if config.get(name, value) != value:
             raise InputError(
@@ -85,7 +85,6 @@ def without_removed(config: dict, neutral: dict) -> dict:
 
 
 def _shown(value: Any) -> str:
-    """A setting's value: of a hash the beginning, of an object its class and arguments."""
     if isinstance(value, dict) and "config" in value:
         arguments = ", ".join(f"{name}={each}" for name, each in value["config"].items())
         return f"{value.get('class_name')}({arguments})"

@@ -1,22 +1,22 @@
-"""Seeds that are pure functions of (data_seed, step, replica), and what is drawn from a seed."""
+"""Random draws whose seeds are pure functions of (data_seed, step, replica)."""
 
 import math
 
 import tensorflow as tf
 
-# What a draw is for. Draws for two purposes are independent though they share a data_seed.
+# The purposes of draws. Draws for two purposes are independent, although they share a data_seed.
 ORDER, AUGMENTATION, MIXING, NEGATIVES = range(4)
 
-# Marsaglia and Tsang accept a try with a probability of at least 0.95 where the shape is at
-# least 1, so that all of these are refused about once in 10^10 draws.
+# Marsaglia and Tsang's method accepts a try with a probability of at least 0.95 if the shape is at
+# least 1, so it rejects all of these about once in 10^10 draws.
 GAMMA_TRIES = 8
 
 
 def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
-    """Returns the seed of one purpose at one step."""
+    """Returns the seed for one purpose at one step."""
     seed = tf.stack([tf.cast(data_seed, tf.int64), tf.constant(stream, tf.int64)])
     for number in (step, replica):
-        # The algorithm is named because "auto_select" may choose another one under XLA.
+        # "auto_select" may choose another algorithm under XLA.
         seed = tf.random.experimental.stateless_fold_in(
             seed, tf.cast(number, tf.int64), alg="philox"
         )
@@ -24,25 +24,25 @@ def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
 
 
 def random_bits(shape, seed) -> tf.Tensor:
-    """Returns int32 draws, uniform over all of them."""
-    # Bits are the same on every device and under XLA; floating-point draws need not be.
+    """Returns int32 draws, uniform over all int32 values."""
+    # Integer draws are the same on every device and under XLA; floating-point draws may differ.
     return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
 
 
 def uniforms(shape, seed) -> tf.Tensor:
-    """float64 draws strictly between 0 and 1, on a grid of 2^-32."""
+    """Returns float64 draws strictly between 0 and 1, on a grid of 2^-32."""
     return (tf.cast(random_bits(shape, seed), tf.float64) + 2.0**31 + 0.5) / 2.0**32
 
 
 def dirichlet(alpha: float, rows, columns: int, seed) -> tf.Tensor:
-    """float64 draws of shape (rows, columns) from Dirichlet(alpha, ..., alpha)."""
+    """Returns float64 draws (rows, columns) from Dirichlet(alpha, ..., alpha)."""
     draws = uniforms((3 * GAMMA_TRIES + 1, rows, columns), seed)
     radius, angle, acceptance, boost = tf.split(draws, [GAMMA_TRIES] * 3 + [1])
     normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2.0 * math.pi * angle)
 
-    # The method needs a shape of at least 1; the boost below brings it back to alpha.
+    # The method needs a shape of at least 1; the boost below corrects a smaller alpha.
     d = alpha + (1.0 if alpha < 1 else 0.0) - 1.0 / 3.0
     v = tf.pow(tf.maximum(1.0 + normal / math.sqrt(9.0 * d), 1e-10), 3)
     bound = 0.5 * normal**2 + d * (1.0 - v + tf.math.log(v))

@@ -1,1 +1,1 @@
-"""What any Keras classifier needs before it teaches or learns: outputs, features, batch norm."""
+"""Inspects and rewrites Keras classifiers: outputs, inner features, batch normalization."""

@@ -1,7 +1,7 @@
-"""Batch normalisation folded into the layer before it: a frozen model that costs less.
+"""Folds batch normalization into the layer before it, which makes inference cheaper.
 
-In inference batch normalisation is a scale and a shift of each channel. The scale goes into the
-kernel of the convolution or dense layer before it, the shift stays as a bias:
+In inference, batch normalization scales and shifts each channel. The scale moves into the kernel of
+the convolution or dense layer before it, and the shift remains as a bias:
 
     gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta
         = (scale * w) * x + (scale * (b - mean) + beta),   scale = gamma / sqrt(variance + epsilon)
@@ -23,12 +23,12 @@ _FOLDABLE = (
     keras.layers.Dense,
     keras.layers.EinsumDense,
 )
-# A 1x1 convolution of each group of channels by itself, with a kernel for each group.
+# A grouped 1x1 convolution.
 _GROUPED = "bhwgi,gio->bhwgo"
 
 
-def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
-    """Folds what can be folded exactly, in place; what can't be is left alone."""
+def fold_batch_normalization(model: keras.Model) -> int:
+    """Folds batch normalization in place where that is exact, and returns how often."""
     graphs = list(_graphs(model))
     calls = collections.Counter(
         id(node.operation) for graph in graphs for node in graph_nodes(graph)
@@ -57,12 +57,11 @@ def fold_batch_normalization(model: keras.Model) -> tuple[int, int]:
             ):
                 _fold(layer, normalization)
                 folded += 1
-    layers = model._flatten_layers()
-    return folded, sum(isinstance(x, keras.layers.BatchNormalization) for x in layers)
+    return folded
 
 
 def feeds_folded_normalization(layer: keras.layers.Layer) -> bool:
-    """Whether a layer's output isn't what it was: it has the scale of a folded normalisation."""
+    """Whether the next layer's batch normalization was folded into this one."""
     return any(
         getattr(getattr(node.operation, "call", None), "__func__", None) in _FOLDED_CALLS
         for node in layer._outbound_nodes
@@ -70,12 +69,12 @@ def feeds_folded_normalization(layer: keras.layers.Layer) -> bool:
 
 
 def graph_nodes(graph) -> list:
-    """Returns the calls of layers that a functional graph consists of."""
+    """Returns the nodes of a functional graph, each a call of a layer."""
     return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
 def _graphs(model, seen=None):
-    """The functional graphs of a model and of those nested in it, each once."""
+    """Yields the functional graphs of a model and of its nested models, each once."""
     seen = set() if seen is None else seen
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if id(graph) in seen or not hasattr(graph, "_nodes_by_depth") or not has_keras_call(model):
@@ -105,7 +104,7 @@ def _is_linear(layer) -> bool:
 
 
 def _joins_groups(layer) -> bool:
-    """Whether a layer is a Reshape behind a grouped convolution, to (..., groups * channels)."""
+    """Whether a layer is the Reshape after a grouped convolution, to (..., groups * channels)."""
     if type(layer) is not keras.layers.Reshape or len(layer.input.shape) != 5:
         return False
     *before, groups, channels = layer.input.shape
@@ -134,7 +133,7 @@ def _fold(layer, normalization) -> None:
         layer.bias.assign(shift + scale * layer.bias.numpy())
         shift = np.zeros_like(shift)
 
-    # The identity, but for the shift: Keras's own call, after a save and a load, agrees.
+    # Keras's own call, which a loaded model uses, must also only add the shift.
     if normalization.scale:
         normalization.gamma.assign(np.ones(scale.shape))
     if normalization.center:
@@ -152,7 +151,7 @@ def _add_shift(normalization, inputs, training=None, mask=None):
     shift = tf.cast(-tf.convert_to_tensor(normalization.moving_mean), inputs.dtype)
     if inputs.shape.rank != 4:
         return inputs + shift
-    # TensorFlow fuses this op, and not an addition, with the convolution and the ReLU around it.
+    # TensorFlow fuses this op with the convolution and the ReLU around it, but not an addition.
     channels_first = normalization.axis % 4 == 1
     return tf.nn.bias_add(inputs, shift, "NCHW" if channels_first else "NHWC")
 
@@ -161,14 +160,10 @@ _FOLDED_CALLS = (_return_inputs, _add_shift)
 
 
 def _scale_kernel(layer, scale) -> None:
-    if isinstance(layer, keras.layers.SeparableConv2D):
-        kernel = layer.pointwise_kernel
-    elif isinstance(layer, keras.layers.DepthwiseConv2D):
-        kernel = layer.kernel
+    is_separable = isinstance(layer, keras.layers.SeparableConv2D)
+    kernel = layer.pointwise_kernel if is_separable else layer.kernel
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
         scale = scale.reshape(kernel.shape[-2:])
     elif isinstance(layer, keras.layers.EinsumDense):
-        kernel = layer.kernel
         scale = scale.reshape(kernel.shape[0], 1, kernel.shape[2])
-    else:
-        kernel = layer.kernel
     kernel.assign(np.float64(kernel.numpy()) * scale)

@@ -1,4 +1,4 @@
-"""Batch normalisation by TensorFlow's fused op, in models that stay plain Keras."""
+"""Batch normalization with TensorFlow's fused op in plain Keras models."""
 
 import types
 
@@ -9,25 +9,22 @@ _FUSED_DTYPES = (tf.float32, tf.float16, tf.bfloat16)
 
 
 def fuse_batch_normalization(model: keras.Model) -> keras.Model:
-    """Makes a model's batch normalisation run as one fused op, forward and backward.
+    """Makes a model compute batch normalization with TensorFlow's fused op.
 
-    Keras computes batch normalisation from its parts, mean and variance first; TensorFlow's fused
-    op gives the same numbers and takes less time.
-    Only how the layers compute changes: class, configuration and weights are as before, so a
-    saved model is plain Keras. A model that is cloned or loaded computes as Keras does until it
-    is given to this function again.
+    The results are those of Keras, which uses several ops, but take less time. Classes, configs
+    and weights don't change, so a saved model is plain Keras. Call this function again on a
+    cloned or loaded model.
 
-    Every `keras.layers.BatchNormalization` (not its subclasses) of the model and of the models and
-    layers inside it is treated. One keeps Keras's own computation where the fused op doesn't have
-    its meaning: `renorm`, `synchronized`, `epsilon` under 1e-5 (cuDNN's least), an axis that isn't
-    the last of four, float64 or integer inputs, and any call with a mask.
+    It applies to every `keras.layers.BatchNormalization` (but not its subclasses) in the model
+    and its nested models and layers. A layer keeps Keras's computation if the fused op doesn't
+    support its case: `renorm`, `synchronized`, `epsilon` below 1e-5 (cuDNN's minimum), an axis
+    other than the last of four, float64 or integer inputs, or a mask.
 
-    One difference is meant: from a batch of zero examples, such as a replica of a
-    `tf.distribute.MirroredStrategy` may get, the moving statistics stay as they are, where Keras's
-    own turn into NaN.
+    With an empty batch, which a replica of a `tf.distribute.MirroredStrategy` may get, the moving
+    statistics keep their values; those of Keras become NaN.
 
     Args:
-        model: the model; treating it again changes nothing.
+        model: the model, changed in place; a second call has no effect.
 
     Returns:
         The same model.
@@ -45,7 +42,7 @@ def fuse_batch_normalization(model: keras.Model) -> keras.Model:
 
 
 def has_fused_batch_normalization(model: keras.Model) -> bool:
-    """Whether `fuse_batch_normalization` has treated a model."""
+    """Whether `fuse_batch_normalization` was applied to a model."""
     return any(
         getattr(vars(layer).get("call"), "__func__", None) is _call
         for layer in model._flatten_layers()
@@ -53,17 +50,12 @@ def has_fused_batch_normalization(model: keras.Model) -> bool:
 
 
 def _has_fused_form(layer: keras.layers.BatchNormalization) -> bool:
-    """Whether the fused op can have the layer's meaning, going by its settings."""
-    has_own_call = "call" in vars(layer)
-    return (
-        layer.axis in (-1, 3)
-        and layer.epsilon >= 1e-5
-        and not (layer.renorm or layer.synchronized or has_own_call)
-    )
+    is_plain = not (layer.renorm or layer.synchronized or "call" in vars(layer))
+    return is_plain and layer.axis in (-1, 3) and layer.epsilon >= 1e-5
 
 
 def _call(layer: keras.layers.BatchNormalization, inputs, training=None, mask=None):
-    """Stands in for `keras.layers.BatchNormalization.call`, with the same arguments."""
+    """Replaces `keras.layers.BatchNormalization.call`."""
     is_image_batch = len(inputs.shape) == 4 and inputs.dtype in _FUSED_DTYPES
     if mask is not None or not is_image_batch:
         return keras.layers.BatchNormalization.call(layer, inputs, training=training, mask=mask)
@@ -73,9 +65,9 @@ def _call(layer: keras.layers.BatchNormalization, inputs, training=None, mask=No
     uses_batch_statistics = bool(training and layer.trainable)
     if uses_batch_statistics:
         count = tf.cast(tf.size(inputs, out_type=tf.int64) // channels, tf.float32)
-        # XLA's gradient of the scale is NaN for zero examples; the ones have no gradient.
+        # For an empty batch, XLA's gradient of the scale is NaN; ones have no gradient.
         scale = tf.where(count > 0, scale, tf.ones_like(scale))
-        # Given statistics, the op would average them with the batch's by its own rule.
+        # The op would average given statistics with the batch's in its own way.
         mean = variance = tf.zeros([0])
     outputs, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
@@ -92,8 +84,7 @@ def _call(layer: keras.layers.BatchNormalization, inputs, training=None, mask=No
 
 
 def _update_moving_statistics(layer, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor):
-    """Moves the layer's moving statistics towards a batch's."""
-    # With one value the correction divides by zero; the variance of one value is zero.
+    # The op's variance is unbiased, Keras averages the biased one. For one value both are zero.
     biased = tf.where(count > 1, variance * ((count - 1) / count), tf.zeros_like(variance))
     for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, biased)):
         old = _float32(moving)

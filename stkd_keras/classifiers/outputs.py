@@ -1,4 +1,4 @@
-"""What a classifier takes and gives: its shapes, and whether its outputs are logits."""
+"""A classifier's input and output: shapes, precision, logits or probabilities."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,8 +9,8 @@ from stkd_keras.errors import InputError
 
 KINDS = ("auto", "logits", "probabilities")
 
-# What a user's own class raises when asked for a config or a shape that it can't give.
-NOT_DESCRIBED = (
+# Raised by users' classes that can't return their config or output shape.
+CONFIG_ERRORS = (
     AttributeError,
     ImportError,
     KeyError,
@@ -21,15 +21,14 @@ NOT_DESCRIBED = (
 )
 
 _SOFTMAX_FUNCTIONS = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
-# Layers that leave a row of numbers the row of numbers that it was.
+# Layers that don't change a sample's logits or probabilities.
 _TRANSPARENT = (
     keras.layers.Dropout,
     keras.layers.Flatten,
     keras.layers.Identity,
     keras.layers.Reshape,
 )
-# Layers without an activation of their own that keep logits what they are, but would make
-# something else of probabilities.
+# Layers whose outputs are logits if their inputs are.
 _LINEAR = (
     keras.layers.AveragePooling2D,
     keras.layers.BatchNormalization,
@@ -43,14 +42,14 @@ _PREPROCESSING = (
 
 
 def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
-    """Finds out what a classifier's outputs are."""
+    """Returns "logits" or "probabilities", which "auto" detects from the last layer."""
     if outputs not in KINDS:
         raise InputError(f"outputs is {outputs!r}, but must be one of {', '.join(KINDS)}")
     if outputs != "auto":
         return outputs
     remedy = (
-        "a classifier ends in a linear layer or in a softmax; if these outputs are one or the "
-        f"other, say so: {'outputs' if role == 'teacher' else 'student_outputs'}="
+        "a classifier ends in a linear layer or a softmax; for another one set "
+        f"{'outputs' if role == 'teacher' else 'student_outputs'}="
         '"logits" or "probabilities"'
     )
     layer = _last_layer(model)
@@ -58,8 +57,8 @@ def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
         raise InputError(f"the last layer of the {role} {model.name!r} can't be found; {remedy}")
     kind = _kind(layer)
     if kind == "linear":
-        behind = _layer_before(layer)
-        kind = "logits" if behind is None or _is_unbounded(behind) else None
+        before = _layer_before(layer)
+        kind = "logits" if before is None or _is_unbounded(before) else None
     if kind is None:
         name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
         raise InputError(
@@ -69,21 +68,20 @@ def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:
 
 
 def logits_function(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function from inputs to float32 logits (B, C) of a classifier in inference."""
+    """Returns a function from inputs to a classifier's float32 logits (B, C) in inference."""
     kind = resolve_outputs(model, "auto", "student")
-
     return lambda x: as_logits(model(x, training=False), kind)
 
 
 def as_logits(outputs, kind: str) -> tf.Tensor:
-    """Returns float32 logits for outputs of a kind that `resolve_outputs` found."""
+    """Returns float32 logits for a classifier's outputs of this kind."""
     if kind == "probabilities":
         return logits_of_probabilities(outputs)
     return tf.cast(outputs, tf.float32)
 
 
 def input_shape(model: keras.Model) -> tuple | None:
-    """Returns the shape of one sample, (H, W, channels) of an image, or None if not known."""
+    """Returns the shape of one sample, (H, W, channels) for images, or None if it isn't known."""
     if getattr(model, "inputs", None):
         return tuple(model.inputs[0].shape[1:])
     shape = (model.get_build_config() or {}).get("input_shape")
@@ -91,7 +89,7 @@ def input_shape(model: keras.Model) -> tuple | None:
 
 
 def precision_policy(model: keras.Model) -> keras.DTypePolicy:
-    """Returns the dtype policy that a model trains under."""
+    """Returns the dtype policy of a model's layers."""
     for layer in model._flatten_layers(include_self=False):
         if layer.compute_dtype in ("float16", "bfloat16"):
             prefix = "mixed_" if layer.variable_dtype == "float32" else ""
@@ -100,7 +98,7 @@ def precision_policy(model: keras.Model) -> keras.DTypePolicy:
 
 
 def compute_in(model: keras.Model, policy: str) -> None:
-    """Makes a model of our own compute in another precision; its variables stay as they are."""
+    """Changes the precision in which a model computes, but not that of its variables."""
     last = _last_layer(model)
     for layer in model._flatten_layers(include_self=False):
         is_exact = layer is last or isinstance(layer, _PREPROCESSING)
@@ -109,38 +107,36 @@ def compute_in(model: keras.Model, policy: str) -> None:
 
 
 def compatible(one: tuple, other: tuple) -> bool:
-    """Whether two shapes agree, where None agrees with every size."""
-    return len(one) == len(other) and all(
-        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
-    )
+    """Whether two shapes agree; None agrees with every size."""
+    return tf.TensorShape(one).is_compatible_with(other)
 
 
 def num_classes(model: keras.Model, role: str) -> int | None:
-    """Returns the number of classes of a classifier, or None if it isn't known yet."""
+    """Returns a classifier's number of classes, or None if it isn't known yet."""
     if getattr(model, "outputs", None):
         output = tuple(model.outputs[0].shape)
     elif (sample := input_shape(model)) is not None:
         try:
             output = tuple(model.compute_output_spec(keras.KerasTensor((None, *sample))).shape)
-        except NOT_DESCRIBED:
+        except CONFIG_ERRORS:
             return None
     else:
         return None
     if len(output) != 2 or (output[1] or 2) < 2:
         raise InputError(
-            f"the {role} {model.name!r} gives the shape {output}, but a classifier gives "
-            "(batch, classes), with at least two classes"
+            f"the {role} {model.name!r} has the output shape {output}, but a classifier's is "
+            "(batch, classes) with at least two classes"
         )
     return output[1]
 
 
 def has_keras_call(model: keras.Model) -> bool:
-    """Whether a model computes what its graph says: its class has no `call` of its own."""
+    """Whether a model's graph describes its computation: its class doesn't override `call`."""
     return type(model).call.__module__.startswith("keras.")
 
 
 def remove_softmax(model: keras.Model) -> bool:
-    """Makes a model that ends in a softmax give the logits, in place."""
+    """Removes a model's final softmax in place, and returns whether that was possible."""
     layer = _last_layer(model)
     if layer is None or _kind(layer) != "probabilities" or len(layer._inbound_nodes) != 1:
         return False
@@ -152,50 +148,46 @@ def remove_softmax(model: keras.Model) -> bool:
 
 
 def logits_of_probabilities(probabilities) -> tf.Tensor:
-    """Returns logits whose softmax is what was given."""
+    """Returns logits whose softmax gives the probabilities."""
     return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), 2.0**-126))
 
 
 def _last_layer(model):
-    """The operation that makes the output, within nested models; None where there's no graph."""
-    tensors = getattr(model, "outputs", None)
-    if not tensors or len(tensors) != 1 or not has_keras_call(model):
+    """Returns the layer that computes the output, or None without a graph."""
+    if not getattr(model, "outputs", None) or not has_keras_call(model):
+        return None
+    return _producer(model.outputs)
+
+
+def _layer_before(layer):
+    return _producer(layer._inbound_nodes[0].input_tensors)
+
+
+def _producer(tensors):
+    """Returns the layer that computes the one tensor, skipping transparent layers."""
+    if len(tensors) != 1:
         return None
     layer = tensors[0]._keras_history.operation
     if isinstance(layer, keras.Model):
         return _last_layer(layer)
-    if isinstance(layer, _TRANSPARENT) or _is_identity(layer):
-        return _layer_before(layer) or layer
-    return layer
-
-
-def _layer_before(layer):
-    tensors = layer._inbound_nodes[0].input_tensors
-    if len(tensors) != 1:
-        return None
-    before = tensors[0]._keras_history.operation
-    if isinstance(before, keras.Model):
-        return _last_layer(before)
-    if isinstance(before, _TRANSPARENT) or _is_identity(before):
-        return _layer_before(before)
-    return before
+    is_activation = isinstance(layer, keras.layers.Activation)
+    is_identity = is_activation and layer.activation is keras.activations.linear
+    return _layer_before(layer) if is_identity or isinstance(layer, _TRANSPARENT) else layer
 
 
 def _kind(layer) -> str | None:
-    """ "logits", "probabilities", "linear" (keeps logits logits), or None for anything else."""
+    """Returns "logits", "probabilities", "linear" (like its input), or None for another kind."""
     if _has_softmax_activation(layer) or type(layer).__name__ == "Softmax":
         return "probabilities"
     if isinstance(layer, _LINEAR):
         return "linear"
-    if not type(layer).__module__.startswith("keras."):
-        return None
-    if getattr(layer, "activation", None) is keras.activations.linear and layer.weights:
-        return "logits"
-    return None
+    is_linear = getattr(layer, "activation", None) is keras.activations.linear
+    is_keras = type(layer).__module__.startswith("keras.")
+    return "logits" if is_keras and is_linear and layer.weights else None
 
 
 def _is_unbounded(layer) -> bool:
-    """Whether a layer's outputs, averaged, are logits: those of some networks end in a ReLU."""
+    """Whether averages of a layer's outputs can be logits. Some networks end in a ReLU."""
     activation = getattr(layer, "activation", keras.activations.linear)
     return activation in (keras.activations.linear, keras.activations.relu) and (
         type(layer).__name__ != "Softmax"
@@ -204,9 +196,3 @@ def _is_unbounded(layer) -> bool:
 
 def _has_softmax_activation(layer) -> bool:
     return getattr(layer, "activation", None) in _SOFTMAX_FUNCTIONS
-
-
-def _is_identity(layer) -> bool:
-    return (
-        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
-    )

@@ -1,1 +1,1 @@
-"""The frozen teacher, live or replayed from a recording."""
+"""The frozen teacher, either live or replayed from a recording."""

@@ -16,27 +16,27 @@ from stkd_keras.classifiers.fused_batch_norm import (
     has_fused_batch_normalization,
 )
 from stkd_keras.classifiers.outputs import (
-    NOT_DESCRIBED,
+    CONFIG_ERRORS,
+    as_logits,
     compute_in,
     has_keras_call,
     input_shape,
-    logits_of_probabilities,
     num_classes,
     remove_softmax,
     resolve_outputs,
 )
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, one_line
 from stkd_keras.evaluation.cost import num_parameters
 
 DTYPES = ("float32", "bfloat16", "float16")
-_NOT_SAVED = (
-    "this teacher can't be saved within the distiller: the config of its class doesn't make it "
-    "anew; save distiller.student, or use distiller.save_weights"
-)
 
 
-class _Member:
-    """One classifier of a teacher."""
+class Member:
+    """A frozen copy of one classifier.
+
+    `snapshot` is None if the classifier can't be recreated from its config. It then keeps its own
+    code, on copies of its weights.
+    """
 
     def __init__(self, model: keras.Model, outputs: str, dtype: str | None):
         _check_classifier(model)
@@ -48,69 +48,55 @@ class _Member:
         self.class_indices: list[int] | None = None
         layers = model._flatten_layers()
         self.supports_jit = all(layer.supports_jit for layer in layers)
-        # Not the names of layers, which count up in a process.
-        self._kinds = [type(layer).__name__ for layer in layers]
+        # For the fingerprint. Names of layers depend on how many the process made before.
+        self._layer_types = [type(layer).__name__ for layer in layers]
         self._precision = dtype or sorted({x.compute_dtype for x in layers} - {"float32"})
+        self.num_normalizations = sum(
+            isinstance(layer, keras.layers.BatchNormalization) for layer in layers
+        )
+        self.num_folded = 0
         self.snapshot = _rebuild(model)
-        if self.snapshot is None and dtype is not None:
-            raise InputError(
-                f"the teacher {model.name!r} can't be computed in {dtype}: the config of its class "
-                "doesn't make it anew; leave dtype out"
-            )
-        if self.snapshot is None:
+        if self.snapshot is not None:
+            self._call, self._weights = self.snapshot, self.snapshot.weights
+            self._speed_up(self.snapshot)
+        elif dtype is None:
             self._call, self._weights = _with_copied_weights(model)
         else:
-            self._weights = self.snapshot.weights
-            self._call = self.snapshot
-            if outputs == "auto" and self.kind == "probabilities" and remove_softmax(self.snapshot):
-                self.kind = "logits"
-            if dtype is not None:
-                compute_in(self.snapshot, "float32")  # Only that is folded.
-            fuse_batch_normalization(self.snapshot)
-        self.num_normalizations, self.num_folded = _count_normalizations(model), 0
-        if self.snapshot is not None:
-            self.num_folded, _ = fold_batch_normalization(self.snapshot)
-            if dtype not in (None, "float32"):
-                compute_in(self.snapshot, f"mixed_{dtype}")
+            raise InputError(
+                f"the teacher {model.name!r} can't compute in {dtype}: its class can't be "
+                "recreated from its config; leave dtype out"
+            )
         if self.num_normalizations and not self.num_folded:
             logging.warning(
-                "none of the %d batch normalisations of the teacher %r could be folded: it is used "
-                "as it is",
+                "none of the %d batch normalizations of the teacher %r could be folded",
                 self.num_normalizations,
                 model.name,
             )
 
-    def __call__(self, x):
+    def __call__(self, x) -> tf.Tensor:
         return self._logits(self._call(x, training=False))
 
     def with_features(self, names, layer_names):
         if self.snapshot is None:
             raise InputError(
-                "the teacher's class can't be made anew from its config, and shows no inner "
-                "features; choose a method that needs the logits only"
+                "the teacher's class can't be recreated from its config, so its inner features "
+                "aren't available; choose a method that needs only the logits"
             )
         model = with_features(self.snapshot, names, layer_names, "teacher")
 
-        def answer(x):
-            given = model(x, training=False)
-            features = {name: tf.cast(given[name], tf.float32) for name in names}
-            answers = {**features, "logits": self._logits(given[OUTPUTS])}
-            return tf.nest.map_structure(tf.stop_gradient, answers)
+        def logits_and_features(x):
+            outputs = model(x, training=False)
+            features = {name: tf.cast(outputs[name], tf.float32) for name in names}
+            return tf.nest.map_structure(
+                tf.stop_gradient, {**features, "logits": self._logits(outputs[OUTPUTS])}
+            )
 
         shapes = {name: tf.TensorShape(model.output[name].shape) for name in names}
-        return answer, {**shapes, "logits": tf.TensorShape([None, self.num_classes])}
+        shapes["logits"] = tf.TensorShape([None, self.num_classes])
+        return logits_and_features, shapes
 
-    def _logits(self, answer) -> tf.Tensor:
-        if self.kind == "probabilities":
-            logits = logits_of_probabilities(answer)
-        else:
-            logits = tf.cast(answer, tf.float32)
-        if self.class_indices is None:
-            return logits
-        return tf.gather(logits, self.class_indices, axis=1)
-
-    def select(self, class_indices: Sequence[int]) -> "_Member":
-        """The same classifier, of these classes only and in this order."""
+    def select(self, class_indices: Sequence[int]) -> "Member":
+        """Returns the same classifier with only these classes, in this order."""
         indices = _checked_indices(class_indices, self.num_classes)
         selected = copy.copy(self)
         before = self.class_indices
@@ -118,25 +104,47 @@ class _Member:
         selected.num_classes = len(indices)
         return selected
 
-    def add_to(self, digest) -> None:
-        """Adds the classifier to a hash."""
+    def update_digest(self, digest) -> None:
+        """Adds everything the logits depend on to a hash."""
         precision = self._precision or "float32"
-        facts = (self._kinds, self.kind, self.class_indices, self.input_shape, precision)
+        facts = (self._layer_types, self.kind, self.class_indices, self.input_shape, precision)
         digest.update(repr(facts).encode())
         for weight in self._weights:
             digest.update(repr(tuple(weight.shape)).encode())
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
 
     def get_config(self) -> dict:
-        if self.snapshot is None:
-            raise InputError(_NOT_SAVED)
-        model = keras.saving.serialize_keras_object(self.snapshot)
         return {
-            "model": model,
+            "model": keras.saving.serialize_keras_object(self.snapshot_to_save()),
             "outputs": self.outputs,
             "class_indices": self.class_indices,
             "dtype": self.dtype,
         }
+
+    def snapshot_to_save(self) -> keras.Model:
+        """Returns the snapshot, or raises InputError if there is none to save."""
+        if self.snapshot is None:
+            raise InputError(
+                "this teacher can't be saved with the distiller: its class can't be recreated from "
+                "its config; save distiller.student, or use distiller.save_weights"
+            )
+        return self.snapshot
+
+    def _speed_up(self, snapshot: keras.Model) -> None:
+        if self.outputs == "auto" and self.kind == "probabilities" and remove_softmax(snapshot):
+            self.kind = "logits"
+        if self.dtype is not None:
+            compute_in(snapshot, "float32")  # Only float32 layers are folded.
+        fuse_batch_normalization(snapshot)
+        self.num_folded = fold_batch_normalization(snapshot)
+        if self.dtype not in (None, "float32"):
+            compute_in(snapshot, f"mixed_{self.dtype}")
+
+    def _logits(self, outputs) -> tf.Tensor:
+        logits = as_logits(outputs, self.kind)
+        if self.class_indices is None:
+            return logits
+        return tf.gather(logits, self.class_indices, axis=1)
 
 
 def _check_classifier(model) -> None:
@@ -158,58 +166,55 @@ def _check_classifier(model) -> None:
 
 
 def _checked_indices(class_indices: Any, num_classes: int | None) -> list[int]:
-    """The indices as a list of ints; num_classes is None where it isn't known."""
-    expected = "at least two different integers" + (
-        f" from 0 to {num_classes - 1}, the teacher's outputs" if num_classes else " of at least 0"
-    )
     indices = list(class_indices) if isinstance(class_indices, Sequence | np.ndarray) else []
-    if len(indices) < 2 or not all(isinstance(index, int | np.integer) for index in indices):
-        raise InputError(f"class_indices is {class_indices!r}, but must be {expected}")
-    for position, index in enumerate(indices):
-        if index < 0 or (num_classes is not None and index >= num_classes):
-            raise InputError(f"class_indices has {index}, but must be {expected}")
-        if index in indices[:position]:
-            raise InputError(f"class_indices has {index} more than once, but must be {expected}")
+    are_valid = all(isinstance(index, int | np.integer) and index >= 0 for index in indices)
+    is_outside = are_valid and num_classes is not None and max(indices, default=0) >= num_classes
+    if not are_valid or is_outside or len(set(indices)) < max(2, len(indices)):
+        limits = f"from 0 to {num_classes - 1}" if num_classes else "of at least 0"
+        raise InputError(
+            f"class_indices is {one_line(class_indices)}, but must be at least two different "
+            f"integers {limits}, the indices of the teacher's outputs"
+        )
     return [int(index) for index in indices]
 
 
 def _rebuild(model: keras.Model) -> keras.Model | None:
-    """A copy with the same answers, or None where the model's config can't make one."""
+    """Returns a frozen copy with the same outputs, or None if the config can't recreate one."""
     if getattr(model, "outputs", None) and has_keras_call(model):
-        # Its graph says all, also of a class whose constructor takes other arguments.
+        # The graph describes the model completely, even if its class has its own constructor.
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     layers = model._flatten_layers()
     own = {type(x).__name__: type(x) for x in layers if not type(x).__module__.startswith("keras.")}
     try:
         with keras.saving.custom_object_scope(own):
-            copy = type(model).from_config(model.get_config())
-        if not copy.built:
-            copy.build_from_config(model.get_build_config())
-        copy.set_weights(model.get_weights())
-        for layer in copy._flatten_layers():
+            rebuilt = type(model).from_config(model.get_config())
+        if not rebuilt.built:
+            rebuilt.build_from_config(model.get_build_config())
+        rebuilt.set_weights(model.get_weights())
+        for layer in rebuilt._flatten_layers():
             if isinstance(layer, keras.layers.Normalization):
                 layer.finalize_state()
-        copy.trainable = False
+        rebuilt.trainable = False
         if has_fused_batch_normalization(model):
-            fuse_batch_normalization(copy)  # Else their answers differ by rounding.
-        # A layer may leave arguments out of its config, or keep state that isn't a weight.
-        return copy if _answer_alike(model, copy) else None
-    except (*NOT_DESCRIBED, tf.errors.OpError) as error:
+            fuse_batch_normalization(rebuilt)  # Otherwise the outputs differ by rounding.
+        # A layer may omit arguments from its config, or keep state that isn't a weight.
+        return rebuilt if _have_same_outputs(rebuilt, model) else None
+    except (*CONFIG_ERRORS, tf.errors.OpError) as error:
         logging.info("%s", error)
         return None
 
 
-def _answer_alike(model: keras.Model, copy: keras.Model) -> bool:
+def _have_same_outputs(rebuilt: keras.Model, model: keras.Model) -> bool:
     shape = [32 if size is None else size for size in input_shape(model) or ()]
     dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
     probe = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(dtype)
-    answer, expected = (np.asarray(m(probe, training=False), "float64") for m in (copy, model))
+    given, expected = (np.asarray(m(probe, training=False), "float64") for m in (rebuilt, model))
     tolerance = 1e-4 * np.abs(expected).max(initial=1e-2)
-    return np.allclose(answer, expected, rtol=0, atol=tolerance, equal_nan=True)
+    return np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _with_copied_weights(model: keras.Model):
-    """The model's own call, on weights that are copies, and the copies."""
+    """Returns the model's call on copies of its weights, and the copies."""
     mapping = [(v, tf.Variable(v.numpy(), trainable=False, name=v.name)) for v in model.variables]
 
     def call(x, training):
@@ -217,8 +222,3 @@ def _with_copied_weights(model: keras.Model):
             return model(x, training=training)
 
     return call, [copy for _, copy in mapping]
-
-
-def _count_normalizations(model) -> int:
-    layers = model._flatten_layers()
-    return sum(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)

@@ -1,4 +1,4 @@
-"""The teacher's answers on a training's virtual samples, recorded once and replayed.
+"""A teacher whose logits were recorded.
 
 Every virtual sample is a pure function of (data_seed, step, replica), so one recording serves any
 number of students, initial weights, temperatures and loss weights.
@@ -14,45 +14,46 @@ import tensorflow as tf
 
 from stkd_keras.distribution.workers import is_multi_worker
 from stkd_keras.errors import InputError
-from stkd_keras.teacher.recording_file import _check_equal, _read_header
+from stkd_keras.teacher.recording_file import check_equal, read_header
 
 
 class RecordedTeacher:
-    """A teacher whose answers are there already, in a file of `record_teacher`.
+    """A teacher that reads its logits from a file of `record_teacher`.
 
-    It is passed to the distiller as `teacher`, and the training data through `attach`. The file is
-    mapped into memory: only what a batch needs is read.
+    Pass it to the distiller as `teacher`, and the training data through `attach`. The file is
+    memory-mapped, so only the logits of the current batch are read.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: where it is missing, unfinished, or isn't such a file.
+        InputError: if the file is missing, unfinished, or not a recording.
     """
 
-    # For it is passed where a FrozenTeacher may be.
+    # Read by code that also takes a FrozenTeacher.
     input_shape = None
     supports_jit = True
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self.settings, shape, dtype, offset = _read_header(self.path)
+        self.settings, shape, dtype, offset = read_header(self.path)
         self.steps, self.batch_size, self.num_classes = shape
         self._logits = np.memmap(self.path, dtype, "r", offset, shape)
 
     def attach(self, train_ds: tf.data.Dataset) -> tf.data.Dataset:
-        """Adds the answers to the batches of a pipeline.
+        """Adds the recorded logits to the batches of a pipeline.
 
         Args:
-            train_ds: what `stkd_keras.data.pipeline` gives, as it was when recorded, also from a
-                later step on (`start_step`).
+            train_ds: a dataset from `stkd_keras.data.pipeline` with the arguments used for the
+                recording. `start_step` may be later.
 
         Returns:
-            Data set of (images, targets), as many batches as are recorded. `targets` is a dict of
-            "labels" (B,), "teacher_logits" (B, C), float32, and "step" (B,), the batch's number.
+            Dataset of (images, targets) with as many batches as were recorded. `targets` is a
+            dict of "labels" (B,), "teacher_logits" (B, C), float32, and "step" (B,), the number
+            of the batch.
 
         Raises:
-            InputError: where it isn't such a pipeline, or another one.
+            InputError: if the dataset isn't such a pipeline, or was made with other arguments.
         """
         source = pipeline_source(train_ds)
         self.check(source.settings())
@@ -60,7 +61,7 @@ class RecordedTeacher:
 
         def join(batch, step):
             images, labels = batch
-            logits = tf.numpy_function(self._answers, [step], tf.float32)
+            logits = tf.numpy_function(self._read, [step], tf.float32)
             logits = tf.ensure_shape(logits, (self.batch_size, self.num_classes))
             logits = tf.ensure_shape(
                 logits[: tf.shape(images)[0]], (images.shape[0], self.num_classes)
@@ -74,22 +75,11 @@ class RecordedTeacher:
         return attached
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Refuses settings that the recording wasn't made with.
-
-        Args:
-            settings: by name, those that there are to compare.
-
-        Raises:
-            InputError: names each that differs, with both values.
-        """
-        _check_equal(self.path, self.settings, settings)
+        """Raises an InputError that names the settings that differ from the recorded ones."""
+        check_equal(self.path, self.settings, settings)
 
     def check_steps(self, steps: int) -> None:
-        """Refuses a training of more steps than were recorded.
-
-        Raises:
-            InputError: likewise.
-        """
+        """Raises an InputError if fewer steps were recorded."""
         if self.steps < steps:
             raise InputError(
                 f"{self.path} holds {self.steps} steps, but {steps} are needed; record to another "
@@ -97,42 +87,38 @@ class RecordedTeacher:
             )
 
     def check_distiller(self, mixing, mixing_steps: int | None, data_seed: int) -> None:
-        """Refuses the settings of a distiller that the recording wasn't made with.
-
-        Raises:
-            InputError: likewise.
-        """
-        self.check(_mixing_settings(mixing, mixing_steps, data_seed))
+        """Raises an InputError if these settings of a distiller differ from the recorded ones."""
+        self.check(mixing_settings(mixing, mixing_steps, data_seed))
 
     def get_config(self) -> dict:
-        """Returns where it is."""
         return {"recording": str(self.path.absolute())}
 
-    def _answers(self, step: np.ndarray) -> np.ndarray:
+    def _read(self, step: np.ndarray) -> np.ndarray:
         return self._logits[step].astype(np.float32)
 
 
 def pipeline_source(dataset: tf.data.Dataset):
-    """Returns what a pipeline's batches follow from."""
+    """Returns the source from which a pipeline's batches can be recreated."""
     source = getattr(dataset, "source", None)
     if not hasattr(source, "starting_at"):
         raise InputError(
-            f"a {type(dataset).__name__} was given whose batches can't be made again; replay needs "
-            "what stkd_keras.data.pipeline returns, as it is, without map, take and the like"
+            f"the batches of a {type(dataset).__name__} can't be recreated; pass the dataset from "
+            "stkd_keras.data.pipeline without map, take and the like"
         )
     return source
 
 
-def _mixing_settings(mixing, mixing_steps: int | None, data_seed: int) -> dict[str, Any]:
-    """What the samples depend on beside the pipeline."""
-    if is_multi_worker(tf.distribute.get_strategy()):
+def mixing_settings(mixing, mixing_steps: int | None, data_seed: int) -> dict[str, Any]:
+    """Returns the settings, other than the pipeline's, that decide the virtual samples."""
+    strategy = tf.distribute.get_strategy()
+    if is_multi_worker(strategy):
         raise InputError(
-            "a recording is for the replicas of one process; take the teacher itself with several "
-            "workers"
+            "a recording works with the replicas of one process only; use the teacher itself with "
+            "several workers"
         )
     return {
         "mixing": keras.saving.serialize_keras_object(mixing),
         "mixing_steps": mixing_steps,
         "data_seed": int(data_seed),
-        "num_replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+        "num_replicas": strategy.num_replicas_in_sync,
     }

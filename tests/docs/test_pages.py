@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 from documented import LANGUAGES, MARKS, blocks, inline_commands, pages, shell_commands
-from forked_command import ForkedCommands
 from PIL import Image
 
 import models
@@ -47,13 +46,6 @@ def parametrize_blocks(language, mark_block=lambda number, block: ()):
 def trains(number, block):
     """Blocks that train run in make test-all, except for README's."""
     return pytest.mark.process if "fit(" in block.code and block.page != "README.md" else ()
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    commands = ForkedCommands(tmp_path_factory.mktemp("forked"))
-    yield commands
-    commands.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +130,10 @@ def run_alone(code, folder):
 
 @pytest.mark.process
 @parametrize_blocks("bash", lambda number, block: pytest.mark.slow if number > 1 else ())
-def test_quick_commands_run(block, forked, clone):
+def test_quick_commands_run(block, commands, clone):
     for command in shell_commands(block.code):
         assert command[0] == "python", "mark a block with other commands as slow"
-        completed = forked.run(*command[1:], cwd=clone, limit=LIMIT)
+        completed = commands.run(*command[1:], cwd=clone)
         assert completed.returncode == 0, completed.stderr[-3000:]
 
 
@@ -166,33 +158,33 @@ def test_slow_blocks_of_a_page_run_in_order(page, clone):
 
 
 @pytest.mark.process
-def test_commands_that_are_not_run_have_correct_flags(forked, clone):
+def test_commands_that_are_not_run_have_correct_flags(commands, clone):
     for block in BLOCKS:
         if block.language == "bash" and block.mark.startswith("not run"):
             for command in shell_commands(block.code):
-                check_command(command, forked, clone, block.name)
+                check_command(command, commands, clone, block.name)
 
 
 @pytest.mark.process
-def test_commands_within_sentences_have_correct_flags(forked, clone):
+def test_commands_within_sentences_have_correct_flags(commands, clone):
     found = inline_commands(REPOSITORY)
     assert len(found) > 10
     for page, command in found:
         # --method=NAME stands for any name.
         command = [word for word in command if not re.fullmatch(r"--\w+=[A-Z]+", word)]
-        check_command(command, forked, clone, page, dry_run=False)
+        check_command(command, commands, clone, page, dry_run=False)
 
 
 @pytest.mark.process
-def test_yaml_blocks_are_valid_and_their_commands_have_correct_flags(forked, clone):
+def test_yaml_blocks_are_valid_and_their_commands_have_correct_flags(commands, clone):
     for block in BLOCKS:
         if block.language == "yaml":
             yaml.safe_load(block.code)
             for words in re.findall(r"command: \[(.*)\]", block.code):
-                check_command(words.split(", "), forked, clone, block.name, dry_run=False)
+                check_command(words.split(", "), commands, clone, block.name, dry_run=False)
 
 
-def check_command(command, forked, clone, where, dry_run=True):
+def check_command(command, commands, clone, where, dry_run=True):
     """Checks a command's flags, and for train.py everything that it checks before loading data."""
     python = next((word for word in command if re.fullmatch(r"python[\d.]*", word)), None)
     if python is None:
@@ -210,12 +202,12 @@ def check_command(command, forked, clone, where, dry_run=True):
     if {"--help", "--helpfull"} & set(flags):
         return
     if not dry_run or script != "train.py" or "--distribute=multi_worker" in flags:
-        completed = forked.run(script, "--only_check_args", *flags, cwd=clone, limit=LIMIT)
+        completed = commands.run(script, "--only_check_args", *flags, cwd=clone)
         assert completed.returncode == 0, (where, completed.stderr)
         return
     flags = [flag.replace("$DATA_DIR", "data").replace("$WEIGHTS", "w.pth") for flag in flags]
     make_placeholders(clone, flags)
-    completed = forked.run(script, "--dry_run", *flags, cwd=clone, limit=LIMIT)
+    completed = commands.run(script, "--dry_run", *flags, cwd=clone)
     if completed.returncode == 2 and "--dataset=folder" not in flags:
         assert NO_DATA.search(completed.stderr), (where, completed.stderr)
     else:
@@ -249,12 +241,12 @@ def test_every_block_has_a_language_and_a_valid_mark():
 
 
 @pytest.mark.process
-def test_the_page_of_flags_has_every_flag_and_no_other(forked, tmp_path):
+def test_the_page_of_flags_has_every_flag_and_no_other(commands, tmp_path):
     text = (REPOSITORY / "docs" / "train.md").read_text()
     terms = [line for line in text.splitlines() if line.startswith("`--")]
     flags = set()
     for script in ("train.py", "evaluate.py"):
-        shown = forked.run(script, "--helpfull", cwd=tmp_path, limit=LIMIT).stdout
+        shown = commands.run(script, "--helpfull", cwd=tmp_path).stdout
         flags |= set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
     assert len(flags) > 50
     assert set(re.findall(r"`--(\w+)`", "".join(terms))) == flags

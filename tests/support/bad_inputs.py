@@ -245,12 +245,10 @@ CONFIGURATIONS = {
     "another run": Case(
         f"{RUN} --temperature=2", "temperature was 4.0 and is 2.0", WITH_RUN, (unfinished,)),
     "a complete run": Case(RUN, "holds a complete run", WITH_RUN),
-    "truncated checkpoints": Case(
-        RUN, "isn't a complete backup", WITH_RUN, (unfinished, cut("run/backup/step-*"))),
     "a teacher's broken config.json": Case(
         f"{RUN}2", "config.json", WITH_RUN, (unfinished_teacher,)),
     "no settings, evaluate": Case(
-        SCORE_RUN, "doesn't say the data set", WITH_RUN, (write("run/config.json", "{}"),)),
+        SCORE_RUN, "doesn't name the data set", WITH_RUN, (write("run/config.json", "{}"),)),
     "an unknown data set, evaluate": Case(
         SCORE_RUN, "cifar11", WITH_RUN,
         (edit_config(lambda config: config["settings"].update(dataset="cifar11")),)),
@@ -269,7 +267,7 @@ CLASS_TABLES = {
         "train.py --dataset=tiny_imagenet --data_dir=a.zip", "2 classes in wnids.txt",
         make=(zipped("a.zip", TINY_IMAGENET),)),
     "a class twice, evaluate": Case(
-        f"{SCORE} --teacher=three.keras --teacher_classes=names.txt", "'dog' at the lines 1 and 2",
+        f"{SCORE} --teacher=three.keras --teacher_classes=names.txt", "'dog' at lines 1 and 2",
         TEACHER, (write("names.txt", "dog\ndog\ncat\n"),)),
 }  # fmt: skip
 

@@ -141,7 +141,7 @@ def _import_what_commands_import() -> None:
 
     import models  # noqa: F401
     import stkd_keras  # noqa: F401
-    from models import loading, teachers  # noqa: F401
+    from models import run_models  # noqa: F401
     from stkd_keras import experiment  # noqa: F401
     from stkd_keras.cli import app  # noqa: F401
     from stkd_keras.training import timing  # noqa: F401

@@ -12,7 +12,6 @@ import keras
 import networks
 import numpy as np
 import pytest
-from forked_command import ForkedCommands
 from waiting import wait_for
 
 from stkd_keras.training import loop
@@ -40,14 +39,6 @@ ALL_KILLS = [
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """Runs commands as forks of one process."""
-    forked = ForkedCommands(tmp_path_factory.mktemp("commands"))
-    yield forked
-    forked.close()
-
-
-@pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with a teacher and a student that has dropout."""
     folder = tmp_path_factory.mktemp("models")
@@ -65,7 +56,7 @@ def train(commands, tmp_path):
 
     def run(*flags, send="SIGKILL", at=("never", 0)):
         arguments = map(str, (tmp_path / "log", send, *at, *flags))
-        return commands.run(str(KILLER), *arguments, cwd=tmp_path, limit=600)
+        return commands.run(str(KILLER), *arguments, cwd=tmp_path)
 
     return run
 

@@ -241,7 +241,7 @@ def test_a_run_killed_before_it_has_a_config_can_be_started_again(train, models,
     again = train(*flags, "--temperature=2", "--overwrite", send="SIGTERM", at=("after a step", 1))
     assert again.returncode == 143
     assert "resuming" not in again.stdout
-    assert "the same command without --overwrite resumes there" in one_line(again.stderr)
+    assert "the same command without --overwrite to resume" in one_line(again.stderr)
 
 
 def contents(folder):

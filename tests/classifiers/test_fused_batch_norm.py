@@ -1,8 +1,8 @@
-"""Fused batch normalisation is Keras's own, only faster."""
+"""Fused batch normalization computes what Keras's own computes."""
 
-import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ TOLERANCE = {"float32": 2e-5, "mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}
 
 
 def _model(shape=SHAPE, input_dtype="float32", **options):
-    """A model of one batch normalisation whose weights and statistics are all different."""
+    """A model of one batch normalization with random weights and statistics."""
     options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": "float32", **options}
     inputs = keras.Input(shape[1:], dtype=input_dtype)
     layer = keras.layers.BatchNormalization(**options)
@@ -40,7 +40,7 @@ def _step(model, x, weights, training=True):
 
 
 def _train(model, shape=SHAPE, steps=3, jit_compile=None):
-    """What some training steps give, and the weights after each."""
+    """Results of some training steps, and the weights after each."""
     step = _step if jit_compile is None else tf.function(_step, jit_compile=jit_compile)
     rng = np.random.default_rng(1)
     seen = []
@@ -57,13 +57,13 @@ def _assert_same(actual, expected, tolerance):
 
 
 def _fused_ops(model, **arguments):
-    """How many fused ops a call of the model in training is traced to."""
+    """Number of fused ops in the graph of a training call."""
     call = tf.function(lambda x: model(x, training=True, **arguments))
     graph = call.get_concrete_function(tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype))
     return sum(op.type == "FusedBatchNormV3" for op in graph.graph.get_operations())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, 5)] * 4),
     dtype=st.sampled_from(list(TOLERANCE)),
@@ -73,7 +73,7 @@ def _fused_ops(model, **arguments):
     epsilon=st.sampled_from([1e-5, 1e-3, 0.1]),
     axis=st.sampled_from([-1, 3]),
 )
-def test_training_steps_equal_kerass_own(shape, dtype, **options):
+def test_training_steps_equal_those_of_keras(shape, dtype, **options):
     own = _model(shape, dtype=dtype, **options)
     fused = fuse_batch_normalization(_model(shape, dtype=dtype, **options))
     assert _fused_ops(fused) == 1
@@ -81,9 +81,11 @@ def test_training_steps_equal_kerass_own(shape, dtype, **options):
     _assert_same(_train(fused, shape), _train(own, shape), 10 * TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_training_steps_equal_kerass_own_when_compiled(dtype, jit_compile):
+@pytest.mark.parametrize(
+    ("dtype", "jit_compile"),
+    [("float32", False), ("float32", True), ("mixed_float16", True), ("mixed_bfloat16", True)],
+)
+def test_training_steps_equal_those_of_keras_when_compiled(dtype, jit_compile):
     fused = fuse_batch_normalization(_model(dtype=dtype))
     actual = _train(fused, jit_compile=jit_compile)
     _assert_same(actual, _train(_model(dtype=dtype)), TOLERANCE[dtype])
@@ -115,7 +117,7 @@ def test_inference_and_frozen_layers_use_and_keep_the_moving_statistics(frozen):
     ],
     ids=str,
 )
-def test_what_has_no_fused_form_stays_kerass_own(shape, options):
+def test_unsupported_layers_keep_kerass_computation(shape, options):
     own, fused = _model(shape, **options), fuse_batch_normalization(_model(shape, **options))
     assert _fused_ops(fused) == 0
     x = np.random.default_rng(2).normal(size=shape)
@@ -123,7 +125,7 @@ def test_what_has_no_fused_form_stays_kerass_own(shape, options):
     _assert_same(fused.get_weights(), own.get_weights(), 0)
 
 
-def test_a_mask_is_heeded():
+def test_a_mask_is_used():
     own, fused = _model(), fuse_batch_normalization(_model())
     x = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
     mask = np.random.default_rng(3).random(SHAPE[:-1]) < 0.5
@@ -167,8 +169,10 @@ def test_a_fused_model_can_be_part_of_another():
     assert _fused_ops(whole) == 1
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("jit_compile", [None, False, True])
+@pytest.mark.parametrize(
+    ("dtype", "jit_compile"),
+    [("float32", None), ("float32", True), ("mixed_float16", True), ("mixed_bfloat16", False)],
+)
 def test_zero_examples_leave_statistics_alone_and_gradients_finite(dtype, jit_compile):
     model = fuse_batch_normalization(_model(dtype=dtype))
     before = model.get_weights()
@@ -179,7 +183,7 @@ def test_zero_examples_leave_statistics_alone_and_gradients_finite(dtype, jit_co
 
 UNEVEN_BATCHES = """
 import keras, numpy as np, tensorflow as tf
-from stkd_keras.normalization import fuse_batch_normalization
+from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -196,32 +200,19 @@ assert all(np.isfinite(copy).all() for copy in copies)
 """
 
 
-def test_a_replica_without_examples_does_no_harm(repository):
-    _run(UNEVEN_BATCHES, cwd=repository)
-
-
-LOAD_IN_PLAIN_KERAS = """
-import sys, keras, numpy as np
-model = keras.saving.load_model("model.keras")
-assert not {"stkd_keras", "models"} & set(sys.modules)
-np.testing.assert_allclose(model(np.load("x.npy")), np.load("y.npy"), atol=1e-5)
-"""
+def test_a_replica_without_examples_keeps_finite_weights(repository):
+    command = [sys.executable, "-c", UNEVEN_BATCHES]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_saved_model_is_plain_keras(tmp_path):
     model = fuse_batch_normalization(_model())
     _train(model)
-    x = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "y.npy", model(x))
     model.save(tmp_path / "model.keras")
-    assert "call" not in vars(keras.models.clone_model(model).layers[-1])
-    _run(LOAD_IN_PLAIN_KERAS, cwd=tmp_path)
-
-
-def _run(code, cwd):
-    """Runs Python code in a process of its own that sees this project only where `cwd` is it."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "model.keras") as file:
+        assert b"stkd_keras" not in file.read("config.json")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert "call" not in vars(loaded.layers[-1])
+    x = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-5)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -18,54 +18,19 @@ from stkd_keras.files.atomic import write_atomically
 _SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parameter:
-    """The attribute and the layout that a PyTorch parameter has in Keras."""
-
-    attribute: str
-    to_keras: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-    to_pytorch: Callable[[np.ndarray], np.ndarray]
-
-
-def _transposed(attribute: str, *axes: int) -> _Parameter:
-    """Returns a parameter that np.transpose converts to Keras's layout with these axes."""
-    return _Parameter(
-        attribute,
-        lambda tensor, shape: np.transpose(tensor, axes),
-        lambda tensor: np.transpose(tensor, np.argsort(axes)),
-    )
-
-
-def _groups_to_keras(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Reshapes a grouped 1x1 kernel to (groups, in / groups, out / groups)."""
-    groups, per_group, out_per_group = shape
-    return tensor.reshape(groups, out_per_group, per_group).transpose(0, 2, 1)
-
-
-def _groups_to_pytorch(tensor: np.ndarray) -> np.ndarray:
-    per_group = tensor.shape[1]
-    return tensor.transpose(0, 2, 1).reshape(-1, per_group, 1, 1)
-
-
-# PyTorch's kernels are OIHW, Keras's HWIO; its matrices are (out, in), Keras's (in, out).
-_PARAMETERS: dict[type, dict[str, _Parameter]] = {
-    keras.layers.Conv2D: {
-        "weight": _transposed("kernel", 2, 3, 1, 0),
-        "bias": _transposed("bias", 0),
-    },
-    keras.layers.DepthwiseConv2D: {"weight": _transposed("kernel", 2, 3, 0, 1)},
-    keras.layers.EinsumDense: {
-        "weight": _Parameter("kernel", _groups_to_keras, _groups_to_pytorch)
-    },
-    keras.layers.Dense: {
-        "weight": _transposed("kernel", 1, 0),
-        "bias": _transposed("bias", 0),
-    },
+# Keras layer -> PyTorch's parameter -> attribute, and the axes that np.transpose takes to Keras's
+# layout. PyTorch's kernels are OIHW, Keras's HWIO; its matrices are (out, in), Keras's (in, out).
+_PARAMETERS: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+    keras.layers.Conv2D: {"weight": ("kernel", (2, 3, 1, 0)), "bias": ("bias", (0,))},
+    keras.layers.DepthwiseConv2D: {"weight": ("kernel", (2, 3, 0, 1))},
+    # A grouped 1x1 convolution: the axes are those of (groups, out / groups, in / groups).
+    keras.layers.EinsumDense: {"weight": ("kernel", (0, 2, 1))},
+    keras.layers.Dense: {"weight": ("kernel", (1, 0)), "bias": ("bias", (0,))},
     keras.layers.BatchNormalization: {
-        "weight": _transposed("gamma", 0),
-        "bias": _transposed("beta", 0),
-        "running_mean": _transposed("moving_mean", 0),
-        "running_var": _transposed("moving_variance", 0),
+        "weight": ("gamma", (0,)),
+        "bias": ("beta", (0,)),
+        "running_mean": ("moving_mean", (0,)),
+        "running_var": ("moving_variance", (0,)),
     },
 }
 
@@ -121,7 +86,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
     if path.suffix != SAFETENSORS_ENDING:
         raise InputError(f"{path} was given to write; expected a name ending in .safetensors")
     state = {
-        target.name: np.ascontiguousarray(target.parameter.to_pytorch(target.variable.numpy()))
+        target.name: np.ascontiguousarray(target.to_pytorch(target.variable.numpy()))
         for target in _targets(model).values()
     }
     write_atomically(path, safetensors.numpy.save(state, {"format": "pt", **_normalization(model)}))
@@ -143,8 +108,7 @@ def assign(
     _check_fit(model, path, tensors, unexpected, targets)
     _check_numbers(path, list(tensors.values()))
     for key, target in targets.items():
-        shape = tuple(target.variable.shape)
-        target.variable.assign(target.parameter.to_keras(tensors[key][1], shape))
+        target.variable.assign(target.to_keras(tensors[key][1]))
     return model
 
 
@@ -160,23 +124,32 @@ class _Target:
 
     name: str
     variable: Any
-    parameter: _Parameter
+    axes: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The variable's shape in PyTorch."""
-        return self.parameter.to_pytorch(np.broadcast_to(0.0, self.variable.shape)).shape
+        return self.to_pytorch(np.broadcast_to(0.0, self.variable.shape)).shape
+
+    def to_pytorch(self, array: np.ndarray) -> np.ndarray:
+        tensor = np.transpose(array, np.argsort(self.axes))
+        # Only kernels of grouped convolutions have three axes.
+        return tensor.reshape(-1, array.shape[1], 1, 1) if array.ndim == 3 else tensor
+
+    def to_keras(self, tensor: np.ndarray) -> np.ndarray:
+        shape = np.array(self.variable.shape)[np.argsort(self.axes)]
+        return np.transpose(tensor.reshape(shape), self.axes)
 
 
 def _targets(model: keras.Model) -> dict[str, _Target]:
     """Returns the model's variables under `_key`'s names."""
     targets = {}
     for layer in model.layers:
-        for name, parameter in _PARAMETERS.get(type(layer), {}).items():
-            variable = getattr(layer, parameter.attribute)
+        for name, (attribute, axes) in _PARAMETERS.get(type(layer), {}).items():
+            variable = getattr(layer, attribute)
             if variable is not None:
                 pytorch_name = f"{layer.name.replace('_', '.')}.{name}"
-                targets[_key(pytorch_name)] = _Target(pytorch_name, variable, parameter)
+                targets[_key(pytorch_name)] = _Target(pytorch_name, variable, axes)
     if len(targets) != len(model.weights):
         raise InputError(
             f"the model {model.name} has weights without a known name in PyTorch; expected only "

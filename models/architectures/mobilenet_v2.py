@@ -67,24 +67,16 @@ ALIASES = {
 
 def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a width that gives the channels of a PyTorch state dict."""
-    channels = {"conv1.0.weight": 32}
-    channels |= {
-        f"blocks.{number}.0.conv.6.weight": group[1] for number, group in enumerate(_GROUPS)
-    }
-    counts = [
-        (of, len(state[name])) for name, of in channels.items() if np.ndim(state.get(name, 0))
+    channels = {"conv1.0.weight": 32, "conv2.0.weight": 1280}
+    channels |= {f"blocks.{n}.0.conv.6.weight": group[1] for n, group in enumerate(_GROUPS)}
+    # The last convolution has 1,280 channels at all widths below 1.
+    widths = [
+        len(tensor) / channels[name]
+        for name, tensor in state.items()
+        if name in channels and np.ndim(tensor) and len(tensor) != 1280
     ]
-    if np.ndim(state.get("conv2.0.weight", 0)) and len(state["conv2.0.weight"]) > 1280:
-        counts.append((1280, len(state["conv2.0.weight"])))
-    if not counts:
-        return {}
-    lowest = max(count / of for of, count in counts)
-    highest = min((count + 1) / of for of, count in counts)
-    # Users choose whole hundredths; if none fits, any width between the limits does.
-    for width in (round(lowest, 2), round(lowest + 0.005, 2), (lowest + highest) / 2):
-        if all(int(of * width) == count for of, count in counts):
-            return {"width": width}
-    return {}
+    # Slightly more, so that rounding down doesn't lose a channel.
+    return {"width": max(widths) + 1e-9} if widths else {}
 
 
 def _inverted_residual(x, width: int, expansion: int, strides: int, name: str) -> keras.KerasTensor:

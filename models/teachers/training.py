@@ -1,6 +1,5 @@
 """Trains teachers of the zoo, and finds those that were trained before."""
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -56,10 +55,7 @@ def train_teacher(
     Returns:
         The teacher's `.keras` file.
     """
-    run, settings = _teacher_run(
-        name, dataset, folder,
-        epochs=epochs, validation_fraction=validation_fraction, data_seed=data_seed,
-    )  # fmt: skip
+    run, settings = _teacher_run(name, dataset, folder, epochs, validation_fraction, data_seed)
     name = settings["teacher"]
     strategy = strategy or tf.distribute.get_strategy()
     check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
@@ -91,29 +87,16 @@ def train_teacher(
     return run.model
 
 
-def teachers_to_train(
-    dataset: Dataset,
-    sources: Sequence[TeacherSource],
-    folder: str | pathlib.Path,
-    *,
-    epochs: int,
-    validation_fraction: float | None,
-    data_seed: int,
-) -> list[str]:
-    """Names the teachers among `sources` that `load_teachers` would have to train first."""
-    run_of = functools.partial(
-        _teacher_run, dataset=dataset, folder=folder, epochs=epochs,
-        validation_fraction=validation_fraction, data_seed=data_seed,
-    )  # fmt: skip
+def teachers_to_train(sources: Sequence[TeacherSource], **recipe: Any) -> list[str]:
+    """Names the teachers that `load_teachers` would have to train by `train_teacher(**recipe)`."""
     names = [source.source for source in sources if not source.is_trained]
-    return [name for name in names if not run_of(name)[0].is_complete]
+    return [name for name in names if not _teacher_run(name, **recipe)[0].is_complete]
 
 
 def _teacher_run(
     name: str,
     dataset: Dataset,
     folder: str | pathlib.Path,
-    *,
     epochs: int,
     validation_fraction: float | None,
     data_seed: int,

@@ -20,7 +20,12 @@ def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
 
     def names(epochs=3):
         return teachers_to_train(
-            dataset, sources, tmp_path, epochs=epochs, validation_fraction=None, data_seed=0
+            sources,
+            dataset=dataset,
+            folder=tmp_path,
+            epochs=epochs,
+            validation_fraction=None,
+            data_seed=0,
         )
 
     assert names() == ["ResNet20", "mobile_half"]

@@ -1,12 +1,13 @@
 """Data sets: splits of images with labels, and their statistics."""
 
+import abc
 import dataclasses
 import hashlib
 import math
 import weakref
 from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -26,23 +27,33 @@ HASHED_BYTES = 1_000_000_000
 _HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
+class RandomAccessSplit(abc.ABC):
+    """A split that returns any of its images at any time."""
+
+    labels: np.ndarray
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns images, uint8 (B, height, width, channels), and labels (B,) of indices (B,)."""
+
+
+class Split(RandomAccessSplit):
     """Images in memory, with their labels.
 
     Attributes:
         images: uint8 array of shape (N, height, width, channels), in [0, 255].
         labels: int32 or int64 array of shape (N,); -1 stands for no label.
+        image_shape: (height, width, channels).
 
     Raises:
         InputError: if an array has another shape or dtype, the lengths differ or N is 0.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __post_init__(self):
-        images, labels = self.images, self.labels
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
         if images.ndim != 4 or images.dtype != np.uint8:
             raise InputError(
                 f"images of shape {images.shape} and dtype {images.dtype} given, "
@@ -55,20 +66,11 @@ class Split:
             )
         if not len(images):
             raise InputError("no images given, expected at least one")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.images.shape[1:]
+        self.images, self.labels = images, labels
+        self.image_shape = images.shape[1:]
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns images, uint8 (B, height, width, channels), and labels (B,) of indices (B,).
-
-        A tf.data function that calls it doesn't copy all the images.
-        """
+        # The images are a tensor, as a tf.data function would copy an array into its graph.
         images, labels = self._tensors
         return tf.gather(images, indices), tf.gather(labels, indices)
 
@@ -79,70 +81,47 @@ class Split:
             return _without_copying(self.images), tf.constant(self.labels)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
+class Subset(RandomAccessSplit):
     """The images of a split at some indices, an int64 array (N,), without copying them."""
 
-    base: "RandomAccessSplit"
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        return self.base.labels[self.indices]
+    def __init__(self, base: RandomAccessSplit, indices: np.ndarray):
+        self.base, self.indices = base, indices
+        self.labels = base.labels[indices]
+        self.image_shape = base.image_shape
 
     @property
     def images(self) -> np.ndarray:
-        """Returns a copy of the images, uint8 (N, height, width, channels)."""
+        """A copy of the images, uint8 (N, height, width, channels)."""
         return np.asarray(self.fetch(tf.range(len(self)))[0])
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.base.image_shape
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.base.fetch(tf.gather(tf.constant(self.indices, tf.int32), indices))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Joined:
+class Joined(RandomAccessSplit):
     """The images of two splits of the same image shape, one after the other.
 
     Attributes:
         first: the split with the first images.
         second: the split with the others.
+        labels: integer array of shape (N,).
+        image_shape: (height, width, channels).
 
     Raises:
         InputError: if the image shapes differ.
     """
 
-    first: "RandomAccessSplit"
-    second: "RandomAccessSplit"
-
-    def __post_init__(self):
-        if self.first.image_shape != self.second.image_shape:
+    def __init__(self, first: RandomAccessSplit, second: RandomAccessSplit):
+        if first.image_shape != second.image_shape:
             raise InputError(
-                f"images of shape {self.second.image_shape} can't be added to images of shape "
-                f"{self.first.image_shape}, expected the same"
+                f"images of shape {second.image_shape} can't be added to images of shape "
+                f"{first.image_shape}, expected the same"
             )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """Integer array of shape (N,)."""
-        return np.concatenate([self.first.labels, self.second.labels])
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.first.image_shape
+        self.first, self.second = first, second
+        self.labels = np.concatenate([first.labels, second.labels])
+        self.image_shape = first.image_shape
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `Split.fetch`."""
         is_second = tf.cast(indices >= len(self.first), tf.int32)
         in_first, in_second = tf.dynamic_partition(indices, is_second, 2)
         parts = [self.first.fetch(in_first), self.second.fetch(in_second - len(self.first))]
@@ -152,20 +131,6 @@ class Joined:
             for pair in zip(*parts, strict=True)
         )
         return tf.ensure_shape(images, (None, *self.image_shape)), labels
-
-
-class RandomAccessSplit(Protocol):
-    """A split that returns any of its images at any time."""
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]: ...
-
-    def __len__(self) -> int: ...
-
-    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]: ...
 
 
 AnySplit: TypeAlias = RandomAccessSplit | RecordSplit
@@ -225,7 +190,6 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
         return len(self.class_names)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.data.dataset import Split, aligned_empty, split_without
+from stkd_keras.data.dataset import RandomAccessSplit, Split, aligned_empty, split_without
 from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.file_tree import FileTree
 from stkd_keras.data.sources.threads import (
@@ -19,7 +19,7 @@ from stkd_keras.data.sources.threads import (
 from stkd_keras.errors import InputError
 
 
-class FileSplit:
+class FileSplit(RandomAccessSplit):
     """Images that are read and decoded for every batch, because they don't fit in memory."""
 
     def __init__(
@@ -34,11 +34,7 @@ class FileSplit:
         self._names = [name for name, _ in files]
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `Split.fetch`; a `tf.errors.InvalidArgumentError` names a file that can't be read."""
         # A stateful function would run one batch at a time with deterministic ops.
         images, labels = tf.numpy_function(
             self._fetch, [indices], [tf.uint8, tf.int64], stateful=False

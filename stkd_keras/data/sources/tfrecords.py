@@ -70,20 +70,21 @@ class RecordSplit:
         """
         inside = np.zeros_like(self.selected)
         inside[np.flatnonzero(self.selected)[start:stop]] = True
-        ranges = self._ranges(inside)
+        offsets = np.cumsum([0, *self.lengths], dtype=np.int64)
+        used = [n for n in range(len(self.files)) if inside[offsets[n] : offsets[n + 1]].any()]
+        files = tf.constant([self.files[n] for n in used]), tf.constant(offsets[used])
         if seed is not None:
             keys = tf.random.stateless_uniform(
-                (len(ranges[0]),), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+                (len(used),), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
             )
             order = tf.argsort(keys, stable=True)
-            ranges = tuple(tf.gather(values, order) for values in ranges)
+            files = tuple(tf.gather(values, order) for values in files)
 
-        def read(file, first, count, number_of_first):
-            records = tf.data.TFRecordDataset(file).skip(first).take(count)
-            numbered = records.enumerate(number_of_first)
+        def read(file: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
+            numbered = tf.data.TFRecordDataset(file).enumerate(offset)
             return numbered.filter(lambda n, _: tf.gather(inside, n)).map(lambda _, record: record)
 
-        records = tf.data.Dataset.from_tensor_slices(ranges).interleave(
+        records = tf.data.Dataset.from_tensor_slices(files).interleave(
             read,
             cycle_length=1 if seed is None else FILES_AT_ONCE,
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -94,18 +95,6 @@ class RecordSplit:
         return records.skip(skip).map(
             self.parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-
-    def _ranges(self, inside: np.ndarray) -> tuple:
-        """Returns file, first record, count, and number of the first, of each range to read."""
-        ranges = []
-        offset = 0
-        for file, length in zip(self.files, self.lengths, strict=True):
-            here = np.flatnonzero(inside[offset : offset + length])
-            if len(here):
-                ranges.append((file, here[0], here[-1] + 1 - here[0], offset + here[0]))
-            offset += length
-        names, *numbers = zip(*ranges, strict=True)
-        return (np.array(names), *(np.array(column, np.int64) for column in numbers))
 
 
 def buffer_size(memory_limit: int, bytes_per_record: float) -> int:

@@ -40,19 +40,13 @@ class FileTree(abc.ABC):
 
     def read(self, name: str) -> bytes:
         """Reads a file; thread-safe. Raises an InputError if it is missing or broken."""
-        entry = self._entry(name)
         try:
-            return self._read(entry)
+            return self._read(self._entries[name])
         except Exception as error:  # zipfile raises almost anything for broken files.
             raise InputError(
                 f"{name}: can't be read from {self.path!r} ({one_line(error)}), expected a "
                 "complete file: get it again"
             ) from error
-
-    def _entry(self, name: str) -> Any:
-        if name not in self._entries:
-            raise InputError(f"{self.path!r} has no file {name!r}: get it again")
-        return self._entries[name]
 
     @abc.abstractmethod
     def _read(self, entry: Any) -> bytes: ...
@@ -88,7 +82,7 @@ class _FolderTree(FileTree):
         self.path = os.path.join(path, *self.top)
 
     def size(self, name: str) -> int:
-        return os.path.getsize(self._entry(name))
+        return os.path.getsize(self._entries[name])
 
     def _read(self, entry: str) -> bytes:
         with open(entry, "rb") as file:
@@ -109,7 +103,7 @@ class _ZipTree(FileTree):
             yield name, entry
 
     def size(self, name: str) -> int:
-        return self._entry(name).file_size
+        return self._entries[name].file_size
 
     def _read(self, entry: zipfile.ZipInfo) -> bytes:
         with self._lock, self._archive.open(entry) as file:

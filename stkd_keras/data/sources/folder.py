@@ -14,13 +14,10 @@ def folder_layout(directory: str | os.PathLike) -> Layout:
     """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE, in subfolders of CLASS too."""
     root = pathlib.Path(directory)
     folders = _split_folders(root)
-    train = root / "train"
-    class_names = _class_folders(train)
-    if not class_names:
-        raise InputError(f"{train} has no class folders, expected one for each class")
+    class_names = _class_folders(root / "train")
     if len(class_names) == 1:
         raise InputError(
-            f"{train} has only one class folder, {class_names[0]!r}, expected two or more"
+            f"{root / 'train'} has only one class folder, {class_names[0]!r}, expected two or more"
         )
     names = _image_names(root)
     splits = {
@@ -64,6 +61,8 @@ def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
                 f"{str(folder / name)!r} isn't UTF-8, expected a class name that is: rename the "
                 "folder"
             )
+    if not visible:
+        raise InputError(f"{folder} has no class folders, expected one for each class")
     return tuple(visible)
 
 
@@ -95,6 +94,4 @@ def _labeled(
     for class_name in present:
         if labels[class_name] not in found:
             raise InputError(f"{root / folder / class_name} holds no images, expected some")
-    if not files:
-        raise InputError(f"{root / folder} has no class folders, expected those of train")
     return files

@@ -42,11 +42,6 @@ class TestOpenTree:
         assert [tree.size(name) for name in FILES] == list(map(len, FILES.values()))
         assert tree.path.startswith(str(tmp_path / "data"))
 
-    def test_a_missing_file(self, tmp_path, kind):
-        tree = open_tree(pack(kind, tmp_path / "data", FILES))
-        with pytest.raises(InputError, match=r"has no file 'wnids.txt'"):
-            tree.read("wnids.txt")
-
     @pytest.mark.parametrize(
         ("files", "names"),
         [

@@ -4,10 +4,10 @@ import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.sources.archives import find_source
+from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.errors import InputError, one_line
 
@@ -37,15 +37,11 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         for name, label in images:
             content = tree.read(name)
             # TFDS would store a bad image, and fail only when the data set is read.
-            try:
-                found = tf.io.decode_image(content, channels=3, expand_animations=False).shape
-                problem = None if found == self.SHAPE else f"its shape is {tuple(found)}"
-            except tf.errors.InvalidArgumentError as error:
-                problem = one_line(error)
-            if problem is not None:
+            found = decode_image(content, name, None).shape
+            if found != self.SHAPE:
                 raise InputError(
-                    f"{name}: not a good image of {tree.path!r} ({problem}), expected one of "
-                    f"shape {self.SHAPE}: get it again"
+                    f"{name} of {tree.path!r} has the shape {found}, expected {self.SHAPE}: get it "
+                    "again"
                 )
             yield name, {"image": content, "label": label}
 

@@ -11,20 +11,21 @@ from stkd_keras.errors import InputError
 
 def layout(tree: FileTree) -> Layout:
     """Returns the images of CINIC-10 and their labels; the folder valid is the validation split."""
-    images = _images(tree)
+    images = collections.defaultdict(list)
+    for name in tree.names():
+        folder, _, file = name.rpartition("/")
+        if file.lower().endswith(".png") and not file.startswith("."):
+            images[folder].append(name)
     splits = {}
     for split, folder in _FOLDERS.items():
-        for name in _CLASS_NAMES:
-            if not images[folder].get(name):
-                raise _broken(tree, f"has no PNG images in {folder}/{name}")
-        for name in images[folder]:
-            if name not in _CLASS_NAMES:
-                raise _broken(tree, f"has images in {folder}/{name}, which isn't a class")
-        splits[split] = [
-            (file, label)
-            for label, name in enumerate(_CLASS_NAMES)
-            for file in images[folder][name]
-        ]
+        classes = {f"{folder}/{name}": label for label, name in enumerate(_CLASS_NAMES)}
+        for of_class in classes:
+            if of_class not in images:
+                raise _broken(tree, f"has no PNG images in {of_class}")
+        for other in images:
+            if other.startswith(f"{folder}/") and other not in classes:
+                raise _broken(tree, f"has images in {other}, which isn't a class")
+        splits[split] = [(file, label) for name, label in classes.items() for file in images[name]]
     return Layout(_CLASS_NAMES, splits)
 
 
@@ -74,19 +75,6 @@ _CITATION = """
   year={2018}
 }
 """
-
-
-def _images(tree: FileTree) -> dict[str, dict[str, list[str]]]:
-    """Returns the images by split folder and class folder."""
-    images: dict[str, dict[str, list[str]]] = {
-        folder: collections.defaultdict(list) for folder in _FOLDERS.values()
-    }
-    for name in tree.names():
-        *folders, file = name.split("/")
-        is_image = file.lower().endswith(".png") and not file.startswith(".")
-        if is_image and len(folders) == 2 and folders[0] in images:
-            images[folders[0]][folders[1]].append(name)
-    return images
 
 
 def _broken(tree: FileTree, problem: str) -> InputError:

@@ -112,7 +112,12 @@ def load(
         "skip_bad_images": skip_bad_images,
     }
     if name == "folder":
-        return _load_folder(data_dir, **options)
+        if data_dir is None:
+            raise InputError(
+                "the data set folder needs a data_dir, with the images in data_dir/train/CLASS and "
+                "data_dir/test/CLASS"
+            )
+        return _load_layout(name, open_tree(data_dir), folder_layout(data_dir), **options)
     source = _official_copy(name, data_dir)
     if source is not None:
         tree = open_tree(source)
@@ -195,16 +200,6 @@ def _load_digits() -> Dataset:
     )
 
 
-def _load_folder(data_dir: str | os.PathLike | None, **options) -> Dataset:
-    if data_dir is None:
-        raise InputError(
-            "the data set folder needs a data_dir, with the images in data_dir/train/CLASS and "
-            "data_dir/test/CLASS"
-        )
-    layout = folder_layout(data_dir)
-    return _load_layout("folder", open_tree(data_dir), layout, **options)
-
-
 def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
     """Returns the archive or unpacked folder that `data_dir` is or contains, if any."""
     if name not in _LAYOUTS:
@@ -275,12 +270,9 @@ def _load_tfds(name: str, data_dir: str | os.PathLike | None, **options) -> Data
         validation=splits.get("validation"),
         skipped=tuple(loaded.skipped),
     )
-    return _with_test_split(dataset) if test is None else dataset
-
-
-def _with_test_split(dataset: Dataset) -> Dataset:
-    """Makes a fixed fifth of the training images the test split."""
-    train, test = split_train(dataset, _TEST_SHARE)
-    assert test is not None  # The fraction isn't 0.
-    print(f"{dataset.name} has no test split: testing on {len(test)} of its training images")
-    return dataclasses.replace(dataset, train=train, test=test)
+    if test is None:
+        train, test = split_train(dataset, _TEST_SHARE)
+        assert test is not None  # The fraction isn't 0.
+        dataset = dataclasses.replace(dataset, train=train, test=test)
+        print(f"{name} has no test split: testing on {len(test)} of its training images")
+    return dataset

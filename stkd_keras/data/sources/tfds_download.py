@@ -69,10 +69,9 @@ def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
     root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
     if not root.is_dir() and (data_dir is not None or root.exists()):
         state = "is no folder" if root.exists() else "doesn't exist"
-        what = "TFDS_DATA_DIR" if data_dir is None and "TFDS_DATA_DIR" in os.environ else "data_dir"
         raise InputError(
-            f"{what} {str(root)!r} {state}, expected a folder of data sets prepared by TFDS: "
-            f"correct {what} or make the folder"
+            f"{str(root)!r} {state}, expected a folder of data sets prepared by TFDS: correct "
+            "data_dir (or TFDS_DATA_DIR), or make the folder"
         )
     return root
 

@@ -1,31 +1,25 @@
 """CINIC-10: the layout of its files, and a TFDS builder."""
 
-import collections
+import functools
 
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.builders import ArchiveBuilder
-from stkd_keras.data.sources.file_tree import FileTree, Layout
+from stkd_keras.data.sources.file_tree import FileTree, Layout, label_folders
 from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
     """Returns the images of CINIC-10 and their labels; the folder valid is the validation split."""
-    images = collections.defaultdict(list)
-    for name in tree.names():
-        folder, _, file = name.rpartition("/")
-        if file.lower().endswith(".png") and not file.startswith("."):
-            images[folder].append(name)
-    splits = {}
-    for split, folder in _FOLDERS.items():
-        classes = {f"{folder}/{name}": label for label, name in enumerate(_CLASS_NAMES)}
-        for of_class in classes:
-            if of_class not in images:
-                raise _broken(tree, f"has no PNG images in {of_class}")
-        for other in images:
-            if other.startswith(f"{folder}/") and other not in classes:
-                raise _broken(tree, f"has images in {other}, which isn't a class")
-        splits[split] = [(file, label) for name, label in classes.items() for file in images[name]]
+    splits = {
+        split: label_folders(
+            tree,
+            [f"{folder}/{name}" for name in _CLASS_NAMES],
+            ".png",
+            functools.partial(_broken, tree),
+        )
+        for split, folder in _FOLDERS.items()
+    }
     return Layout(_CLASS_NAMES, splits)
 
 

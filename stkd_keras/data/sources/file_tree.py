@@ -4,7 +4,7 @@ import abc
 import os
 import threading
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stkd_keras.data.sources.archives import unpack_tar
@@ -69,6 +69,30 @@ def open_tree(path: str | os.PathLike) -> FileTree:
         raise InputError(
             f"{path!r} is broken or not an archive ({one_line(error)}), {_EXPECTED}: get it again"
         ) from error
+
+
+def label_folders(
+    tree: FileTree, folders: Sequence[str], ending: str, broken: Callable[[str], InputError]
+) -> list[tuple[str, int]]:
+    """Returns the files with an ending in each of a split's class folders, with their labels.
+
+    Raises what `broken` returns if a folder has none, or another folder of the split has some.
+    """
+    labels = {folder: label for label, folder in enumerate(folders)}
+    split = folders[0].partition("/")[0]
+    files: dict[str, list[tuple[str, int]]] = {folder: [] for folder in folders}
+    for name in tree.names():
+        folder, _, file = name.rpartition("/")
+        if not folder.startswith(f"{split}/") or not is_visible(file):
+            continue
+        if file.lower().endswith(ending):
+            if folder not in labels:
+                raise broken(f"has images in {folder}, which isn't a class")
+            files[folder].append((name, labels[folder]))
+    for folder, found in files.items():
+        if not found:
+            raise broken(f"has no {ending} images in {folder}")
+    return [file for found in files.values() for file in found]
 
 
 def is_visible(name: str) -> bool:

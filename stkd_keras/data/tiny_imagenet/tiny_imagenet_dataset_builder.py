@@ -1,11 +1,11 @@
 """Tiny-ImageNet-200: the layout of its files, and a TFDS builder."""
 
-import collections
+import functools
 
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.builders import ArchiveBuilder
-from stkd_keras.data.sources.file_tree import FileTree, Layout
+from stkd_keras.data.sources.file_tree import FileTree, Layout, is_visible, label_folders
 from stkd_keras.errors import InputError
 
 
@@ -15,13 +15,13 @@ def layout(tree: FileTree) -> Layout:
     wnids = sorted(set(texts["wnids.txt"].split()))
     if len(wnids) != _NUM_CLASSES:
         raise _broken(tree, f"has {len(wnids)} classes in wnids.txt, not {_NUM_CLASSES}")
+    train = [f"train/{wnid}/images" for wnid in wnids]
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    train, val = _images(tree)
     return Layout(
         class_names=_class_names(tree, wnids, texts["words.txt"]),
         splits={
-            "train": _label_train(tree, train, labels),
-            "test": _label_val(tree, val, labels, texts[_ANNOTATIONS]),
+            "train": label_folders(tree, train, ".jpeg", functools.partial(_broken, tree)),
+            "test": _label_val(tree, labels, texts[_ANNOTATIONS]),
         },
     )
 
@@ -89,36 +89,14 @@ def _class_names(tree: FileTree, wnids: list[str], words: str) -> tuple[str, ...
     return tuple(chosen)
 
 
-def _images(tree: FileTree) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Returns the images of train by wnid, and those of val by file name."""
-    train = collections.defaultdict(list)
-    val = {}
-    for name in tree.names():
-        *folders, file = name.split("/")
-        if file.startswith(".") or not file.lower().endswith(".jpeg"):
-            continue
-        if folders == ["val", "images"]:
-            val[file] = name
-        elif len(folders) == 3 and folders[0] == "train" and folders[2] == "images":
-            train[folders[1]].append(name)
-    return train, val
-
-
-def _label_train(
-    tree: FileTree, images: dict[str, list[str]], labels: dict[str, int]
-) -> list[tuple[str, int]]:
-    for wnid in labels:
-        if not images.get(wnid):
-            raise _broken(tree, f"has no images in train/{wnid}/images")
-    for wnid in images:
-        if wnid not in labels:
-            raise _broken(tree, f"has train/{wnid}, but no {wnid} in wnids.txt")
-    return [(name, label) for wnid, label in labels.items() for name in images[wnid]]
-
-
-def _label_val(
-    tree: FileTree, images: dict[str, str], labels: dict[str, int], annotations: str
-) -> list[tuple[str, int]]:
+def _label_val(tree: FileTree, labels: dict[str, int], annotations: str) -> list[tuple[str, int]]:
+    folder = "val/images/"
+    images = [
+        name.removeprefix(folder)
+        for name in tree.names()
+        if name.startswith(folder) and name.lower().endswith(".jpeg") and is_visible(name)
+    ]
+    present = set(images)
     labeled: dict[str, int] = {}
     for number, line in enumerate(annotations.splitlines(), 1):
         if not line.strip():
@@ -129,15 +107,15 @@ def _label_val(
             raise _broken(tree, f"has the unknown class {wnid!r} {where}")
         if file in labeled:
             raise _broken(tree, f"has {file!r} again {where}")
-        if file not in images:
+        if file not in present:
             raise _broken(tree, f"has {file!r} {where}, but not in val/images")
         labeled[file] = labels[wnid]
     for file in images:
         if file not in labeled:
-            raise _broken(tree, f"has {images[file]}, but not in {_ANNOTATIONS}")
+            raise _broken(tree, f"has {folder}{file}, but not in {_ANNOTATIONS}")
     if not images:
         raise _broken(tree, "has no images in val/images")
-    return [(images[file], label) for file, label in labeled.items()]
+    return [(folder + file, label) for file, label in labeled.items()]
 
 
 def _broken(tree: FileTree, problem: str) -> InputError:

@@ -89,7 +89,11 @@ def test_any_line_endings(tmp_path, ending):
             lambda text: text.replace(b"n00000014", b"n9"),
             "name of n9 in words.txt",
         ),
-        ("train/n9/images/n9_0.JPEG", lambda _: b"", "train/n9, but no n9 in wnids.txt"),
+        (
+            "train/n9/images/n9_0.JPEG",
+            lambda _: b"",
+            "images in train/n9/images, which isn't a class",
+        ),
         ("train/n00000014/images/n00000014_0.JPEG", lambda _: None, "train/n00000014/images"),
         ("val/images/val_7.JPEG", lambda _: None, "'val_7.JPEG' in line 8"),
         ("val/images/val_x.JPEG", lambda _: b"", "val/images/val_x.JPEG"),

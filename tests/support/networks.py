@@ -58,3 +58,16 @@ def images(count=64, classes=10, shape=(8, 8, 1), seed=0):
         rng.uniform(0, 255, (count, *shape)).astype("float32"),
         rng.integers(0, classes, count),
     )
+
+
+def staged_classifier(width=4, classes=10, shape=(8, 8, 1), seed=0) -> keras.Model:
+    """A tiny network whose layers have the feature names of the zoo; a seed fixes the weights."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(shape)
+    x = layers.Conv2D(width, 3, padding="same", name="stem")(layers.Rescaling(1 / 255)(inputs))
+    for stage in (1, 2, 3):
+        x = layers.Conv2D(width * stage, 3, strides=min(stage, 2), padding="same")(x)
+        x = layers.BatchNormalization(name=f"stage{stage}_preactivation")(x)
+        x = layers.ReLU(name=f"stage{stage}")(x)
+    x = layers.GlobalAveragePooling2D(name="embedding")(x)
+    return trained_looking(keras.Model(inputs, layers.Dense(classes)(x)))

@@ -1,4 +1,4 @@
-"""Mixup gives the mixtures that its definition says, everywhere, and nothing else."""
+"""Tests of Mixup and CutMix."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def one_hot(labels, classes):
     per_batch=st.booleans(),
     seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_mixture_is_the_weighted_sum_of_its_images_labels_and_sample_weights(
     batch, num_images, alpha, probability, per_batch, seed
 ):
@@ -57,8 +57,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_images_labels_and_sample_weights(
         assert (weights[:, 0] == 1).all()
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("num_images", [2, 3])
+@pytest.mark.parametrize(("alpha", "num_images"), [(0.01, 2), (0.1, 3), (1.0, 2), (10.0, 3)])
 def test_the_weights_have_the_mean_and_variance_of_the_dirichlet_distribution(alpha, num_images):
     mixup = Mixup(alpha, num_images)
     draws = np.concatenate([mixup.draw(20_000, seed=(7, i))[1].numpy() for i in range(10)])
@@ -69,25 +68,13 @@ def test_the_weights_have_the_mean_and_variance_of_the_dirichlet_distribution(al
     np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.02)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_20_000_weights_of_a_pair_have_the_variance_of_the_beta_distribution_within_2_percent(
-    alpha,
-):
-    _, weights = Mixup(alpha).draw(20_000, seed=(1, 2))
-    np.testing.assert_allclose(weights[:, 0].numpy().var(), 1 / (4 * (2 * alpha + 1)), rtol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("alpha", "num_images", "per_batch"),
-    [(0.01, 2, False), (0.1, 3, False), (1.0, 2, True), (10.0, 3, True), (10.0, 2, False)],
-)
-def test_xla_draws_the_same_mixtures(alpha, num_images, per_batch):
-    mixup = Mixup(alpha, num_images, 0.5, per_batch)
-    x = np.random.default_rng(0).uniform(0, 1, (64, 4)).astype("float32")
+@pytest.mark.parametrize("mixing", [Mixup(0.01), Mixup(10.0, 3, 0.5, True), CutMix()])
+def test_xla_gives_the_same_mixtures(mixing):
+    x = np.random.default_rng(0).uniform(0, 1, (64, 6, 6, 1)).astype("float32")
     y = one_hot(np.arange(64) % 10, 10)
 
     def mix(seed):
-        return mixup(x, y, None, seed=seed)[:2]
+        return mixing(x, y, None, seed=seed)[:2]
 
     seed = tf.constant([3, 4], tf.int64)
     for plain, compiled in zip(mix(seed), tf.function(mix, jit_compile=True)(seed), strict=True):
@@ -97,11 +84,13 @@ def test_xla_draws_the_same_mixtures(alpha, num_images, per_batch):
 def test_probability_is_the_share_of_samples_that_are_mixed():
     _, weights = Mixup(1.0, probability=0.3).draw(20_000, seed=(1, 2))
     assert abs((weights[:, 0] < 1).numpy().mean() - 0.3) < 0.02
-    batches = [Mixup(1.0, probability=0.3, per_batch=True).draw(2, seed=(0, i)) for i in range(400)]
-    assert abs(np.mean([w[0, 0] < 1 for _, w in batches]) - 0.3) < 0.08
+    per_batch = Mixup(1.0, probability=0.3, per_batch=True)
+    draw = tf.function(lambda seed: per_batch.draw(2, seed=seed)[1][0, 0])
+    weights = [draw(tf.constant([0, i], tf.int64)) for i in range(400)]
+    assert abs(np.mean([weight < 1 for weight in weights]) - 0.3) < 0.08
 
 
-def test_another_seed_gives_other_mixtures_and_the_same_seed_the_same():
+def test_mixtures_depend_only_on_the_seed():
     mixup = Mixup(1.0)
     first, again, other = (mixup.draw(32, seed=s) for s in [(1, 2), (1, 2), (1, 3)])
     assert (first[0].numpy() == again[0].numpy()).all()
@@ -123,10 +112,13 @@ def test_integer_pixels_become_float32_and_other_floats_stay():
     assert Mixup()(tf.zeros((2, 3), tf.float16), y, seed=(0, 0))[0].dtype == tf.float16
 
 
-def test_a_config_makes_the_same_mixup():
-    mixup = Mixup(0.3, 3, 0.5, True)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixup))
-    assert again.get_config() == mixup.get_config()
+@pytest.mark.parametrize("mixing", [CutMix(0.3, 0.5), Mixup(0.3, 3, 0.5, True)])
+def test_a_config_makes_the_same_mixing(mixing):
+    config = mixing.get_config()
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixing))
+    assert again.get_config() == config
+    old = {**config, "partners": "any", "labels": "mixed"}  # In files of commit 1f4727a.
+    assert type(mixing).from_config(old).get_config() == config
 
 
 @pytest.mark.parametrize(
@@ -147,7 +139,7 @@ def test_an_argument_out_of_range_is_refused_in_one_line(arguments, named):
     assert "\n" not in str(caught.value)
 
 
-def test_integer_labels_are_refused_with_the_remedy():
+def test_integer_labels_are_refused_with_a_hint():
     with pytest.raises(InputError, match="one_hot"):
         Mixup()(np.zeros((4, 3)), np.arange(4), seed=(0, 0))
 
@@ -159,8 +151,8 @@ def test_integer_labels_are_refused_with_the_remedy():
     probability=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
 )
-@settings(max_examples=40, deadline=None)
-def test_cutmix_pastes_one_box_of_the_partner_and_mixes_labels_by_its_area(
+@settings(max_examples=15, deadline=None)
+def test_cutmix_pastes_one_box_of_another_image_and_mixes_labels_by_its_area(
     batch, size, alpha, probability, seed
 ):
     rng = np.random.default_rng(0)
@@ -189,7 +181,7 @@ def test_cutmix_pastes_one_box_of_the_partner_and_mixes_labels_by_its_area(
         np.testing.assert_array_equal(xm, x)
 
 
-def test_the_boxes_of_cutmix_are_as_large_as_drawn_and_everywhere():
+def test_the_boxes_of_cutmix_are_as_large_as_drawn_and_lie_everywhere():
     cutmix = CutMix()
     # Only samples with another partner than themselves show their box.
     partners, drawn = (t.numpy() for t in cutmix.draw(2000, seed=(3, 4)))
@@ -220,22 +212,6 @@ def test_outputs_are_mixed_in_the_shares_of_the_images(mixing):
 
 
 @pytest.mark.parametrize(
-    "mixing",
-    [CutMix(), Mixup(num_images=3)],
-)
-def test_all_ways_to_mix_give_the_same_under_xla_and_after_a_config(mixing):
-    x, y = np.random.default_rng(3).uniform(0, 255, (8, 6, 6, 1)), one_hot(np.arange(8) % 3, 3)
-    config = mixing.get_config()
-    old = {**config, "partners": "any", "labels": "mixed"}  # In files of commit 1f4727a.
-    assert type(mixing).from_config(old).get_config() == config
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixing))
-    expected = mixing(x, y, seed=(1, 2))
-    compiled = tf.function(lambda x, y: again(x, y, seed=(1, 2))[:2], jit_compile=True)(x, y)
-    for a, b in zip(expected, compiled, strict=False):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
         (
@@ -247,7 +223,7 @@ def test_all_ways_to_mix_give_the_same_under_xla_and_after_a_config(mixing):
         (lambda: CutMix()(np.zeros((4, 3)), np.eye(4), seed=(0, 0)), "no boxes to cut"),
     ],
 )
-def test_what_no_mixing_can_be_is_refused_in_one_line(make, message):
+def test_wrong_use_is_refused_in_one_line(make, message):
     with pytest.raises(InputError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)

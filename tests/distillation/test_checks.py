@@ -31,22 +31,26 @@ WRONG = {
     ),
     "a loss by position": (lambda: make().compile("sgd", "mse"), "leave it out"),
     "empty arrays": (
-        lambda: make().fit(np.zeros((0, 4), "float32"), np.zeros(0, "int32")),
+        lambda: make(eager=True).fit(np.zeros((0, 4), "float32"), np.zeros(0, "int32")),
         "are empty",
     ),
     "an empty data set": (
-        lambda: make().fit(tf.data.Dataset.from_tensor_slices(networks.vectors(0)).batch(2)),
+        lambda: make(eager=True).fit(
+            tf.data.Dataset.from_tensor_slices(networks.vectors(0)).batch(2)
+        ),
         "are empty",
     ),
     "data of another shape": (
-        lambda: make().fit(*networks.vectors(features=3), verbose=0),
+        lambda: make(eager=True).fit(*networks.vectors(features=3), verbose=0),
         "the student takes",
     ),
-    "rows of another width": (
-        lambda: make().fit(networks.vectors()[0], np.eye(7)[networks.vectors()[1]], verbose=0),
+    "soft labels of another width": (
+        lambda: make(eager=True).fit(
+            networks.vectors()[0], np.eye(7)[networks.vectors()[1]], verbose=0
+        ),
         "the labels have shape",
     ),
-    "no labels": (lambda: make().fit(networks.vectors()[0], verbose=0), "no labels"),
+    "no labels": (lambda: make(eager=True).fit(networks.vectors()[0], verbose=0), "no labels"),
     "unknown outputs": (lambda: make(student_outputs="softmax"), "'softmax'"),
     "sigmoid student": (
         lambda: make(keras.Sequential([keras.Input((4,)), layers.Dense(5, "sigmoid")])),

@@ -148,6 +148,6 @@ def test_a_subclassed_teacher_cannot_be_saved(tmp_path):
         networks.dense_classifier(), FrozenTeacher(teacher, outputs="logits")
     )
     distiller.compile("sgd")
-    with pytest.raises(ValueError, match="can't be saved within the distiller"):
+    with pytest.raises(ValueError, match="can't be saved with the distiller"):
         distiller.save(tmp_path / "d.keras")
     distiller.save_weights(tmp_path / "d.weights.h5")

@@ -122,21 +122,6 @@ def test_anything_but_a_classifier_is_refused_in_one_line(make, named):
     assert "\n" not in str(caught.value)
 
 
-def test_the_folded_resnet56_returns_pytorchs_logits(shared):
-    models = pytest.importorskip("models")
-    expected = np.load(shared / "weights" / "resnet56-cifar10-expected.npz")
-    model = models.load(
-        "resnet56",
-        input_shape=(32, 32, 3),
-        num_classes=10,
-        weights=shared / "weights" / "resnet56-cifar10.safetensors",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-    logits = FrozenTeacher(model)(expected["images"].astype("float32")).numpy()
-    assert np.abs(logits - expected["logits"]).max() <= 1e-3
-
-
 def test_an_adapted_normalization_keeps_its_effect():
     data = np.random.default_rng(0).normal(100, 30, (500, 4)).astype("float32")
     normalization = layers.Normalization()

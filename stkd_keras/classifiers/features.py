@@ -22,8 +22,8 @@ def with_features(
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if not getattr(graph, "outputs", None) or not has_keras_call(model):
         raise InputError(
-            f"the inner features of the {role} {model.name!r} aren't available; build it with "
-            "Keras's functional API, or choose a method that needs only the logits"
+            f"the {role} {model.name!r} has no graph to take features from; build it with Keras's "
+            "functional API, or choose a method that needs only the logits"
         )
     layers = {layer.name: layer for layer in graph.layers}
     tensors = {}

@@ -3,22 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.teacher.recorded import RecordedTeacher
-
-
-class StepCounter:
-    """Hides the step from Keras, so that it isn't one of the weights."""
-
-    def __init__(self):
-        self.variable = keras.Variable(
-            0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
-        )
 
 
 def as_tensor(x) -> tf.Tensor:
@@ -40,7 +30,7 @@ def as_tensor(x) -> tf.Tensor:
 
 
 def split_targets(
-    y, teacher, terms: Sequence[DistillationTerm], step: tf.Tensor
+    y, teacher, terms: Sequence[DistillationTerm], label_weight: float, step: tf.Tensor
 ) -> tuple[Any, dict[str, tf.Tensor], tf.Tensor | None]:
     """Returns the labels of a batch, its image indices as {"index": (B,)}, and recorded logits."""
     recorded_logits = None
@@ -54,18 +44,13 @@ def split_targets(
             '{"labels": labels, "index": indices}), such as those of '
             "pipeline(..., with_index=True)"
         )
-    if has_index:
-        return y["labels"], {"index": y["index"]}, recorded_logits
-    return y, {}, recorded_logits
-
-
-def check_has_labels(labels, label_weight: float) -> None:
-    """Raises InputError if the label loss counts, but there are no labels."""
+    labels, index = (y["labels"], {"index": y["index"]}) if has_index else (y, {})
     if labels is None and label_weight > 0:
         raise InputError(
             "the data have no labels; pass batches of (images, labels), with -1 for an unlabeled "
             "image, or set label_weight=0"
         )
+    return labels, index, recorded_logits
 
 
 def _split_recorded(y, teacher: RecordedTeacher, step: tf.Tensor) -> tuple[Any, tf.Tensor]:

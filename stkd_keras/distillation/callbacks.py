@@ -24,7 +24,7 @@ class SaveTheStudent(keras.callbacks.Callback):
 
 
 class _Student:
-    """Stands for the distiller in ModelCheckpoint, but saves the student."""
+    """A distiller whose `save` methods save the student."""
 
     def __init__(self, distiller):
         self._distiller = distiller

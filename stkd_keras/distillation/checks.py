@@ -15,7 +15,7 @@ from stkd_keras.methods.base import feature_names
 from stkd_keras.teacher.recorded import RecordedTeacher
 
 SOFT_TARGETS = ("virtual", "mixed")
-# The names that `fit` logs other values under.
+# The names of other values that `fit` logs.
 _LOGGED = {"loss", "soft_loss", "label_loss", "teacher_agreement"}
 
 
@@ -58,15 +58,6 @@ def check_soft_target(soft_target: str, mixing) -> None:
         )
 
 
-def check_has_teacher(teacher, soft_weight: float) -> None:
-    """Raises InputError if the soft loss counts, but there is no teacher."""
-    if teacher is None and soft_weight > 0:
-        raise InputError(
-            f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
-            "soft_weight=0 to train without one"
-        )
-
-
 def check_student(student) -> None:
     """Raises InputError unless the student is a Keras model with one output."""
     if not isinstance(student, keras.Model):
@@ -96,8 +87,8 @@ def check_teacher(teacher, student: keras.Model, num_classes: int | None) -> Non
         )
 
 
-def check_terms(terms: Sequence[keras.layers.Layer], teacher, mixing) -> None:
-    """Raises InputError for loss terms that the other arguments don't allow."""
+def check_losses(terms: Sequence[keras.layers.Layer], teacher, soft_weight, mixing) -> None:
+    """Raises InputError for losses that lack a teacher or that the mixing doesn't allow."""
     names = [term.name for term in terms if isinstance(term, DistillationTerm)]
     for term in terms:
         if not isinstance(term, DistillationTerm):
@@ -116,6 +107,11 @@ def check_terms(terms: Sequence[keras.layers.Layer], teacher, mixing) -> None:
                 f"{term.name} isn't defined on mixed images: {term.refuses_mixing}; pass "
                 "mixing=None, or choose another method"
             )
+    if teacher is None and soft_weight > 0:
+        raise InputError(
+            f"soft_weight is {soft_weight}, but there is no teacher; pass teacher=, or "
+            "soft_weight=0 to train without one"
+        )
     needed = feature_names(terms)
     if needed and isinstance(teacher, RecordedTeacher):
         raise InputError(
@@ -125,15 +121,9 @@ def check_terms(terms: Sequence[keras.layers.Layer], teacher, mixing) -> None:
 
 
 def check_compile(
-    strategy: tf.distribute.Strategy,
-    terms: Sequence[DistillationTerm],
-    optimizer,
-    loss=None,
-    loss_weights=None,
-    steps_per_execution=1,
-    jit_compile="auto",
-    **_: Any,
-) -> None:
+    strategy, terms: Sequence[DistillationTerm], optimizer, loss=None, loss_weights=None,
+    steps_per_execution=1, jit_compile="auto", **_: Any,
+) -> None:  # fmt: skip
     """Raises InputError for arguments of `compile` that the distiller or Keras doesn't support."""
     if loss is not None or loss_weights is not None:
         given = f"loss={loss!r}" if loss is not None else f"loss_weights={loss_weights!r}"
@@ -152,12 +142,7 @@ def check_compile(
 
 
 def check_training_data(
-    x,
-    batch_size: int | None,
-    validation_split: float,
-    student: keras.Model,
-    strategy: tf.distribute.Strategy,
-    step: int,
+    x, batch_size: int | None, validation_split: float, student: keras.Model, strategy, step: int
 ) -> None:
     """Raises InputError for data that `fit` can't train on; warns of a small last batch."""
     check_not_empty(x)

@@ -1,6 +1,8 @@
 """The Keras model that trains a student with a teacher on virtual samples."""
 
 import contextlib
+import functools
+import types
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -29,7 +31,7 @@ from stkd_keras.distribution.replicas import (
 from stkd_keras.errors import InputError
 from stkd_keras.labels import as_soft_labels
 from stkd_keras.methods import DistillationTerm
-from stkd_keras.mixing import Mixup, mix_batch
+from stkd_keras.mixing import Mixup, mix_batch, mix_batch_outputs
 from stkd_keras.randomness import MIXING, step_seed
 
 DEFAULT_MIXING = Mixup(alpha=1.0)
@@ -113,8 +115,7 @@ class SimilarityTransferDistiller(SavedDistiller):
             mixing, mixing_steps, temperature, soft_weight, label_weight, has_terms=bool(terms)
         )
         checks.check_soft_target(soft_target, mixing)
-        checks.check_terms(terms, teacher, mixing)
-        checks.check_has_teacher(teacher, soft_weight)
+        checks.check_losses(terms, teacher, soft_weight, mixing)
         # The student's own policy decides where pixels are cast.
         super().__init__(name=name, dtype=precision_policy(student), autocast=False)
         self.student = student
@@ -135,11 +136,16 @@ class SimilarityTransferDistiller(SavedDistiller):
         self._objective = Objective(
             self.temperature, self.soft_weight, self.label_weight, list(terms), teacher is not None
         )
-        # Keras finds the metrics here, and not in the plain object.
+        # Keras finds metrics only in the model's own attributes.
         self._trackers = self._objective.trackers
         self._hides_training_metrics = False
         self._has_labels = True
-        self._counter = batch.StepCounter()
+        # In a plain object, Keras doesn't count it among the weights.
+        self._counter = types.SimpleNamespace(
+            step=keras.Variable(
+                0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
+            )
+        )
         shape = input_shape(student)
         if shape is None and self.teacher is not None:
             shape = self.teacher.input_shape
@@ -149,7 +155,7 @@ class SimilarityTransferDistiller(SavedDistiller):
     @property
     def step(self) -> keras.Variable:
         """The number of batches trained on, over all epochs: an int64 variable."""
-        return self._counter.variable
+        return self._counter.step
 
     @property
     def pretraining_steps(self) -> int:
@@ -173,16 +179,16 @@ class SimilarityTransferDistiller(SavedDistiller):
         self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
         if self.teacher is not None:
             checks.check_teacher(self.teacher, self.student, self.num_classes)
-        student, self._student_shapes, teacher, shapes = connect_terms(
+        student, self._student_shapes, *teacher = connect_terms(
             self.terms, self.student, self.teacher, self.student_features, self.teacher_features,
             self.num_classes,
         )  # fmt: skip
         # In a tuple, Keras doesn't save it a second time.
         self._feature_student = (student,)
-        self._soft_targets = SoftTargets(
-            teacher, shapes, self.mixing, self.mixing_steps, self.data_seed, self.soft_target,
-            self.temperature,
-        )  # fmt: skip
+        mix_outputs = functools.partial(
+            mix_batch_outputs, self.mixing, self.mixing_steps, self.data_seed
+        )
+        self._soft_targets = SoftTargets(*teacher, self.soft_target, self.temperature, mix_outputs)
         self.built = True
 
     def call(self, x, training=None):
@@ -261,7 +267,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
-        callbacks = [SaveTheStudent(callbacks), *callbacks]
+        callbacks.insert(0, SaveTheStudent(callbacks))
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         if epochs > kwargs.get("initial_epoch", 0) and int(self.step.numpy()) == before:
             raise InputError("the training data are empty: they gave no batch")
@@ -280,8 +286,9 @@ class SimilarityTransferDistiller(SavedDistiller):
         x = self._prepare_inputs(x)
         step = tf.identity(tf.convert_to_tensor(self.step))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        y, index, recorded_logits = batch.split_targets(y, self.teacher, self.terms, step)
-        batch.check_has_labels(y, self.label_weight)
+        y, index, recorded_logits = batch.split_targets(
+            y, self.teacher, self.terms, self.label_weight, step
+        )
         self._has_labels = y is not None
         labels = as_soft_labels(y, self.num_classes, tf.shape(x)[0])
         if sample_weight is not None:
@@ -295,7 +302,7 @@ class SimilarityTransferDistiller(SavedDistiller):
             targets["teacher"] = self._soft_targets(
                 virtual_x, x, labels, recorded_logits, step, replica
             )
-        # If the data end, there is no batch, and the step must not count.
+        # The step counts only if the data had another batch.
         with tf.control_dependencies([virtual_x]):
             self.step.assign_add(1)
         restore_frozen = pretraining.freeze_during_stage(self.terms, self.student, step)

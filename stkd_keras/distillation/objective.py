@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.classifiers.features import OUTPUTS, with_features
-from stkd_keras.distillation.pretraining import pretraining_steps, stage_loss, stage_name
+from stkd_keras.distillation.pretraining import pretraining_steps, stage_name
 from stkd_keras.labels import normalize_soft_labels
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods import DistillationTerm
@@ -19,20 +19,13 @@ LOGGED_WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 class Objective:
     """Computes the losses of a batch and tracks each with a metric."""
 
-    def __init__(
-        self,
-        temperature: float,
-        soft_weight: float,
-        label_weight: float,
-        terms: Sequence[DistillationTerm],
-        has_teacher: bool,
-    ):
+    def __init__(self, temperature, soft_weight, label_weight, terms, has_teacher):
         self.soft_weight, self.label_weight, self.terms = soft_weight, label_weight, terms
         self._soft_loss = SoftTargetLoss(temperature)
         self._cross_entropy = keras.losses.CategoricalCrossentropy(
             from_logits=True, dtype="float32", name="label_loss"
         )
-        names = ["label_loss"] + (["soft_loss", "teacher_agreement"] if has_teacher else [])
+        names = ["label_loss", "soft_loss", "teacher_agreement"] if has_teacher else ["label_loss"]
         names += [term.name for term in terms]
         names += [stage_name(term) for term in terms if term.pretraining_steps]
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -59,7 +52,7 @@ class Objective:
         return self._add_terms(total, student, targets, sample_weight)
 
     def _add_terms(self, total, student, targets, sample_weight):
-        """Adds the terms; during pretraining, returns the losses of that stage instead."""
+        """Adds the loss terms; during pretraining, returns only the pretraining losses."""
         labels, step = targets["labels"], targets["step"]
         size = tf.shape(labels)[0]
         inputs = student, targets["teacher"], labels, sample_weight
@@ -72,8 +65,10 @@ class Objective:
                 total += term.weight * loss
             if term.pretraining_steps:
                 if not term.only_in_pretraining:
-                    loss = stage_loss(
-                        term, step, lambda t=term: term_loss(t.pretraining_loss, t, *inputs)
+                    loss = tf.cond(
+                        step < term.pretraining_steps,
+                        lambda t=term: term_loss(t.pretraining_loss, t, *inputs),
+                        lambda: tf.constant(0.0),
                     )
                 self._track(stage_name(term), loss, size)
                 pretraining += loss
@@ -94,23 +89,28 @@ def connect_terms(
     teacher_features: Mapping[str, str],
     num_classes: int,
 ) -> tuple[Callable, dict[str, tf.TensorShape], Callable, dict[str, tf.TensorShape]]:
-    """Builds the terms for the features of student and teacher."""
+    """Builds the terms; returns student and teacher with features, and the shapes of these."""
     logits = tf.TensorShape([None, num_classes])
     student_shapes, teacher_shapes = {OUTPUTS: logits}, {"logits": logits}
+
+    def teacher_logits(x):
+        return {"logits": teacher(x)}
+
+    teacher_outputs: Callable = teacher_logits
     names = feature_names(terms)
     if names:
         student = with_features(student, names, student_features, "student")
         student_shapes = {n: tf.TensorShape(tensor.shape) for n, tensor in student.output.items()}
-        teacher, shapes = teacher.with_features(names, teacher_features)
+        teacher_outputs, shapes = teacher.with_features(names, teacher_features)
         teacher_shapes = {**shapes, "logits": logits}
     for term in terms:
         if not term.built:
-            mine, its = (
+            of_student, of_teacher = (
                 {name: tuple(shapes[name]) for name in term.features}
                 for shapes in ({**student_shapes, "logits": logits}, teacher_shapes)
             )
-            term.build(mine, its, (None, num_classes))
-    return student, student_shapes, teacher, teacher_shapes
+            term.build(of_student, of_teacher, (None, num_classes))
+    return student, student_shapes, teacher_outputs, teacher_shapes
 
 
 def term_loss(

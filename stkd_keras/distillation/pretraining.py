@@ -21,19 +21,14 @@ def highest_learning_rate(terms: Sequence[DistillationTerm]) -> float | None:
 
 
 def stage_name(term: DistillationTerm) -> str:
-    """Returns the name under which the loss of a term's stage is logged."""
+    """Returns the name that a term's pretraining loss is logged under."""
     return f"{term.name}_pretraining"
-
-
-def stage_loss(term: DistillationTerm, step: tf.Tensor, compute: Callable) -> tf.Tensor:
-    """Returns the loss of a term's stage, and 0 once the stage is over."""
-    return tf.cond(step < term.pretraining_steps, compute, lambda: tf.constant(0.0))
 
 
 def freeze_during_stage(
     terms: Sequence[DistillationTerm], student: keras.Model, step: tf.Tensor
 ) -> Callable[[], None]:
-    """Returns a function that undoes the changes of a step to frozen variables."""
+    """Returns a function that undoes a training step's changes to frozen variables."""
     pretrained = [t for t in terms if isinstance(t, PretrainedTerm) and t.pretraining_steps]
     frozen: list[tuple[keras.Variable, tf.Tensor, tf.Tensor]] = []
     if pretrained and not any(term.pretrains_student for term in pretrained):

@@ -22,7 +22,7 @@ _REMOVED = {"clean_soft_weight": 0.0}
 
 
 class SavedDistiller(keras.Model):
-    """The methods by which Keras saves and loads the distiller."""
+    """Base class of the distiller: how Keras saves and loads it."""
 
     def get_config(self) -> dict:
         serialize = keras.saving.serialize_keras_object
@@ -75,7 +75,6 @@ class SavedDistiller(keras.Model):
             self.teacher.save_weights(dir_path)
 
     def load_assets(self, dir_path: str) -> None:
-        """Reads the teacher's weights."""
         if isinstance(self.teacher, FrozenTeacher):
             self.teacher.load_weights(dir_path)
 

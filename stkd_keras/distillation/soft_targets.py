@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import logits_of_probabilities
 from stkd_keras.distribution.replicas import skip_empty_batch
-from stkd_keras.mixing import mix_batch_outputs
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.teacher.recorded import RecordedTeacher
 
@@ -31,36 +30,21 @@ class SoftTargets:
 
     teacher: Callable
     shapes: dict[str, tf.TensorShape]
-    mixing: Callable | None
-    mixing_steps: int | None
-    data_seed: int
     soft_target: str
     temperature: float
+    mix_outputs: Callable
 
     def __call__(
         self, virtual_x, clean_x, clean_labels, recorded_logits, step, replica
     ) -> dict[str, tf.Tensor]:
         """Returns "logits", (B, C), and the features that terms need, all float32."""
+        x = virtual_x if self.soft_target == "virtual" else clean_x
+        if recorded_logits is None:
+            outputs = skip_empty_batch(self.teacher, x, self.shapes)
+        else:
+            outputs = {"logits": recorded_logits}
         if self.soft_target == "virtual":
-            if recorded_logits is not None:
-                return {"logits": recorded_logits}
-            return self._teacher_outputs(virtual_x)
-        logits = recorded_logits
-        if logits is None:
-            logits = self._teacher_outputs(clean_x)["logits"]
-        probabilities = mix_batch_outputs(
-            self.mixing,
-            self.mixing_steps,
-            self.data_seed,
-            tf.nn.softmax(logits / self.temperature),
-            clean_x,
-            clean_labels,
-            step,
-            replica,
-        )
+            return outputs
+        probabilities = tf.nn.softmax(outputs["logits"] / self.temperature)
+        probabilities = self.mix_outputs(probabilities, clean_x, clean_labels, step, replica)
         return {"logits": self.temperature * logits_of_probabilities(probabilities)}
-
-    def _teacher_outputs(self, x) -> dict[str, tf.Tensor]:
-        if len(self.shapes) == 1:
-            return {"logits": skip_empty_batch(self.teacher, x, self.shapes["logits"])}
-        return skip_empty_batch(self.teacher, x, self.shapes)

@@ -19,7 +19,8 @@ NAMES = {
     "stkd_keras.experiment": "Student complete describe evaluate export format_description "
     "format_metrics make_optimizer report split start train BACKUP_STEPS",
     "stkd_keras.recipes": "METHODS MIXINGS OPTIMIZERS OWN_METHODS RECIPES SETTINGS Recipe "
-    "can_replay check_optimizer check_recipe default_pretraining_epochs distiller_arguments make_mixing "
+    "can_replay check_optimizer check_recipe default_pretraining_epochs distiller_arguments "
+    "make_mixing "
     "make_terms method_settings needs_features needs_teacher recipe_for",
     "stkd_keras.run_directory": "RunDirectory read_json write_json write_model",
     "stkd_keras.evaluation": "CONFIDENCE_LEVEL ECE_BINS EVALUATION_BATCH compiled divergences "

@@ -1,14 +1,24 @@
 """The parts of a training batch."""
 
+import types
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.teacher.recorded import RecordedTeacher
+
+
+def step_counter() -> types.SimpleNamespace:
+    """Returns the step in a plain object, so that Keras doesn't count it among the weights."""
+    step = keras.Variable(
+        0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
+    )
+    return types.SimpleNamespace(step=step)
 
 
 def as_tensor(x) -> tf.Tensor:

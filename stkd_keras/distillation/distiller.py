@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import types
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -140,12 +139,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         self._trackers = self._objective.trackers
         self._hides_training_metrics = False
         self._has_labels = True
-        # In a plain object, Keras doesn't count it among the weights.
-        self._counter = types.SimpleNamespace(
-            step=keras.Variable(
-                0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
-            )
-        )
+        self._counter = batch.step_counter()
         shape = input_shape(student)
         if shape is None and self.teacher is not None:
             shape = self.teacher.input_shape

@@ -221,7 +221,7 @@ def test_the_training_of_a_teacher_resumes_too(train, tmp_path):
     assert ended.returncode == 143
     resumed = train(*flags, "--run_dir=run")
     assert resumed.returncode == 0
-    assert "resuming after epoch 0 of 1 and 6 steps of the next (step 6)" in resumed.stdout
+    assert "resuming after epoch 0 of 1 and 7 steps of the next (step 7)" in resumed.stdout
     (teacher,) = (tmp_path / "teachers").iterdir()
     assert len((teacher / "history.csv").read_text().splitlines()) == 2
 

@@ -1,11 +1,13 @@
 """Exports a student to other runtimes and evaluates each file on the test images."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -26,9 +28,8 @@ from stkd_keras.evaluation.cost import file_bytes, machine, median_seconds
 from stkd_keras.evaluation.scores import compiled, predict_logits
 from stkd_keras.export import converters, runtimes
 from stkd_keras.export.converters import LABELS, conversion_errors, quiet, serving_model
-from stkd_keras.files.atomic import atomic_folder
 from stkd_keras.files.json_files import write_json
-from stkd_keras.files.write_errors import check_folder
+from stkd_keras.files.write_errors import check_folder, unwritable
 
 BATCH = 128
 """Images per batch when a file is evaluated and when its throughput is measured."""
@@ -80,8 +81,8 @@ def export(
     size, and gives `probabilities`, float32 (batch, classes). Pixels are float32, or uint8 for
     "litert_int8". Each file holds the class names. docs/export.md shows how to run the files.
 
-    The folder gets all the files and export.json, or stays as it was if anything fails. Files of
-    other formats are kept.
+    The folder gets all the files and export.json, or none of them if anything fails. Files of other
+    formats are kept.
 
     Args:
         student: any Keras classifier.
@@ -113,7 +114,7 @@ def export(
     """
     formats = check_export(formats, folder)
     _check_fits(student, dataset)
-    with atomic_folder(folder) as new:
+    with _new_files(pathlib.Path(folder)) as new:
         for name in formats:
             form = FORMATS[name]
             print(f"writing {form.file}", flush=True)
@@ -166,6 +167,26 @@ def format_export(content: dict[str, Any]) -> str:
         lines.append("  ".join([name.ljust(widths[0]), *cells, runtime]))
     where = f"{content['images']:,} test images of {content['dataset']}, {content['machine']}"
     return "\n".join([*lines, where])
+
+
+@contextlib.contextmanager
+def _new_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder, whose files replace those of another folder at the end."""
+    temporary = folder / ".unfinished-export"
+    new, old = temporary / "new", temporary / "old"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # A killed process may have left it.
+        new.mkdir(parents=True)
+        old.mkdir()
+        yield new
+        for path in sorted(new.iterdir()):
+            if (folder / path.name).is_dir():  # `replace` only replaces empty folders.
+                (folder / path.name).replace(old / path.name)
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_installed(name: str) -> None:

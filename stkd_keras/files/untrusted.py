@@ -7,7 +7,7 @@ import os
 import pathlib
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -65,18 +65,26 @@ def check_pytorch_zip(path: str, archive: zipfile.ZipFile) -> None:
         )
 
 
-def zip_members(path: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yields (name, entry) of the files of a zip archive, if it has no other entries."""
+def zip_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Returns the files of a zip archive by name, if it has no other entries."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    total = 0
     for entry in archive.infolist():
         # Zero if the archive was made on a system without Unix's file types.
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise refused_member(path, entry.filename, "is a link or a device")
-        name = member_name(path, entry.filename)
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise refused_member(path, entry.filename, "is neither stored nor deflated")
-        if not entry.is_dir():
-            yield name, entry
+        name = member_name(path, entry.filename)
+        if entry.is_dir():
+            continue
+        if name in members:
+            raise refused_member(path, name, "is there twice")
+        total += entry.file_size
+        check_member_size(path, name, entry.file_size, total)
+        members[name] = entry
+    return members
 
 
 def check_member_size(path: str, name: str, size: int, total: int) -> None:
@@ -97,16 +105,6 @@ def member_name(path: str, name: str) -> str:
     if name.startswith("/") or ".." in parts:
         raise refused_member(path, name, "points out of the archive")
     return "/".join(part for part in parts if part not in ("", "."))
-
-
-def unique_members(path: str, members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the entries of an archive by name, if no name occurs twice."""
-    unique: dict[str, Any] = {}
-    for name, member in members:
-        if name in unique:
-            raise refused_member(path, name, "is there twice")
-        unique[name] = member
-    return unique
 
 
 def refused_member(path: str, name: str, why: str) -> InputError:
@@ -140,21 +138,11 @@ _CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__")
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
 # Keras's public modules with parts of models. Its safe mode allows any public name that isn't
 # on a list of forbidden ones, including functions that read and write files.
-_CLASSES_FROM = {
-    "keras": keras,
-    "keras.constraints": keras.constraints,
-    "keras.dtype_policies": keras.dtype_policies,
-    "keras.initializers": keras.initializers,
-    "keras.layers": keras.layers,
-    "keras.losses": keras.losses,
-    "keras.metrics": keras.metrics,
-    "keras.models": keras.models,
-    "keras.optimizers": keras.optimizers,
-    "keras.optimizers.schedules": keras.optimizers.schedules,
-    "keras.quantizers": keras.quantizers,
-    "keras.random": keras.random,
-    "keras.regularizers": keras.regularizers,
-}
+_CLASSES_FROM = (
+    "keras", "keras.constraints", "keras.dtype_policies", "keras.initializers", "keras.layers",
+    "keras.losses", "keras.metrics", "keras.models", "keras.optimizers",
+    "keras.optimizers.schedules", "keras.quantizers", "keras.random", "keras.regularizers",
+)  # fmt: skip
 _IMPORTED_BY_KERAS = ("keras", "keras_cv", "keras_hub", "keras_nlp")
 _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.ops")
 
@@ -198,7 +186,7 @@ def _is_harmless(part: dict) -> bool:
     if name == "function":
         return module in _FUNCTIONS_FROM or module.startswith("keras.ops.")
     if module in _CLASSES_FROM:
-        return isinstance(getattr(_CLASSES_FROM[module], name, None), type)
+        return isinstance(getattr(importlib.import_module(module), name, None), type)
     return module.startswith("keras.src.")  # Keras allows only saveable classes there.
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from stkd_keras.data.sources.archives import unpack_tar
 from stkd_keras.errors import InputError, one_line
-from stkd_keras.files.untrusted import check_member_size, unique_members, zip_members
+from stkd_keras.files.untrusted import zip_members
 
 _EXPECTED = "expected a folder or a .zip, .tar, .tar.gz or .tgz archive"
 _SPLITS = ("train", "val", "valid", "validation", "test")
@@ -117,14 +117,7 @@ class _ZipTree(FileTree):
     def __init__(self, path: str):
         self._archive = zipfile.ZipFile(path)
         self._lock = threading.Lock()  # ZipFile isn't documented as thread-safe.
-        super().__init__(path, unique_members(path, self._checked_entries(path)))
-
-    def _checked_entries(self, path: str) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-        total = 0
-        for name, entry in zip_members(path, self._archive):
-            total += entry.file_size
-            check_member_size(path, name, entry.file_size, total)
-            yield name, entry
+        super().__init__(path, zip_members(path, self._archive))
 
     def size(self, name: str) -> int:
         return self._entries[name].file_size

@@ -7,8 +7,7 @@ import quiet_tensorflow  # noqa: F401
 import contextlib
 import io
 import json
-import pathlib
-import re
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ from stkd_keras.cli.evaluate_settings import (
 from stkd_keras.errors import InputError
 from stkd_keras.files.json_files import read_json
 from stkd_keras.teacher.frozen import FrozenTeacher
-from stkd_keras.training.model_card import model_name
+from stkd_keras.training.model_card import model_name, student_name
 from stkd_keras.training.run_directory import RunDirectory
 
 DESCRIPTION = """
@@ -62,7 +61,8 @@ def main() -> None:
     notes = io.StringIO() if FLAGS.json else sys.stdout
     with contextlib.redirect_stdout(notes):
         sources = get_teachers(run) if outputs.are_scores else []
-        dataset = load_dataset(run)
+        dataset = loading.load_dataset(run or FinishedRun(student="", dataset="digits"))
+        loading.list_skipped(dataset.skipped)
         for folder in outputs.compared.values():
             check_same_data(folder, dataset)
         student = models.load_for(dataset, source, FLAGS.weights, FLAGS.normalization)
@@ -92,19 +92,6 @@ def check_source(source: str) -> None:
         )
 
 
-def load_dataset(run: FinishedRun | None) -> data.Dataset:
-    """Loads the data set that the flags or the run name."""
-    run = run or FinishedRun(student="", dataset="digits")
-    dataset = loading.load_dataset(
-        dataset=run.dataset,
-        data_dir=run.data_dir,
-        image_size=run.image_size,
-        skip_bad_images=run.skip_bad_images,
-    )
-    loading.list_skipped(dataset.skipped)
-    return dataset
-
-
 def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
     """Returns the teachers that the flags or the run name, if any."""
     sources: Sequence[TeacherSource] = run.teachers if run is not None else ()
@@ -112,11 +99,10 @@ def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
         sources = parse_teachers(
             FLAGS.teacher, FLAGS.teacher_weights, FLAGS.teacher_normalization, FLAGS.teacher_classes
         )
-    else:
-        for file in (file for source in sources for file in source.files):
-            if not pathlib.Path(file).is_file():
-                print(f"continuing without the run's teacher, which no longer exists: {file}")
-                return ()
+    files = [file for source in sources for file in source.files]
+    if FLAGS.teacher is None and (missing := [file for file in files if not os.path.isfile(file)]):
+        print(f"continuing without the run's teacher, which no longer exists: {missing[0]}")
+        return ()
     for source in sources:
         if not source.is_trained:
             raise InputError(
@@ -136,25 +122,19 @@ def score(
     if outputs.report is None:
         return experiment.evaluate(student, teacher, dataset, {})
     run = FLAGS.model if names_a_run(FLAGS.model) else None
-    students = [experiment.Student(student_name(), student, run, outputs.export)]
+    name = model_name(FLAGS.model)
+    if run is not None:
+        finished = RunDirectory(run)
+        name = student_name(read_json(finished.config)) or finished.path.resolve().name
+    students = [experiment.Student(name, student, run, outputs.export)]
     for name, folder in outputs.compared.items():
         loaded = models.load_for(dataset, str(RunDirectory(folder).model))
         students.append(experiment.Student(name, loaded, folder))
-    teacher_name = " + ".join(model_name(source.name) for source in sources)
-    metrics = experiment.report(outputs.report, students, teacher, dataset, teacher_name)
+    # None: the name of the run's own teacher.
+    named = " + ".join(model_name(source.name) for source in sources) if FLAGS.teacher else None
+    metrics = experiment.report(outputs.report, students, teacher, dataset, named)
     print(f"report: {outputs.report}")
     return metrics
-
-
-def student_name() -> str:
-    """Returns the student's name in the report: its architecture, or its file or run."""
-    if not names_a_run(FLAGS.model):
-        return model_name(FLAGS.model)
-    path = pathlib.Path(FLAGS.model)
-    name = read_json(path / "config.json").get("settings", {}).get("student")
-    # config.json has a hash in place of a student's file.
-    is_name = isinstance(name, str) and not re.fullmatch("[0-9a-f]{64}", name)
-    return model_name(name) if is_name else path.resolve().name
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from stkd_keras import data
 from stkd_keras.errors import InputError
 
 
-def load_dataset(**defaults) -> data.Dataset:
-    """Loads the data set of --dataset, --data_dir, --image_size and --skip_bad_images."""
+def load_dataset(run: Any = None) -> data.Dataset:
+    """Loads the data set that the flags name; those that aren't given are as in the run."""
     values: list[Any] = [
-        defaults.get(name) if flags.FLAGS[name].value is None else flags.FLAGS[name].value
+        getattr(run, name, None) if flags.FLAGS[name].value is None else flags.FLAGS[name].value
         for name in ("dataset", "data_dir", "image_size", "skip_bad_images")
     ]
     dataset, data_dir, image_size, skip = values

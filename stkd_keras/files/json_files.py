@@ -17,8 +17,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")
-    if not isinstance(content.get("settings", {}), dict):
-        raise InputError(f"{path} holds settings that aren't an object, as a run writes them")
+    for key in ("settings", "flags"):
+        if not isinstance(content.get(key, {}), dict):
+            raise InputError(f"{path} holds {key} that aren't an object, as a run writes them")
     return content
 
 

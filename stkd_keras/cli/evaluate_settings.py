@@ -8,7 +8,7 @@ from absl import flags
 
 from stkd_keras import data, export
 from stkd_keras.cli import evaluate_flags  # noqa: F401
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, differences, one_line
 from stkd_keras.files.json_files import read_json
 from stkd_keras.report import check_report_file
 
@@ -58,12 +58,11 @@ def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
         "image_shape": list(dataset.image_shape),
         "classes": list(dataset.class_names),
     }
-    for key, value in expected.items():
-        if described.get(key) != value:
-            raise InputError(
-                f"--compare={folder} is a run on data with {key} {one_line(described.get(key))}, "
-                f"expected {one_line(value)}, as for --model: leave it out"
-            )
+    if differs := differences(described, expected):
+        raise InputError(
+            f"--compare={folder} is a run on other data than --model ({one_line(differs)}): leave "
+            "it out"
+        )
 
 
 def _report_file() -> str | None:

@@ -170,7 +170,7 @@ COMBINATIONS = {
         f"{SCORE} --report_file=report.html", "needs --report", PHOTOS),
     "a comparison with a run on other data": Case(
         "evaluate.py --model=digits.keras --report --report_file=report.html --compare=run",
-        "--compare=run is a run on data with name", (*WITH_RUN, "digits.keras")),
+        "--compare=run is a run on other data than --model (name was", (*WITH_RUN, "digits.keras")),
     "an unknown export format": Case(
         f"{SCORE_RUN} --export=litert,tflite_int8", "litert_int8", WITH_RUN),
     "an export over a folder of the user": Case(

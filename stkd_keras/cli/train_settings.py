@@ -121,15 +121,16 @@ def batching(
 
 
 def _check_values(settings: RunSettings) -> None:
+    mixing = recipes.make_mixing(vars(settings))
     check_settings(
-        recipes.make_mixing(settings.method_settings),
+        mixing,
         None,
         settings.temperature,
         settings.soft_weight,
         settings.label_weight,
         has_terms=settings.method not in recipes.OWN_METHODS,
     )
-    check_soft_target(settings.soft_target, recipes.make_mixing(settings.method_settings))
+    check_soft_target(settings.soft_target, mixing)
     recipes.check_recipe(settings.learning_rate, settings.weight_decay)
     data.check_split_arguments(
         settings.validation_fraction or 0.0,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -13,8 +12,6 @@ import tensorflow as tf
 
 from stkd_keras.errors import InputError, differences, one_line
 from stkd_keras.files.atomic import atomic_path
-
-_NAME = re.compile(r"step-\d{10}\.npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,7 @@ def write_backup(
         values |= {f"{group}/{n:05d}": array for n, array in enumerate(arrays)}
     values["step"] = np.asarray(distiller.step, np.int64)
     state = {**dataclasses.asdict(progress), "arrays": len(values)}
-    values["progress"] = np.asarray(json.dumps(state))
+    values["progress"] = np.asarray(json.dumps(state, default=float))
     path = folder / f"step-{int(values['step']):010d}.npz"
     with atomic_path(path) as temporary:
         np.savez(temporary, **values)  # type: ignore[arg-type]
@@ -154,8 +151,7 @@ def has_finite_weights(distiller: keras.Model) -> bool:
 
 
 def _files(folder: pathlib.Path) -> set[pathlib.Path]:
-    paths = folder.glob("step-*")
-    return {path for path in paths if _NAME.fullmatch(path.name) and path.is_file()}
+    return set(folder.glob(f"step-{10 * '[0-9]'}.npz"))
 
 
 def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:

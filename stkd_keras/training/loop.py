@@ -16,16 +16,13 @@ from stkd_keras.evaluation.scores import verbosity
 from stkd_keras.files.atomic import write_atomically
 from stkd_keras.training import checkpoints
 from stkd_keras.training.checkpoints import Backup, Progress
+from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.signals import DeferredSignals, Interrupted, deferred_signals
 
 # Workers tell each other about signals only so often, because that takes a message.
 STEPS_BETWEEN_SIGNAL_CHECKS = 10
-# Attributes that callbacks keep from one epoch to the next.
-CALLBACK_STATE: dict[type, tuple[str, ...]] = {
-    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
-    keras.callbacks.ModelCheckpoint: ("best",),
-    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
-}
+# Attributes that Keras's callbacks keep from one epoch to the next.
+CALLBACK_STATE = ("wait", "stopped_epoch", "best", "best_epoch", "cooldown_counter")
 
 
 class Training(NamedTuple):
@@ -37,21 +34,13 @@ class Training(NamedTuple):
     validation: Any
     epochs: int
     steps: int  # Per epoch.
-    validation_freq: int = 1
-
-
-class BackupConfig(NamedTuple):
-    """Where and when to write backups."""
-
-    folder: pathlib.Path
-    settings: dict[str, Any]  # Of the run.
-    history: pathlib.Path  # The CSVLogger's file.
-    every: int  # Steps between two backups within an epoch.
+    validation_freq: int
+    backup_steps: int  # Between two backups within an epoch.
 
 
 def fit_resumably(
     training: Training,
-    config: BackupConfig,
+    run: RunDirectory,
     loggers: Callable[[bool], list],
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
@@ -59,10 +48,10 @@ def fit_resumably(
     is_first = True
     with deferred_signals() as signals:
         while True:
-            backup = _restore(training, config)
-            saver = _BackupCallback(training, config, callbacks, backup, signals)
+            backup = _restore(training, run)
+            saver = _BackupCallback(training, run, callbacks, backup, signals)
             if backup is not None and is_first:
-                print(f"resuming after {saver.where()}")
+                print(f"resuming after {saver.place()}")
             is_first = False
             fit_remaining_steps(
                 training,
@@ -107,13 +96,14 @@ class _BackupCallback(keras.callbacks.Callback):
     def __init__(
         self,
         training: Training,
-        config: BackupConfig,
+        run: RunDirectory,
         callbacks: Sequence[keras.callbacks.Callback],
         backup: Backup | None,
         signals: DeferredSignals,
     ):
         super().__init__()
-        self._training, self._config, self._signals = training, config, signals
+        self._training, self._run, self._signals = training, run, signals
+        self._settings = run.settings
         self._callbacks, self._backup = callbacks, backup
         self._progress = backup.progress if backup else Progress()
         self._epoch = self._progress.epoch
@@ -122,14 +112,11 @@ class _BackupCallback(keras.callbacks.Callback):
         self._sums: list[np.ndarray] | None = None
         self.is_done = self._progress.stopped or self._epoch >= training.epochs
 
-    def where(self) -> str:
-        """Returns how far the training is, in words."""
-        steps = f" and {self._steps} steps of the next" if self._steps else ""
-        return f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self._total})"
-
     def place(self) -> str:
         """Returns how far which run is, in words."""
-        return f"{self.where()} of {self._config.folder.parent}"
+        steps = f" and {self._steps} steps of the next" if self._steps else ""
+        where = f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self._total})"
+        return f"{where} of {self._run.path}"
 
     def on_train_begin(self, logs=None):
         """Restores the callbacks' state, or backs up the very start."""
@@ -163,15 +150,13 @@ class _BackupCallback(keras.callbacks.Callback):
             self._check_weights()  # Before the loggers log the epoch.
             # The validation resets the metrics, and a signal may interrupt it.
             self._sums = checkpoints.metrics_of(self.model)
-        if self._is_signaled(self._total):
-            self._stop()
-        if not is_last and self._total - self._backed_up >= self._config.every:
+        self._stop_if_signaled(self._total)
+        if not is_last and self._total - self._backed_up >= self._training.backup_steps:
             self._write()
 
     def on_test_batch_end(self, batch, logs=None):
         """Handles signals during the validation."""
-        if self._is_signaled(batch):
-            self._stop()
+        self._stop_if_signaled(batch)
 
     def on_epoch_end(self, epoch, logs=None):
         """Backs up the end of the epoch."""
@@ -189,9 +174,10 @@ class _BackupCallback(keras.callbacks.Callback):
     def _total(self) -> int:
         return self._epoch * self._training.steps + self._steps
 
-    def _stop(self) -> None:
-        self._write()
-        raise Interrupted(self._signals.number, self.place())
+    def _stop_if_signaled(self, count: int) -> None:
+        if self._is_signaled(count):
+            self._write()
+            raise Interrupted(self._signals.number, self.place())
 
     def _is_signaled(self, count: int) -> bool:
         strategy = self.model.distribute_strategy
@@ -217,12 +203,11 @@ class _BackupCallback(keras.callbacks.Callback):
     def _not_finite(self, what: str, losses: dict[str, float]) -> InputError:
         terms = "".join(f"{name} {value:g}, " for name, value in losses.items())
         rate = float(np.asarray(self.model.optimizer.learning_rate))
-        last = checkpoints.newest_backup(self._config.folder, self._config.settings)
-        backup = f"the last good backup is {last.path}" if last else "there is no backup before it"
+        newest = checkpoints.newest_step(self._run.backup)
         return InputError(
             f"{what} stopped being finite at step {self._total}, in epoch {self._epoch + 1} of "
-            f"{self._training.epochs} ({terms}learning rate {rate:g}); {backup}; start anew with a "
-            "lower learning rate"
+            f"{self._training.epochs} ({terms}learning rate {rate:g}); the last good backup is "
+            f"of step {newest}; start anew with a lower learning rate"
         )
 
     def _write(self, stopped: bool = False) -> None:
@@ -232,9 +217,12 @@ class _BackupCallback(keras.callbacks.Callback):
             epoch=self._epoch,
             steps=self._steps,
             stopped=stopped,
-            history=_content(self._config.history),
-            callbacks=[_state_of(callback) for callback in self._callbacks],
-            settings=self._config.settings,
+            history=_content(self._run.history),
+            callbacks=[
+                {name: value for name, value in vars(callback).items() if name in CALLBACK_STATE}
+                for callback in self._callbacks
+            ],
+            settings=self._settings,
         )
         groups = {
             f"callback-{n}": callback.best_weights
@@ -243,7 +231,7 @@ class _BackupCallback(keras.callbacks.Callback):
         }
         sums = self._sums if self._sums is not None else checkpoints.metrics_of(self.model)
         checkpoints.write_backup(
-            self._config.folder,
+            self._run.backup,
             self.model,
             progress,
             {"metrics": sums, **groups},
@@ -252,10 +240,10 @@ class _BackupCallback(keras.callbacks.Callback):
         self._backed_up = self._total
 
 
-def _restore(training: Training, config: BackupConfig) -> Backup | None:
+def _restore(training: Training, run: RunDirectory) -> Backup | None:
     """Compiles the distiller, and restores it and history.csv from the newest backup."""
     distiller = training.distiller
-    backup = checkpoints.newest_backup(config.folder, config.settings)
+    backup = checkpoints.newest_backup(run.backup, run.settings)
     progress = backup.progress if backup else Progress()
     with distiller.distribute_strategy.scope():
         training.compile(progress.steps)
@@ -265,7 +253,7 @@ def _restore(training: Training, config: BackupConfig) -> Backup | None:
         if progress.steps:
             checkpoints.build_metrics(distiller)
     if is_chief(distiller.distribute_strategy):
-        _restore_history(config.history, progress.history)
+        _restore_history(run.history, progress.history)
     return backup
 
 
@@ -301,13 +289,3 @@ def _restore_history(history: pathlib.Path, content: str) -> None:
 
 def _content(history: pathlib.Path) -> str:
     return history.read_bytes().decode(errors="replace") if history.is_file() else ""
-
-
-def _state_of(callback: keras.callbacks.Callback) -> dict[str, float | int | None]:
-    """The numbers that a callback keeps from epoch to epoch."""
-    names = next((n for kind, n in CALLBACK_STATE.items() if isinstance(callback, kind)), ())
-    values = {name: getattr(callback, name, None) for name in names}
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in values.items()
-    }

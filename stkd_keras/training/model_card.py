@@ -13,6 +13,7 @@ from markupsafe import Markup
 from stkd_keras.classifiers.outputs import resolve_outputs
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import wilson_interval
+from stkd_keras.training.settings import is_sha256
 
 
 def model_card(
@@ -75,7 +76,7 @@ def model_name(source: str) -> str:
 def _display_name(config: dict[str, Any], role: str) -> str | None:
     given = config.get("flags", {}).get(role) or config.get("settings", {}).get(role)
     # The settings have the hash of a file in place of its name.
-    if not isinstance(given, str) or re.fullmatch("[0-9a-f]{64}", given):
+    if not isinstance(given, str) or is_sha256(given):
         return None
     return " + ".join(map(model_name, given.split(",")))
 

@@ -1,19 +1,12 @@
 """Trains a distiller and writes the files of its run."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from stkd_keras.data import (
-    AnySplit,
-    Dataset,
-    evaluation_pipeline,
-    pipeline,
-    steps_per_epoch,
-)
+from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.data.description import describe
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.distribution.workers import (
@@ -29,10 +22,10 @@ from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.teacher.recorded import RecordedTeacher
 from stkd_keras.training.checkpoints import newest_step
-from stkd_keras.training.loop import BackupConfig, Training, fit_resumably, largest_divisor
+from stkd_keras.training.loop import Training, fit_resumably, largest_divisor
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, SamplePanel
-from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard
+from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard, write_description
 
 WARMUP_SHARE = 0.05
 BACKUP_STEPS = 500
@@ -133,69 +126,60 @@ def train(
     if divisor != steps_per_execution:
         print(f"steps_per_execution is {divisor}: the most that divides the {steps} of an epoch")
     check_alike(f"the run's directory {run.path}", newest_step(run.backup), strategy)
-    new_optimizer = functools.partial(
-        make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
-        distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
-    )  # fmt: skip
+
+    def compile_distiller(steps_done: int) -> None:
+        total_steps = epochs * steps
+        distiller.compile(
+            make_optimizer(
+                learning_rate, weight_decay, total_steps, optimizer,
+                distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
+            ),
+            metrics=_metrics(dataset),
+            steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
+        )  # fmt: skip
+
     training = Training(
         distiller,
-        functools.partial(_compile, distiller, new_optimizer, dataset, steps, steps_per_execution),
-        functools.partial(_batches, distiller, dataset, train_split, batch_size, augment),
-        _validation_batches(validation_split, strategy),
+        compile_distiller,
+        functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
+        None
+        if validation_split is None
+        else distributed_by_example(
+            evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
+        ),
         epochs + -(-distiller.pretraining_steps // steps),
         steps,
         validation_freq,
+        backup_steps,
     )
 
-    def loggers(resumes: bool) -> list:
+    def loggers(resumes: bool) -> list[keras.callbacks.Callback]:
         if not is_chief(strategy):
             return []
-        batches = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
-        return [
+        made = [
             RunTensorBoard(run.tensorboard, histogram_freq, profile_steps),
-            *_loggers(run, resumes, batches, batch_size, dataset, validation_freq),
+            keras.callbacks.CSVLogger(str(run.history), append=resumes),
         ]
+        if batch_size >= NUM_SAMPLES:
+            batches = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
+            made.append(SamplePanel(run.tensorboard, batches, dataset.class_names, validation_freq))
+        return [*made, ReturnFreedMemory(validation_freq)]
 
     with unwritable_named(run.path):
         if is_chief(strategy):
-            _write_description(run, describe(dataset, train_split, validation_split))
-        config = BackupConfig(run.backup, run.settings, run.history, backup_steps)
-        fit_resumably(training, config, loggers, callbacks)
+            write_description(run.tensorboard, describe(dataset, train_split, validation_split))
+        fit_resumably(training, run, loggers, callbacks)
     if is_chief(strategy):
         run.save_model(distiller.student)
 
 
-def _check_at_least(lowest: int, **numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < lowest:
-            raise InputError(f"{name} is {number}, but must be {lowest} or more")
-
-
-def _compile(
-    distiller: SimilarityTransferDistiller,
-    new_optimizer: Callable[[], keras.optimizers.Optimizer],
-    dataset: Dataset,
-    steps: int,
-    steps_per_execution: int,
-    steps_done: int,
-) -> None:
-    metrics: list = ["accuracy"]
-    if dataset.num_classes > 10:
-        metrics.append(keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy"))
-    distiller.compile(
-        new_optimizer(),
-        metrics=metrics,
-        steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
-    )
-
-
-def _batches(
+def training_batches(
     distiller: SimilarityTransferDistiller,
     dataset: Dataset,
     train_split: AnySplit,
     batch_size: int,
     augment: str,
-    first_step: int,
+    first_step: int = 0,
 ) -> Any:
     """Returns the training batches from a step on, for this worker."""
     share_of = functools.partial(
@@ -207,22 +191,12 @@ def _batches(
     return distributed(share_of, distiller.distribute_strategy)
 
 
-def _validation_batches(split: AnySplit | None, strategy: tf.distribute.Strategy) -> Any:
-    if split is None:
-        return None
-    return distributed_by_example(evaluation_pipeline(split, EVALUATION_BATCH), strategy)
+def _check_at_least(lowest: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < lowest:
+            raise InputError(f"{name} is {number}, but must be {lowest} or more")
 
 
-def _loggers(run, resumes: bool, batches, batch_size: int, dataset: Dataset, freq: int) -> list:
-    """Returns the callbacks that write the run's files after each epoch."""
-    callbacks = [keras.callbacks.CSVLogger(str(run.history), append=resumes)]
-    if batch_size >= NUM_SAMPLES:
-        callbacks.append(SamplePanel(run.tensorboard, batches, dataset.class_names, freq))
-    return [*callbacks, ReturnFreedMemory(freq)]
-
-
-def _write_description(run: RunDirectory, description: dict[str, Any]) -> None:
-    """Writes the description of the data to TensorBoard's Text tab."""
-    lines = [f"| {key} | {value} |" for key, value in description.items()]
-    with tf.summary.create_file_writer(f"{run.tensorboard}/train").as_default():
-        tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *lines]), step=0)
+def _metrics(dataset: Dataset) -> list:
+    top5 = keras.metrics.TopKCategoricalAccuracy(k=5, name="top5_accuracy")
+    return ["accuracy", top5] if dataset.num_classes > 10 else ["accuracy"]

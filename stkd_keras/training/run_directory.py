@@ -7,12 +7,7 @@ from typing import Any
 import keras
 
 from stkd_keras.errors import InputError, differences
-from stkd_keras.files.atomic import (
-    atomic_path,
-    is_unfinished,
-    remove_unfinished,
-    write_model,
-)
+from stkd_keras.files.atomic import atomic_path, is_unfinished, remove_unfinished, write_model
 from stkd_keras.files.json_files import read_json, to_json, write_json
 from stkd_keras.files.locks import check_lock, lock
 from stkd_keras.files.write_errors import check_folder, unwritable
@@ -44,6 +39,7 @@ class RunDirectory:
         self.history = self.path / "history.csv"
         self.backup = self.path / "backup"
         self.tensorboard = self.path / "tensorboard"
+        self._lock = self.backup / "lock"
 
     @property
     def is_complete(self) -> bool:
@@ -56,7 +52,7 @@ class RunDirectory:
         try:
             return read_json(self.config).get("settings", {})
         except InputError as error:
-            raise InputError(f"{error}; {self._anew}") from error
+            raise InputError(f"{error}; remove {self.path} to start anew") from error
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Checks that a run with these settings may write here, without changing anything.
@@ -118,14 +114,6 @@ class RunDirectory:
     def save_model(self, model: keras.Model) -> None:
         """Writes the model atomically."""
         write_model(self.model, model)
-
-    @property
-    def _anew(self) -> str:
-        return f"remove {self.path} to start anew"
-
-    @property
-    def _lock(self) -> pathlib.Path:
-        return self.backup / "lock"
 
     def _is_run(self) -> bool:
         """Whether the directory is a run's: other programs write a config.json, too."""

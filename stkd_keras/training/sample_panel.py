@@ -1,12 +1,11 @@
 """TensorBoard images of virtual samples, with the teacher's and the student's predictions."""
 
 import functools
-import io
-import math
 
 import keras
 import numpy as np
 import tensorflow as tf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
@@ -40,9 +39,11 @@ class SamplePanel(keras.callbacks.Callback):
             return
         step = tf.constant(self.model.step)
         images, probabilities = self._predict(self._images, self._labels, step)
-        figure = draw_panel(images.numpy(), probabilities, self._class_names)
+        canvas = FigureCanvasAgg(draw_panel(images.numpy(), probabilities, self._class_names))
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())
         with self._writer.as_default():
-            tf.summary.image("virtual_samples", _to_image(figure)[None], step=epoch)
+            tf.summary.image("virtual_samples", pixels[None], step=epoch)
 
     def on_train_end(self, logs=None):
         self._writer.close()
@@ -62,19 +63,17 @@ def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step
 
 def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
     """Draws what `predict_samples` returns: each sample above its five likeliest classes."""
-    rows = math.ceil(len(images) / SAMPLES_PER_ROW)
-    figure = Figure(figsize=(1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows))
+    rows = NUM_SAMPLES // SAMPLES_PER_ROW
+    figure = Figure((1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows), dpi=80)
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)
-    axes = figure.subplots(rows, SAMPLES_PER_ROW, squeeze=False).flat
-    for i, axis in enumerate(axes):
+    for i, axis in enumerate(figure.subplots(rows, SAMPLES_PER_ROW).flat):
         axis.axis("off")
-        if i < len(images):
-            axis.imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
-            table = _table({k: np.asarray(v[i]) for k, v in probabilities.items()}, class_names)
-            axis.text(
-                0.5, -0.05, table, transform=axis.transAxes, va="top", ha="center",
-                family="monospace", fontsize=7,
-            )  # fmt: skip
+        axis.imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
+        table = _table({k: np.asarray(v[i]) for k, v in probabilities.items()}, class_names)
+        axis.text(
+            0.5, -0.05, table, transform=axis.transAxes, va="top", ha="center",
+            family="monospace", fontsize=7,
+        )  # fmt: skip
     return figure
 
 
@@ -90,9 +89,3 @@ def _table(probabilities: dict[str, np.ndarray], class_names: tuple[str, ...]) -
         width = max(map(len, [title, *cells]))
         columns.append([cell.ljust(width) for cell in [title, *cells]])
     return "\n".join("  ".join(row) for row in zip(*columns, strict=True))
-
-
-def _to_image(figure: Figure) -> np.ndarray:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return tf.io.decode_png(buffer.getvalue(), channels=4).numpy()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 from typing import Any
 
 from stkd_keras import data, recipes
@@ -80,24 +81,19 @@ class RunSettings:
     teacher_weights: str | None = None
 
     @property
-    def method_settings(self) -> dict[str, Any]:
-        """The part that `stkd_keras.recipes` works on."""
-        return {name: getattr(self, name) for name in recipes.SETTINGS}
-
-    @property
     def needs_teacher(self) -> bool:
         """Whether training queries a teacher."""
-        return recipes.needs_teacher(self.method, self.method_settings)
+        return recipes.needs_teacher(self.method, vars(self))
 
     @property
     def can_replay(self) -> bool:
         """Whether a recording of the teacher's logits is enough to train on."""
-        return recipes.can_replay(self.method, self.method_settings)
+        return recipes.can_replay(self.method, vars(self))
 
     def distiller_arguments(self, train_split: AnySplit, steps: int) -> dict[str, Any]:
         """Returns the distiller's arguments, for `steps` batches per epoch."""
         return recipes.distiller_arguments(
-            self.method, self.method_settings, train_split, steps, self.data_seed
+            self.method, vars(self), train_split, steps, self.data_seed
         )
 
     def with_images(self, train_split: AnySplit, batch_size: int, replicas: int) -> "RunSettings":
@@ -121,17 +117,20 @@ class RunSettings:
             for name, value in dataclasses.asdict(self).items()
             if value is not None or name not in _KNOWN_LATER
         }
-        return values | {name: _content_hashes(values[name]) for name in _MAY_NAME_FILES}
+        for name in _MAY_NAME_FILES:
+            if values[name] is not None:
+                values[name] = ",".join(map(_hash_of_file, values[name].split(",")))
+        return values
 
 
-def _content_hashes(names: str | None) -> str | None:
-    """Replaces each file in a comma-separated list by a hash of its content."""
-    if names is None:
-        return None
-    hashes = []
-    for name in names.split(","):
-        if os.path.isfile(name):
-            with open(name, "rb") as file:
-                name = hashlib.file_digest(file, "sha256").hexdigest()
-        hashes.append(name)
-    return ",".join(hashes)
+def is_sha256(value: Any) -> bool:
+    """Whether a setting's value is a hash."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _hash_of_file(name: str) -> str:
+    """Returns a hash of the content if this is the name of a file, else the name."""
+    if not os.path.isfile(name):
+        return name
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

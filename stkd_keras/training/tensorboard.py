@@ -3,12 +3,13 @@
 import ctypes
 import gc
 import pathlib
-import re
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
+
+from stkd_keras.training.settings import is_sha256
 
 # The first two steps are slow: they trace the step and let TensorFlow choose its kernels.
 FIRST_PROFILED_STEP = 3
@@ -48,6 +49,13 @@ class ReturnFreedMemory(keras.callbacks.Callback):
             self._trim(0)
 
 
+def write_description(log_dir: pathlib.Path, description: dict[str, Any]) -> None:
+    """Logs the description of the data for TensorBoard's Text tab."""
+    lines = [f"| {key} | {value} |" for key, value in description.items()]
+    with tf.summary.create_file_writer(str(log_dir / "train")).as_default():
+        tf.summary.text("dataset", "\n".join(["| | |", "|---|---|", *lines]), step=0)
+
+
 def write_result(
     log_dir: pathlib.Path, name: str, settings: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> None:
@@ -56,14 +64,10 @@ def write_result(
     shown = {
         key: float(value) if type(value) is int else value
         for key, value in settings.items()
-        if isinstance(value, bool | int | float | str) and not _is_fingerprint(value)
+        if isinstance(value, bool | int | float | str) and not is_sha256(value)
     }
     scores = {**metrics["test"], **metrics.get("fidelity", {})}
     with tf.summary.create_file_writer(str(log_dir / "test")).as_default():
         hparams.hparams(shown, trial_id=name)
         for score, value in scores.items():
             tf.summary.scalar(f"test_{score}", value, step=0)
-
-
-def _is_fingerprint(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

@@ -1,21 +1,19 @@
 """Estimates the duration of a training from a few of its steps."""
 
-import functools
-import itertools
 import json
-import statistics
 import time
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from stkd_keras.data import AnySplit, Dataset, pipeline, steps_per_epoch
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
-from stkd_keras.distribution.workers import distributed
 from stkd_keras.evaluation.cost import median_seconds
 from stkd_keras.evaluation.scores import compiled
 from stkd_keras.optimizers import SGD
 from stkd_keras.teacher.frozen import FrozenTeacher
+from stkd_keras.training.run import training_batches
 
 # The first steps trace the graph and fill the input pipeline.
 _WARM_UP_STEPS = 3
@@ -99,30 +97,19 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-class _Clock(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.times = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.times.append(time.perf_counter())
-
-
 def _time_steps(distiller, dataset, train_split, batch_size: int, augment: str) -> float:
-    share_of = functools.partial(
-        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
-        with_index=any(term.needs_index for term in distiller.terms),
-    )  # fmt: skip
-    clock = _Clock()
+    times: list[float] = []
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
+    )
     with distiller.distribute_strategy.scope():
         # The choice of the optimizer makes no measurable difference.
         distiller.compile(SGD(0.01, momentum=0.9, l2=5e-4), metrics=["accuracy"])
     distiller.fit(
-        distributed(share_of, distiller.distribute_strategy),
+        training_batches(distiller, dataset, train_split, batch_size, augment),
         steps_per_epoch=_WARM_UP_STEPS + _TIMED_STEPS, shuffle=False, verbose=0, callbacks=[clock],
     )  # fmt: skip
-    times = clock.times[_WARM_UP_STEPS - 1 :]
-    return statistics.median(after - before for before, after in itertools.pairwise(times))
+    return float(np.median(np.diff(times[_WARM_UP_STEPS - 1 :])))
 
 
 def _time_teacher(distiller, teacher, dataset, train_split, batch_size: int, augment: str) -> float:

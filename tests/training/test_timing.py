@@ -41,7 +41,7 @@ def test_an_untrained_teacher_is_named_and_not_trained(command, tmp_path):
     )
     assert completed.returncode == 0, completed.stderr
     line, content = completed.stdout.splitlines()[-2:]
-    assert line.startswith("resnet20 would be trained first, for 7 epochs")
+    assert line.startswith("resnet20 must be trained first, for 7 epochs")
     assert json.loads(content) == {"teacher_untrained": True, "teacher_epochs": 7}
     assert not list(tmp_path.iterdir())
 

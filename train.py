@@ -137,21 +137,14 @@ def start(run: RunDirectory, settings: RunSettings, sources, description, strate
 
 def train(settings: RunSettings, distiller, images: Images, run: RunDirectory, batch_size: int):
     """Trains the student."""
-    names = ("epochs", "learning_rate", "weight_decay", "optimizer", "augment")
-    arguments: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    names_of_flags = (
+    from_settings = ("epochs", "learning_rate", "weight_decay", "optimizer", "augment")
+    from_flags = (
         "steps_per_execution", "backup_steps", "validation_freq", "histogram_freq", "profile_steps"
     )  # fmt: skip
-    arguments |= {name: FLAGS[name].value for name in names_of_flags}
-    experiment.train(
-        distiller,
-        images.dataset,
-        images.train,
-        images.validation,
-        run,
-        batch_size=batch_size,
-        **arguments,
-    )
+    arguments: dict[str, Any] = {name: getattr(settings, name) for name in from_settings}
+    arguments |= {name: FLAGS[name].value for name in from_flags}
+    splits = images.dataset, images.train, images.validation
+    experiment.train(distiller, *splits, run, batch_size=batch_size, **arguments)
 
 
 def evaluate(distiller, teacher, images: Images, run: RunDirectory) -> None:

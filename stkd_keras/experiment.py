@@ -8,17 +8,9 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import logits_function
-from stkd_keras.data import (
-    AnySplit,
-    Dataset,
-    evaluation_pipeline,
-    split_train,
-)
+from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, split_train
 from stkd_keras.data.description import describe, format_description
-from stkd_keras.distribution.workers import (
-    is_chief,
-    wait_for_all,
-)
+from stkd_keras.distribution.workers import is_chief, wait_for_all
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import EVALUATION_BATCH, compiled, fidelity, predict_logits, score
 from stkd_keras.export.formats import export
@@ -33,20 +25,9 @@ from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.tensorboard import write_result
 
 __all__ = [
-    "BACKUP_STEPS",
-    "Student",
-    "complete",
-    "describe",
-    "evaluate",
-    "export",
-    "format_description",
-    "format_metrics",
-    "make_optimizer",
-    "report",
-    "split",
-    "start",
-    "train",
-]
+    "BACKUP_STEPS", "Student", "complete", "describe", "evaluate", "export", "format_description",
+    "format_metrics", "make_optimizer", "report", "split", "start", "train",
+]  # fmt: skip
 
 DEFAULT_VALIDATION_FRACTION = 0.1
 

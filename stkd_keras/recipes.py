@@ -130,12 +130,12 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
     Raises:
         InputError: if a setting is out of range, even without mixing.
     """
-    mixup = Mixup(
-        alpha=settings["mixup_alpha"],
-        num_images=settings["num_images"],
-        probability=settings["mixup_probability"],
-        per_batch=settings["mixing_per_batch"],
-    )
+    options = {
+        "alpha": settings["mixup_alpha"],
+        "probability": settings["mixup_probability"],
+        "per_batch": settings["mixing_per_batch"],
+    }
+    mixup = Mixup(num_images=settings["num_images"], **options)
     if settings["mixing"] != "cutmix":
         return mixup if settings["mixing"] == "mixup" else None
     if mixup.num_images != 2:
@@ -143,9 +143,7 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
             f"num_images is {mixup.num_images}, but CutMix mixes two: leave it out, or choose the "
             "mixing mixup"
         )
-    config = mixup.get_config()
-    del config["num_images"]
-    return CutMix(**config)
+    return CutMix(**options)
 
 
 def make_terms(

@@ -13,7 +13,9 @@ from stkd_keras.errors import InputError, one_line
 
 def check_folder(what: str, path: str | os.PathLike) -> None:
     """Checks that a folder can be created and written to; `what` goes there is for the error."""
-    nearest = _nearest(pathlib.Path(os.path.abspath(path)))
+    path = pathlib.Path(os.path.abspath(path))
+    # A broken link exists, too.
+    nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not nearest.is_dir():
         raise InputError(f"{what} can't be made, as {nearest} is no folder; name another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -46,11 +48,3 @@ def unwritable_named(folder: pathlib.Path) -> Iterator[None]:
         if found is None:
             raise
         raise unwritable(found[1], OSError(0, found[2])) from error
-
-
-def _nearest(path: pathlib.Path) -> pathlib.Path:
-    """The path itself if it exists, else its nearest parent that does; a broken link exists."""
-    for each in (path, *path.parents):
-        if os.path.lexists(each):
-            return each
-    return path

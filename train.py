@@ -88,12 +88,9 @@ def main() -> None:
         queried = stkd_keras.record_teacher(FLAGS.replay, teacher, batches(), **samples)
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
-            student,
-            queried,
-            student_features=student_features,
-            teacher_features=features_from_flag("teacher_features"),
-            **arguments,
-        )
+            student, queried, student_features=student_features,
+            teacher_features=features_from_flag("teacher_features"), **arguments,
+        )  # fmt: skip
     if FLAGS.dry_run:
         estimate_duration(settings, distiller, teacher, images, batch_size)
         return
@@ -109,17 +106,12 @@ def estimate_duration(settings: RunSettings, distiller, teacher, images: Images,
     """Times a few steps and prints how long the training will take."""
     validations = 1 + settings.epochs // FLAGS.validation_freq
     evaluated = len(images.dataset.test) + len(images.labeled)
+    evaluated += validations * len(images.validation or ())
     estimate = timing.time_training(
-        distiller,
-        teacher,
-        images.dataset,
-        images.train,
-        epochs=settings.epochs,
-        batch_size=batch_size,
-        augment=settings.augment,
-        evaluated=evaluated + validations * len(images.validation or ()),
+        distiller, teacher, images.dataset, images.train, epochs=settings.epochs,
+        batch_size=batch_size, augment=settings.augment, evaluated=evaluated,
         started=quiet_tensorflow.STARTED,
-    )
+    )  # fmt: skip
     timing.say(estimate)
 
 

@@ -178,7 +178,7 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
     for name, values in metrics.items():
         shown = [
             f"{k.replace('_', ' ')} {100 * v:.2f} %"
-            if k.endswith("accuracy") or k == "agreement"
+            if k.endswith(("accuracy", "agreement"))
             else f"{k} {v:.4f}"
             for k, v in values.items()
         ]

@@ -37,7 +37,24 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parse = functools.partial(_parse, description=description, groups=groups, common=common)
+
+    def parse(argv: list[str]) -> list[str]:
+        if asked := set(_HELP) & set(argv[1:]):
+            shown = () if any("full" in flag for flag in asked) else common
+            print(_help(description, command_flags(groups), shown))
+            sys.exit(0)
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
+            for group in command_flags(groups).values():
+                _check_texts(group)
+        except UnicodeDecodeError as error:
+            _fail(InputError(f"--flagfile names a file that isn't UTF-8 text ({error})"))
+        except (flags.Error, InputError, OSError) as error:
+            _fail(error)
+        return rest
+
     app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
@@ -58,26 +75,6 @@ def command_flags(groups: Sequence[str] = ()) -> dict[str, list[flags.Flag]]:
     """Returns the command's own flags by group."""
     by_module = flags.FLAGS.flags_by_module_dict()
     return {group: by_module[group] for group in groups or (sys.argv[0],)}
-
-
-def _parse(
-    argv: list[str], description: str, groups: Sequence[str], common: Sequence[str]
-) -> list[str]:
-    if asked := set(_HELP) & set(argv[1:]):
-        shown = () if any("full" in flag for flag in asked) else common
-        print(_help(description, command_flags(groups), shown))
-        sys.exit(0)
-    try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise InputError(f"unexpected argument {rest[1]!r}; flags are --name=value")
-        for group in command_flags(groups).values():
-            _check_texts(group)
-    except UnicodeDecodeError as error:
-        _fail(InputError(f"--flagfile names a file that isn't UTF-8 text ({error})"))
-    except (flags.Error, InputError, OSError) as error:
-        _fail(error)
-    return rest
 
 
 def _check_texts(own_flags: Sequence[flags.Flag]) -> None:

@@ -27,12 +27,8 @@ def load_dataset(run: Any = None) -> data.Dataset:
 
 
 def memory_limit() -> int:
-    """Returns --memory_limit in bytes."""
-    return bytes_of(flags.FLAGS.memory_limit)
-
-
-def bytes_of(gigabytes: float) -> int:
-    """Converts --memory_limit from GB to bytes, infinity to the largest integer."""
+    """Returns --memory_limit in bytes, the largest integer for infinity."""
+    gigabytes = flags.FLAGS.memory_limit
     if not gigabytes >= 0:
         raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
     return round(min(gigabytes * 1e9, sys.maxsize / 2))

@@ -139,7 +139,7 @@ def _check_values(settings: RunSettings) -> None:
     )
     features_from_flag("student_features")
     features_from_flag("teacher_features")
-    loading.bytes_of(FLAGS.memory_limit)
+    loading.memory_limit()
     if FLAGS.replay is not None:
         check_recording(FLAGS.replay)
 

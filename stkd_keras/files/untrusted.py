@@ -14,12 +14,10 @@ import keras
 
 from stkd_keras.errors import InputError, one_line
 
-LARGEST_ARCHIVE = 10 * 10**9
-"""Unpacked bytes of a data set's archive."""
-LARGEST_MEMBER = 100 * 10**6
-"""Unpacked bytes of one file in a data set's archive."""
+# Bytes of a data set's archive and of one file in it, unpacked.
+LARGEST_ARCHIVE, LARGEST_MEMBER = 10 * 10**9, 100 * 10**6
+# Bytes of a JSON or text file, including a model's config.json.
 LARGEST_TEXT = 20 * 10**6
-"""Bytes of a JSON or text file, including a model's config.json."""
 
 
 def check_keras_file(path: str | os.PathLike) -> None:

@@ -193,7 +193,7 @@ class _BackupCallback(keras.callbacks.Callback):
 
     def _check_loss(self, logs: dict[str, float]) -> None:
         losses = {name: value for name, value in logs.items() if name.endswith("loss")}
-        if not all(math.isfinite(value) for value in losses.values()):
+        if not all(map(math.isfinite, losses.values())):
             raise self._not_finite("the loss", losses)
 
     def _check_weights(self) -> None:

@@ -34,6 +34,7 @@ def model_card(
     )
     environment.filters["code"] = _code
     return environment.get_template("model_card.md.jinja").render(
+        {"versions": {}, **config, "settings": settings, "data": data},
         name=student_name(config) or student.name,
         teacher=teacher_name(config),
         teachers=config.get("teachers", []) if settings.get("teacher_weights") else [],
@@ -41,10 +42,6 @@ def model_card(
         parameters=student.count_params(),
         input_shape=student.input_shape[1:],
         output=output,
-        data=data,
-        settings=settings,
-        versions=config.get("versions", {}),
-        git_commit=config.get("git_commit"),
         command=shlex.join(["python", *config["command"]]) if config.get("command") else "",
         metrics=metrics,
         rows=_score_rows(metrics, data.get("images", {})),

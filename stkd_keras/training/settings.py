@@ -19,14 +19,8 @@ _KNOWN_LATER = ("images", "left_over", "replicas", "teacher_weights")
 class RunSettings:
     """Every setting that a run's result depends on.
 
-    config.json stores them, and a run resumes only with equal ones. Each attribute has the name
-    and the meaning of a flag of train.py, but for those after `replay`.
-
-    Attributes:
-        images: a hash of the training images and labels.
-        left_over: how an epoch is cut into batches.
-        replicas: the number of replicas.
-        teacher_weights: a hash of the teacher's weights.
+    config.json stores them, and a run resumes only with equal ones. Each attribute up to `replay`
+    has the name and the meaning of a flag of train.py.
     """
 
     dataset: str
@@ -75,10 +69,10 @@ class RunSettings:
     deterministic: bool
     replay: bool
 
-    images: str | None = None
-    left_over: str | None = None
+    images: str | None = None  # A hash of the training images and labels.
+    left_over: str | None = None  # How an epoch is cut into batches.
     replicas: int | None = None
-    teacher_weights: str | None = None
+    teacher_weights: str | None = None  # A hash.
 
     @property
     def needs_teacher(self) -> bool:

@@ -32,23 +32,18 @@ class Images(NamedTuple):
 def settings_from_flags() -> RunSettings:
     """Returns the settings of the run, checked as far as possible before anything is loaded."""
     data.check_name(FLAGS.dataset)
-    recipe = dataclasses.asdict(recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer))
-    given = {name: FLAGS[name].value for name in recipe}
-    recipe |= {name: value for name, value in given.items() if value is not None}
-    method = recipes.method_settings(
-        FLAGS.method, **{name: FLAGS[name].value for name in recipes.SETTINGS}
-    )
-    if method["pretraining_epochs"] is None:
-        method["pretraining_epochs"] = recipes.default_pretraining_epochs(
-            FLAGS.method, recipe["epochs"]
-        )
-    known: dict[str, Any] = {"replay": FLAGS.replay is not None, **recipe, **method}
-    others: dict[str, Any] = {
+    values: dict[str, Any] = {
         field.name: FLAGS[field.name].value
         for field in dataclasses.fields(RunSettings)
-        if field.default is dataclasses.MISSING and field.name not in known
+        if field.default is dataclasses.MISSING
     }
-    settings = RunSettings(**known, **others)
+    recipe = dataclasses.asdict(recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer))
+    values |= {name: default for name, default in recipe.items() if values[name] is None}
+    method, epochs = values["method"], values["epochs"]
+    values |= recipes.method_settings(method, **{name: values[name] for name in recipes.SETTINGS})
+    if values["pretraining_epochs"] is None:
+        values["pretraining_epochs"] = recipes.default_pretraining_epochs(method, epochs)
+    settings = RunSettings(**{**values, "replay": FLAGS.replay is not None})
     _check_values(settings)
     _check_combinations(settings)
     return settings

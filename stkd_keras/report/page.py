@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -21,7 +21,7 @@ from stkd_keras.errors import InputError, one_line
 from stkd_keras.evaluation import cost
 from stkd_keras.evaluation.scores import log_softmax
 from stkd_keras.files.atomic import write_atomically
-from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.mixing import Mixup
 from stkd_keras.report.figures import draw_figures
 from stkd_keras.report.measurements import (
     Predictions,
@@ -31,11 +31,10 @@ from stkd_keras.report.measurements import (
     metrics_of,
     most_different,
 )
-from stkd_keras.report.run_files import RunFiles, printable, read_run_files
+from stkd_keras.report.run_files import printable, read_run_files
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.training.timing import in_words
 
-MOST_CLASSES_IN_A_TABLE = 20
 # Larger matrices are only drawn: as numbers, those of 200 classes have megabytes.
 MOST_CLASSES_IN_JSON = 100
 UNKNOWN = "–"  # noqa: RUF001
@@ -91,32 +90,31 @@ def write_report(
     print("report: drawing")
     class_names = [printable(name) for name in dataset.class_names]
     different = most_different(test.logits[0], test.logits[1], 12) if teacher is not None else []
-    arguments = ", ".join(f"{name}={value}" for name, value in mixing.get_config().items())
-    page = _render(
+    page = _template().render(
         dataset=dataset,
+        class_names=class_names,
         models=models,
         student=models[0],
         teacher=models[1] if teacher is not None else None,
         run=run,
         machine=cost.machine(),
+        version=stkd_keras.__version__,
         temperature=temperature,
-        mixing=f"{type(mixing).__name__}({arguments})",
-        summary=_summary(models),
-        facts=_facts(run, dataset),
-        classes=_class_rows(models, class_names),
-        confused=_pairs(models, "confusion", 10, class_names, "{:,}".format),
-        similar=_pairs(models, "similarity", 5, class_names, _percent),
-        different=_different_cards(different, test, dataset, class_names),
+        mixing={"class": type(mixing).__name__, **mixing.get_config()},
+        ranked=_rank_classes(models[0]["per_class"]),
+        confused=largest_entries(models[0]["confusion"], 10),
+        similar=largest_entries(models[0]["similarity"], 5),
+        most_different=[{"image": index, "kl": kl} for index, kl in different],
+        different=_different_cards(different, test, models, dataset, class_names),
         virtual=_virtual_cards(virtual, models, class_names),
         figures=draw_figures(models, [run.history for run in runs], class_names),
-        numbers=_numbers(models, dataset, class_names, mixing, temperature, different),
     )
     # File names may contain bytes that aren't valid text.
     write_atomically(file, page.encode(errors="backslashreplace"))
     return metrics_of(models)
 
 
-def _render(**content) -> str:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stkd_keras", "report"),
         autoescape=True,
@@ -128,9 +126,9 @@ def _render(**content) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {
         "percent": _percent, "number": _number, "nats": _nats, "times": _times,
-        "one_line": one_line,
+        "quoted": shlex.quote, "one_line": one_line, "in_words": in_words, "for_json": _for_json,
     }  # fmt: skip
-    return environment.get_template("report.html.jinja").render(**content)
+    return environment.get_template("report.html.jinja")
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -141,176 +139,85 @@ def _unique(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _summary(models: Sequence[dict]) -> str:
-    """Returns a sentence to quote: the student's accuracy and cost."""
-    student = models[0]
-    name, costs, accuracy = student["name"], student["cost"], student["accuracy"]
-    if len(models) < 2 or models[1]["role"] != "teacher":
-        low, high = student["accuracy_interval"]
-        return (
-            f"{name} has an accuracy of {_percent(accuracy)} (95 % interval {_percent(low)} to "
-            f"{_percent(high)}) and {costs['parameters']:,} parameters."
-        )
-    teacher = models[1]
-    if 0 < accuracy <= teacher["accuracy"]:
-        reached = (
-            f"reaches {_percent(accuracy / teacher['accuracy'])} of {teacher['name']}'s accuracy "
-            f"({_percent(accuracy)} of {_percent(teacher['accuracy'])})"
-        )
-    else:
-        reached = (
-            f"has an accuracy of {_percent(accuracy)}, compared with "
-            f"{_percent(teacher['accuracy'])} for {teacher['name']},"
-        )
-    ratios = [
-        f"{_times(costs[key], teacher['cost'][key])} the {label}"
-        for key, label in (
-            ("parameters", "parameters"),
-            ("multiply_adds", "multiply-adds"),
-            ("images_per_second_128", "throughput on this machine"),
-        )
-        if costs[key] and teacher["cost"][key]
-    ]
-    return f"{name} {reached} with {', '.join(ratios[:-1])} and {ratios[-1]}."
-
-
-def _facts(run: RunFiles, dataset: Dataset) -> list[tuple[str, str | list[str]]]:
-    """Returns how the student was trained, by name, as far as it is known."""
-    counts = {**run.image_counts, "test": len(dataset.test)}
-    images = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    shape = "x".join(map(str, dataset.image_shape))
-    data = f"{dataset.name} {dataset.version}, {dataset.num_classes} classes, images of {shape}"
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    facts: dict[str, str | list[str]] = {
-        "Command": [shlex.quote(word) for word in ("python", *run.command)] if run.command else "",
-        "Data": f"{data}: {images}",
-        "Trained for": in_words(run.seconds) if run.seconds else "",
-        "Versions": one_line(versions) if versions else "",
-        "Commit": one_line(run.git_commit) if run.git_commit else "",
-        "Measured on": f"{cost.machine()}, with stkd_keras {stkd_keras.__version__}",
-    }
-    return [(name, value) for name, value in facts.items() if value]
-
-
-def _class_rows(models: Sequence[dict], class_names: Sequence[str]) -> dict[str, list[dict]]:
-    """Returns the classes as "all", and the student's "worst" and "best" if there are many."""
-    rows = [
-        {"name": name, "images": each[0]["images"], "models": each}
-        for name, *each in zip(class_names, *(m["per_class"] for m in models), strict=True)
-    ]
-    if len(rows) <= MOST_CLASSES_IN_A_TABLE:
-        return {"all": rows, "worst": [], "best": []}
-    tested = [row for row in rows if row["images"]]
-    ordered = sorted(tested, key=lambda row: row["models"][0]["accuracy"])
-    return {"all": rows, "worst": ordered[:5], "best": ordered[::-1][:5]}
-
-
-def _pairs(
-    models: Sequence[dict], matrix: str, count: int, names: Sequence[str], form: Callable
-) -> list[dict]:
-    """Returns the student's largest entries off the diagonal, with the other models' entries."""
-    return [
-        {
-            "true": names[true],
-            "other": names[other],
-            "values": [form(model[matrix][true, other]) for model in models],
-        }
-        for true, other in largest_entries(models[0][matrix], count)
-    ]
+def _rank_classes(per_class: Sequence[dict]) -> list[int]:
+    """Returns the classes with test images, those with the lowest accuracy first."""
+    tested = [number for number, row in enumerate(per_class) if row["images"]]
+    return sorted(tested, key=lambda number: per_class[number]["accuracy"])
 
 
 def _different_cards(
-    different: list[tuple[int, float]], test: Predictions, dataset: Dataset, names: Sequence[str]
+    different: Sequence[tuple[int, float]],
+    test: Predictions,
+    models: Sequence[dict],
+    dataset: Dataset,
+    names: Sequence[str],
 ) -> list[dict]:
     if not different:
         return []
     indices = [index for index, _ in different]
-    student, teacher = (np.exp(log_softmax(logits[indices])) for logits in test.logits[:2])
-    labels = np.eye(dataset.num_classes)[test.labels[indices]]
+    columns = _columns(np.eye(len(names))[test.labels[indices]], test, models, indices)
+    cards = _cards(fetch_test_images(dataset, indices), columns, names)
     return [
-        {
-            **_card(images, {"label": label, "teacher": t, "student": s}, names),
-            "title": f"{names[label.argmax()]}, image {index}",
-            "kl": kl,
-        }
-        for images, label, t, s, (index, kl) in zip(
-            fetch_test_images(dataset, indices), labels, teacher, student, different,
-            strict=True,
-        )
-    ]  # fmt: skip
+        {**card, "title": f"{names[test.labels[index]]}, image {index}", "kl": kl}
+        for card, (index, kl) in zip(cards, different, strict=True)
+    ]
 
 
-def _virtual_cards(virtual: Predictions, models: list[dict], names: Sequence[str]) -> list[dict]:
-    count = len(virtual.images)
-    columns = {"label": virtual.labels[:count]}
-    for role in ("teacher", "student"):
-        for model, logits in zip(models, virtual.logits, strict=True):
-            if model["role"] == role:
-                columns[role] = np.exp(log_softmax(logits[:count]))
-    cards = []
-    for number, image in enumerate(np.rint(np.clip(virtual.images, 0, 255)).astype(np.uint8)):
-        label = columns["label"][number]
+def _virtual_cards(
+    virtual: Predictions, models: Sequence[dict], names: Sequence[str]
+) -> list[dict]:
+    images = np.rint(np.clip(virtual.images, 0, 255)).astype(np.uint8)
+    labels = virtual.labels[: len(images)]
+    cards = _cards(images, _columns(labels, virtual, models, range(len(images))), names)
+    for card, label in zip(cards, labels, strict=True):
         mixed = [c for c in np.argsort(-label, kind="stable") if label[c] > 0]
-        title = ", ".join(f"{names[c]} ({100 * label[c]:.0f} %)" for c in mixed)
-        card = _card(image, {role: values[number] for role, values in columns.items()}, names)
-        cards.append({**card, "title": title, "kl": None})
+        card["title"] = ", ".join(f"{names[c]} ({100 * label[c]:.0f} %)" for c in mixed)
     return cards
 
 
-def _card(image: np.ndarray, columns: dict[str, np.ndarray], names: Sequence[str]) -> dict:
-    """Returns an image with the three most probable classes of each column."""
-    chosen: list[int] = []
-    for values in columns.values():
-        top = [int(c) for c in np.argsort(-values, kind="stable")[:3]]
-        chosen += [c for c in top if c not in chosen and values[c] >= 0.005]
-    chosen.sort(key=lambda c: -sum(values[c] for values in columns.values()))
+def _columns(
+    labels: np.ndarray, predictions: Predictions, models: Sequence[dict], indices: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Returns the labels and the probabilities of teacher and student, (N, C) each."""
+    roles = [model["role"] for model in models]
+    return {"label": labels} | {
+        role: np.exp(log_softmax(predictions.logits[roles.index(role)][indices]))
+        for role in ("teacher", "student")
+        if role in roles
+    }
+
+
+def _cards(images: np.ndarray, columns: dict[str, np.ndarray], names: Sequence[str]) -> list[dict]:
+    """Returns each image with the three most probable classes of each column."""
+    return [
+        {"image": _data_uri(image), "columns": list(columns), "rows": _most_probable(values, names)}
+        for image, *values in zip(images, *columns.values(), strict=True)
+    ]
+
+
+def _most_probable(columns: Sequence[np.ndarray], names: Sequence[str]) -> list[dict]:
+    top = [(c, x) for x in columns for c in np.argsort(-x, kind="stable")[:3]]
+    chosen = dict.fromkeys(c for c, x in top if x[c] >= 0.005)
+    ordered = sorted(chosen, key=lambda c: -sum(x[c] for x in columns))
+    return [{"name": names[c], "values": [x[c] for x in columns]} for c in ordered]
+
+
+def _data_uri(image: np.ndarray) -> str:
     picture = Image.fromarray(image[..., 0] if image.shape[-1] not in (3, 4) else image)
     picture.thumbnail((192, 192))
     buffer = io.BytesIO()
     picture.save(buffer, format="png", optimize=True)
-    return {
-        "image": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "columns": list(columns),
-        "rows": [
-            {"name": names[c], "values": [values[c] for values in columns.values()]} for c in chosen
-        ],
-    }
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _numbers(
-    models: list[dict],
-    dataset: Dataset,
-    class_names: Sequence[str],
-    mixing: Mixup | CutMix,
-    temperature: float,
-    different: list[tuple[int, float]],
-) -> dict[str, Any]:
-    """Returns the numbers of the page for programs."""
-    return _as_json(
-        {
-            "dataset": {
-                "name": dataset.name,
-                "version": dataset.version,
-                "test_images": len(dataset.test),
-            },
-            "classes": class_names,
-            "temperature": temperature,
-            "mixing": {"class": type(mixing).__name__, **mixing.get_config()},
-            "machine": cost.machine(),
-            "models": models,
-            "most_different": [{"image": index, "kl": kl} for index, kl in different],
-        }
-    )
-
-
-def _as_json(content: Any) -> Any:
+def _for_json(content: Any) -> Any:
     """Makes NaN None, arrays lists (large ones None), and NumPy's numbers Python's."""
     if isinstance(content, dict):
-        return {key: _as_json(value) for key, value in content.items()}
+        return {key: _for_json(value) for key, value in content.items()}
     if isinstance(content, np.ndarray):
-        return None if len(content) > MOST_CLASSES_IN_JSON else _as_json(content.tolist())
+        return None if len(content) > MOST_CLASSES_IN_JSON else _for_json(content.tolist())
     if isinstance(content, list | tuple):
-        return [_as_json(value) for value in content]
+        return [_for_json(value) for value in content]
     if isinstance(content, np.integer):
         return int(content)
     if isinstance(content, float):  # NumPy's floats too.

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import pathlib
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,7 +125,7 @@ def _template() -> jinja2.Template:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {
         "percent": _percent, "number": _number, "nats": _nats, "times": _times,
-        "quoted": shlex.quote, "one_line": one_line, "in_words": in_words, "for_json": _for_json,
+        "one_line": one_line, "in_words": in_words, "for_json": _for_json,
     }  # fmt: skip
     return environment.get_template("report.html.jinja")
 

@@ -1,12 +1,15 @@
 """Reads what a run's directory says about the run. The files may come from others."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import io
 import math
 import os
 import pathlib
+import shlex
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -19,11 +22,12 @@ from stkd_keras.mixing import REMOVED, CutMix, Mixup
 from stkd_keras.training.model_card import teacher_name
 from stkd_keras.training.run_directory import RunDirectory
 
-_CONFIG = {
-    "command": list | None, "settings": dict, "versions": dict | None, "git_commit": str | None,
-    "data": dict | None, "flags": dict | None, "teachers": list | None,
-}  # fmt: skip
-_EXPORT = {"student": dict, "formats": dict, "machine": str | None, "images": int | None}
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "temperature": is_positive,
+    "data_seed": lambda seed: isinstance(seed, int) and 0 <= seed < 2**63,
+    "mixing": lambda mixing: mixing in recipes.MIXINGS,
+    "num_images": lambda count: isinstance(count, int) and 2 <= count <= 64,
+}
 _EXPORT_NUMBERS = (
     "accuracy", "bytes", "latency_ms", "images_per_second", "agreement", "largest_difference",
 )  # fmt: skip
@@ -36,7 +40,7 @@ class RunFiles:
     command: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    git_commit: str | None = None
+    git_commit: str = ""
     teacher: str | None = None
     image_counts: dict[str, int] = dataclasses.field(default_factory=dict)
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -52,29 +56,23 @@ def read_run_files(
     if folder is None:
         return RunFiles(export=_read_export(exported) if exported else None)
     run = RunDirectory(folder)
-    config = read_json(run.config)
-    for key, kind in _CONFIG.items():
-        _expect(run.config, key, config.get(key), kind)
-    for word in config.get("command") or []:
-        _expect(run.config, "command", word, str)
-    for each in config.get("teachers") or []:
-        _expect(run.config, "teachers", each, dict)
-        _expect(run.config, "teachers", each.get("source"), str)
-    counts = (config.get("data") or {}).get("images", {})
-    _expect(run.config, "images", counts, dict)
-    settings = config["settings"]
-    return RunFiles(
-        command=tuple(config.get("command") or ()),
-        settings=settings,
-        versions={str(k): str(v) for k, v in (config.get("versions") or {}).items()},
-        git_commit=config.get("git_commit"),
-        teacher=teacher_name({key: value for key, value in config.items() if value is not None}),
-        image_counts={str(k): count for k, count in counts.items() if isinstance(count, int)},
-        history=_read_history(run.history) if run.history.is_file() else {},
-        seconds=_training_seconds(run.tensorboard / "train"),
-        export=_read_export(exported or run.path / "export"),
-        mixing=_make_mixing(run.config, settings),
-    )
+    config = {key: value for key, value in read_json(run.config).items() if value is not None}
+    history = _read_history(run.history) if run.history.is_file() else {}
+    export = _read_export(exported or run.path / "export")
+    with _explained(run.config):
+        counts = config.get("data", {}).get("images", {})
+        return RunFiles(
+            command=tuple(map(shlex.quote, config.get("command", ()))),
+            settings=config["settings"],
+            versions={str(k): str(v) for k, v in config.get("versions", {}).items()},
+            git_commit=str(config.get("git_commit", "")),
+            teacher=teacher_name(config),
+            image_counts={str(name): int(count) for name, count in counts.items()},
+            history=history,
+            seconds=_training_seconds(run.tensorboard / "train"),
+            export=export,
+            mixing=_make_mixing(config["settings"]),
+        )
 
 
 def printable(text: str) -> str:
@@ -82,38 +80,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _expect(file: pathlib.Path, key: str, value: Any, kind: Any) -> None:
-    if not isinstance(value, kind):
-        raise _unexpected(file, key, value)
+@contextlib.contextmanager
+def _explained(file: pathlib.Path) -> Iterator[None]:
+    """Names the file that has an unexpected content."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file} has content that this project doesn't write "
+            f"({type(error).__name__}: {one_line(error)}): correct the file, or write it again"
+        ) from error
 
 
-def _unexpected(file: pathlib.Path, key: str, value: Any) -> InputError:
-    return InputError(
-        f"{file} has {one_line(key)} {one_line(repr(value))}, which this project doesn't write: "
-        "correct the file, or write it again"
-    )
-
-
-def _make_mixing(file: pathlib.Path, settings: dict[str, Any]) -> Mixup | CutMix | None:
-    temperature, seed = settings.get("temperature", 1.0), settings.get("data_seed", 0)
-    if isinstance(temperature, bool) or not is_positive(temperature):
-        raise _unexpected(file, "temperature", temperature)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise _unexpected(file, "data_seed", seed)
-    if settings.get("mixing", "none") not in recipes.MIXINGS:
-        raise _unexpected(file, "mixing", settings["mixing"])
-    if not isinstance(count := settings.get("num_images", 2), int) or not 2 <= count <= 64:
-        raise _unexpected(file, "num_images", count)
+def _make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
+    """Checks the settings that the report uses, and returns their mixing."""
+    settings = {**recipes.method_settings("ce"), "temperature": 1.0, "data_seed": 0, **settings}
+    for name, is_valid in _SETTINGS.items():
+        if not is_valid(settings[name]):
+            raise ValueError(f"{name} is {settings[name]!r}")
     # A run of commit 1f4727a may have mixed in a way that no longer exists.
     if any(settings.get(f"mixing_{name}", value) != value for name, value in REMOVED.items()):
         return None
-    try:
-        return recipes.make_mixing({**recipes.method_settings("ce"), **settings})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{file} has settings of the mixing that train.py doesn't write ({one_line(error)}): "
-            "correct them"
-        ) from error
+    return recipes.make_mixing(settings)
 
 
 def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -121,15 +109,11 @@ def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = read_json(file)
-    for key, kind in _EXPORT.items():
-        _expect(file, key, content.get(key), kind)
-    for name, entry in {"student": content["student"], **content["formats"]}.items():
-        _expect(file, name, entry, dict)
-        for key in _EXPORT_NUMBERS:
-            if entry.get(key) is not None and not is_number(entry[key]):
-                raise _unexpected(file, f"{name} {key}", entry[key])
-        for key in ("file", "runtime"):
-            _expect(file, key, entry.get(key), str | None)
+    with _explained(file):
+        for entry in (content, content["student"], *content["formats"].values()):
+            for key in ("images", *_EXPORT_NUMBERS):
+                if entry.get(key) is not None and not is_number(entry[key]):
+                    raise ValueError(f"{key} is {entry[key]!r}")
     return content
 
 

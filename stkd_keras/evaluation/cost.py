@@ -7,7 +7,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -47,20 +47,20 @@ def file_bytes(models: Iterable[keras.Model]) -> int:
     return total
 
 
-def median_seconds(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Returns the median duration of each call in seconds."""
-    for call in (*calls.values(), *calls.values()):
+def median_seconds(*calls: Callable[[], object], seconds: float) -> list[float]:
+    """Returns the median duration of each call in seconds; the calls take turns."""
+    for call in (*calls, *calls):
         call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     for number in range(MOST_ROUNDS):
         if number >= FEWEST_ROUNDS and time.perf_counter() > end:
             break
-        for name, call in calls.items():
+        for call, of_call in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+            of_call.append(time.perf_counter() - start)
+    return [statistics.median(of_call) for of_call in times]
 
 
 def machine() -> str:

@@ -287,8 +287,8 @@ def _evaluate(
     )
     first = next(iter(batches.take(1)))[0].numpy().astype(dtype)
     pixels = np.resize(first, (BATCH, *first.shape[1:]))
-    one = median_seconds({what: lambda: run(pixels[:1])}, seconds=1.5)[what]
-    many = median_seconds({what: lambda: run(pixels)}, seconds=1.5)[what]
+    [one] = median_seconds(lambda: run(pixels[:1]), seconds=1.5)
+    [many] = median_seconds(lambda: run(pixels), seconds=1.5)
     return probabilities, {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
         "latency_ms": 1e3 * one,

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -46,22 +45,17 @@ _STYLE: Any = {
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,
-    "axes.labelsize": "medium",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": "none",
     "font.size": FONT_SIZE,
     "grid.color": FAINT,
-    "legend.fontsize": "medium",
     "legend.frameon": False,
-    "savefig.facecolor": "none",
     "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,  # A class may be called $x$.
     "xtick.color": INK,
-    "xtick.labelsize": "medium",
     "ytick.color": INK,
-    "ytick.labelsize": "medium",
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -91,10 +85,8 @@ def _draw_accuracies(models: Sequence[Mapping]) -> dict:
     axes = figure.subplots()
     said = []
     for row, model in enumerate(models):
-        color = SERIES[row % len(SERIES)]
-        low, value, high = (
-            100 * x for x in np.insert(model["accuracy_interval"], 1, model["accuracy"])
-        )
+        low, high = (100 * bound for bound in model["accuracy_interval"])
+        value, color = 100 * model["accuracy"], SERIES[row % len(SERIES)]
         axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
         axes.plot(value, row, MARKERS[row % len(MARKERS)], color=color)
         said.append(f"{model['name']} {value:.1f} %, 95 % interval {low:.1f} to {high:.1f} %")
@@ -202,59 +194,19 @@ def _draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
     return _drawn(figure, "similarity-scatter", text, caption)
 
 
-def _draw_curves(
-    name: str,
-    curves: Mapping[str, Sequence[float]],
-    label: str,
-    caption: str,
-    series: Sequence[int] | None = None,
-) -> dict | None:
-    """Draws values by epoch, where NaN means none; returns None if there are no values."""
-    unit = " %" if "%" in label else ""
-    looks = dict(zip(curves, series or range(len(curves)), strict=True))
-    kept = {
-        curve: (100 if unit else 1) * np.asarray(values, float)
-        for curve, values in curves.items()
-        if np.isfinite(values).any()
-    }
-    if not kept:
-        return None
-    figure = _new_figure(240 + 16 * len(kept))
-    axes = figure.subplots()
-    said = []
-    for curve, values in kept.items():
-        number, present = looks[curve], np.isfinite(values)
-        epochs, values = np.flatnonzero(present) + 1, values[present]
-        axes.plot(
-            epochs, values, color=SERIES[number % len(SERIES)], linewidth=1.8,
-            linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)],
-            markersize=4, markevery=max(1, len(epochs) // 6), label=_shorten(curve, 34),
-        )  # fmt: skip
-        said.append(
-            f"{curve} from {values[0]:.4g}{unit} to {values[-1]:.4g}{unit} in {len(values)} epochs"
-        )
-    axes.grid(axis="y")
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    figure.legend(loc="outside lower left", ncols=1, handlelength=3.2)
-    return _drawn(figure, f"curves-{name}", f"{caption}. {'; '.join(said)}.", caption)
-
-
 def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> list[dict]:
-    history = histories[0]
-    labels = {
-        "val_accuracy": "validation accuracy",
-        "accuracy": "training accuracy",
-        "teacher_agreement": "agreement with the teacher",
+    """Draws the first run's history, and the validation accuracy of all runs."""
+    history, remaining = histories[0], iter(histories)
+    shares = {
+        "validation accuracy": history.get("val_accuracy"),
+        "training accuracy": history.get("accuracy"),
+        "agreement with the teacher": history.get("teacher_agreement"),
     }
-    shares = {label: history[key] for key, label in labels.items() if key in history}
     losses = {k: v for k, v in history.items() if k.endswith("loss") and not k.startswith("val_")}
-    validation = {"validation loss": history["val_loss"]} if "val_loss" in history else {}
-    students = [n for n, model in enumerate(models) if model["role"] != "teacher"]
-    compared = {
-        number: each["val_accuracy"]
-        for number, each in zip(students, histories, strict=True)
-        if "val_accuracy" in each
+    validation = {"validation loss": history.get("val_loss")}
+    runs = {
+        model["name"]: None if model["role"] == "teacher" else next(remaining).get("val_accuracy")
+        for model in models
     }
     drawings = [
         _draw_curves("accuracy", shares, "%", "Accuracy and agreement by epoch"),
@@ -263,12 +215,40 @@ def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> li
             "validation-loss", validation, "loss", "Cross-entropy on the validation images by epoch"
         ),
     ]
-    if len(compared) > 1:
-        of_runs = {models[number]["name"]: values for number, values in compared.items()}
+    if len(runs) - list(runs.values()).count(None) > 1:
         caption = "Validation accuracy of the runs by epoch"
-        label = "validation accuracy, %"
-        drawings.append(_draw_curves("runs", of_runs, label, caption, list(compared)))
+        drawings.append(_draw_curves("runs", runs, "validation accuracy, %", caption))
     return [drawing for drawing in drawings if drawing is not None]
+
+
+def _draw_curves(
+    name: str, curves: Mapping[str, Sequence[float] | None], label: str, caption: str
+) -> dict | None:
+    """Draws values by epoch, where NaN means none; returns None if there are no values."""
+    unit, factor = (" %", 100) if "%" in label else ("", 1)
+    figure = _new_figure(240)
+    axes = figure.subplots()
+    said: list[str] = []
+    for number, (curve, values) in enumerate(curves.items()):
+        if not (epochs := np.flatnonzero(np.isfinite(values or ()))).size:
+            continue
+        shown = factor * np.asarray(values)[epochs]
+        axes.plot(
+            epochs + 1, shown, color=SERIES[number % len(SERIES)], linewidth=1.8,
+            linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)],
+            markersize=4, markevery=max(1, len(epochs) // 6), label=_shorten(curve, 34),
+        )  # fmt: skip
+        said.append(
+            f"{curve} from {shown[0]:.4g}{unit} to {shown[-1]:.4g}{unit} in {len(shown)} epochs"
+        )
+    if not said:
+        return None
+    figure.set_figheight((240 + 16 * len(said)) / 72)
+    axes.grid(axis="y")
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(loc="outside lower left", ncols=1, handlelength=3.2)
+    return _drawn(figure, f"curves-{name}", f"{caption}. {'; '.join(said)}.", caption)
 
 
 def _draw_matrix(
@@ -295,7 +275,12 @@ def _draw_matrix(
         across, down = f"{across} (number)", f"{down} (number)"
     axes.set(xlabel=across, ylabel=down)
     if count <= MOST_WRITTEN_CLASSES:
-        _write_cells(axes, values, highest)
+        digits = 1 if highest < 10 and count <= 8 else 0
+        for (row, column), value in np.ndenumerate(values):
+            if value > 0 and round(value, digits) > 0:  # Not NaN either.
+                color = "#ffffff" if value / highest > WHITE_TEXT_FROM else CELL_INK
+                label = f"{value:.{digits}f}"
+                axes.text(column, row, label, ha="center", va="center", color=color)
     else:
         scale = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=30)
         if scale.solids is not None:
@@ -303,16 +288,6 @@ def _draw_matrix(
         scale.set_ticks([0, highest], labels=["0 %", f"{highest:.3g} %"])
         scale.outline.set_edgecolor(FAINT)
     return figure
-
-
-def _write_cells(axes: Axes, values: np.ndarray, highest: float) -> None:
-    digits = 1 if highest < 10 and len(values) <= 8 else 0
-    for row, column in np.argwhere(np.isfinite(values)):
-        value = values[row, column]
-        if round(value, digits) > 0:
-            color = "#ffffff" if value / highest > WHITE_TEXT_FROM else CELL_INK
-            label = f"{value:.{digits}f}"
-            axes.text(column, row, label, ha="center", va="center", color=color)
 
 
 def _shorten(name: str, length: int) -> str:

@@ -83,17 +83,16 @@ def measure(
 
 def metrics_of(models: list[dict]) -> dict[str, dict[str, float]]:
     """Returns the scores of student and teacher as `stkd_keras.experiment.evaluate` does."""
+    names = {"student": "test", "teacher": "teacher"}
     keys = ("accuracy", "top5_accuracy", "nll", "ece")
     metrics = {
-        name: {key: model[key] for key in keys if key in model}
-        for name, role in (("test", "student"), ("teacher", "teacher"))
+        names[model["role"]]: {key: model[key] for key in keys if key in model}
         for model in models
-        if model["role"] == role
+        if model["role"] in names
     }
     if "fidelity" in models[0]:
-        metrics["fidelity"] = {
-            key: models[0]["fidelity"]["test"][key] for key in ("agreement", "kl")
-        }
+        test = models[0]["fidelity"]["test"]
+        metrics["fidelity"] = {"agreement": test["agreement"], "kl": test["kl"]}
     return metrics
 
 
@@ -230,19 +229,15 @@ def _costs(
     """Returns the costs of each model, all as `FrozenTeacher`s: parameters, files and times."""
     frozen = [m if isinstance(m, FrozenTeacher) else FrozenTeacher(m) for m in models]
     classifiers = _classifiers(frozen, dataset)
-    seconds: list[dict[str, float]] = []
+    seconds = []
     for size in cost.BATCH_SIZES:
         pixels = np.random.default_rng(0).uniform(0, 255, (size, *dataset.image_shape))
         images = tf.constant(pixels, tf.float32)
-        calls = {
-            str(number): lambda call=call, images=images: call(images).numpy()
-            for number, call in enumerate(classifiers)
-        }
-        seconds.append(cost.median_seconds(calls, seconds=8))
+        calls = [lambda call=call, images=images: call(images).numpy() for call in classifiers]
+        seconds.append(cost.median_seconds(*calls, seconds=8))
     result: list[dict[str, float | None]] = []
-    for number, (model, snapshot) in enumerate(zip(models, frozen, strict=True)):
+    for model, snapshot, one, many in zip(models, frozen, *seconds, strict=True):
         kept = snapshot.snapshots if model is snapshot else [model]
-        one, many = (each[str(number)] for each in seconds)
         result.append(
             {
                 "parameters": snapshot.num_parameters,

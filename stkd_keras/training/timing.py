@@ -118,4 +118,4 @@ def _time_teacher(distiller, teacher, dataset, train_split, batch_size: int, aug
     # Each replica calls the teacher on its part of the batch, at the same time.
     images = images[: -(-len(images) // distiller.distribute_strategy.num_replicas_in_sync)]
     forward = compiled(teacher, dataset.image_shape)
-    return median_seconds({"teacher": lambda: forward(images).numpy()}, seconds=5)["teacher"]
+    return median_seconds(lambda: forward(images).numpy(), seconds=5)[0]

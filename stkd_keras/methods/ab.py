@@ -65,9 +65,6 @@ class AB(PretrainedTerm):
             total += 0.003 * share * boundary_loss(connector(s), t, self.margin)
         return total
 
-    def get_config(self):
-        return {**super().get_config(), "margin": self.margin}
-
 
 def boundary_loss(student: tf.Tensor, teacher: tf.Tensor, margin: float) -> tf.Tensor:
     """Returns the sum of each sample's squared distances to the right side of the margin, (B,)."""

@@ -44,28 +44,12 @@ def batch_normalization() -> layers.BatchNormalization:
 
 
 def regressor(name: str, student: Sequence[int], teacher: Sequence[int], relu: bool) -> Adapter:
-    """Returns an adapter from the student's maps to the teacher's shape (RepDistiller's ConvReg).
-
-    A convolution with batch normalization. Depending on the sizes, the convolution is 3x3 with
-    stride 2, 4x4 transposed with stride 2, or unpadded and as large as the difference requires
-    (1x1 for equal sizes).
-
-    Args:
-        name: what the adapter is for, for the error message.
-        student: (H, W, C) of the student's maps.
-        teacher: (H, W, C) of the teacher's maps.
-        relu: whether a ReLU follows.
-
-    Raises:
-        InputError: if the teacher's maps are larger, but not exactly twice as large.
-    """
+    """Returns an adapter from maps (H, W, C) to the teacher's shape (RepDistiller's ConvReg)."""
     (height, width, _), (to_height, to_width, channels) = student, teacher
     if (height, width) == (2 * to_height, 2 * to_width):
         resize = [layers.ZeroPadding2D(1, dtype="float32"), convolution(channels, 3, strides=2)]
     elif (2 * height, 2 * width) == (to_height, to_width):
-        resize = [
-            layers.Conv2DTranspose(channels, 4, strides=2, padding="same", dtype="float32"),
-        ]
+        resize = [layers.Conv2DTranspose(channels, 4, strides=2, padding="same", dtype="float32")]
     elif height >= to_height and width >= to_width:
         resize = [convolution(channels, (1 + height - to_height, 1 + width - to_width))]
     else:

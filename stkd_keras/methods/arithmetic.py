@@ -41,16 +41,7 @@ def unit_vectors(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
 
 
 def pooled(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Average-pools maps to at most a given size, like PyTorch's `adaptive_avg_pool2d`.
-
-    Args:
-        maps: (B, H, W, C), H and W known.
-        height: height of the result. Maps that aren't higher keep theirs.
-        width: width of the result, by the same rule.
-
-    Returns:
-        (B, min(height, H), min(width, W), C).
-    """
+    """Average-pools maps to at most the given size, like PyTorch's `adaptive_avg_pool2d`."""
     if maps.shape[1] > height:
         maps = tf.einsum("bhwc,hi->biwc", maps, _windows(maps.shape[1], height))
     if maps.shape[2] > width:

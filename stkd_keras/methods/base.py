@@ -1,5 +1,6 @@
 """The base classes of the distillation methods."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from stkd_keras.errors import InputError, is_number, is_positive, unknown_name
 
+MISSING = object()
 Shape = tuple[int | None, ...]
 Features = dict[str, tf.Tensor]
 Shapes = dict[str, Shape]
@@ -54,6 +56,8 @@ class DistillationTerm(keras.layers.Layer):
     only_in_pretraining = False
     # The number of axes of each feature, or None for any.
     feature_rank: int | None = None
+    # Whether the last axis of each feature has the same size in both models.
+    same_last_size = False
 
     def __init__(self, features: Sequence[str], weight: float, name: str, **kwargs: Any):
         # In float16, squares and sums over whole maps would overflow.
@@ -72,13 +76,26 @@ class DistillationTerm(keras.layers.Layer):
                 if feature not in shapes:
                     raise unknown_name(f"feature of the {model} for {self.name}", feature, shapes)
                 self._check_feature(model, feature, tuple(shapes[feature]))
+        for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
+            if self.same_last_size and student[-1] != teacher[-1]:
+                raise InputError(
+                    f"the last axis of {feature} has size {student[-1]} in the student and "
+                    f"{teacher[-1]} in the teacher, but {self.name} expects equal sizes; choose "
+                    "other models or another method"
+                )
 
     def call(self, student: Features, teacher: Features, labels: tf.Tensor) -> tf.Tensor:
         """Returns the loss: (B,), or a scalar if it compares the samples of a batch."""
         raise NotImplementedError
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "features": list(self.features), "weight": self.weight}
+        """Returns the constructor's arguments, which are attributes of the same names."""
+        arguments = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in inspect.signature(type(self)).parameters
+            if (value := getattr(self, name, MISSING)) is not MISSING
+        }
+        return {**super().get_config(), **arguments}
 
     def pairs(self, student: Features, teacher: Features) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Yields each feature of the student and of the teacher, the latter as a constant."""
@@ -148,9 +165,6 @@ class PretrainedTerm(DistillationTerm):
     def pretrained_layers(self) -> tuple[keras.layers.Layer, ...]:
         """The layers that are trained in the pretraining stage only, and frozen afterwards."""
         return ()
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "pretraining_steps": self.pretraining_steps}
 
 
 def checked_weight(name: str, value: Any) -> float:

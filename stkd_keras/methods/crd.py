@@ -36,7 +36,7 @@ class CRD(DistillationTerm):
 
     This follows github.com/HobbitLong/RepDistiller (mode "exact"), but draws negatives with
     replacement. They are a pure function of `seed` and the number of batches seen. An image may
-    appear once per batch. With `training=False` the banks and the batch counter don't change.
+    appear once per batch.
 
     Args:
         num_images: integer, the number of training images; `index` runs from 0 to num_images - 1.
@@ -53,9 +53,6 @@ class CRD(DistillationTerm):
         name: string.
 
     Call arguments:
-        student: see `DistillationTerm`.
-        teacher: see `DistillationTerm`.
-        labels: not used.
         index: (B,), integers, the number of each image in the training data.
         training: if False, the banks and the batch counter don't change.
     """
@@ -93,8 +90,9 @@ class CRD(DistillationTerm):
         self.temperature = checked_positive("temperature", temperature)
         self.momentum = float(momentum)
         self.seed = int(seed)
-        self.image_labels = None if image_labels is None else np.asarray(image_labels, np.int64)
-        self._order, self._start, self._count = _classes(self.image_labels, self.num_images)
+        labels = None if image_labels is None else np.asarray(image_labels, np.int64)
+        self.image_labels = None if labels is None else labels.tolist()
+        self._order, self._start, self._count = _classes(labels, self.num_images)
 
     def build(self, student_shape, teacher_shape, labels_shape):
         super().build(student_shape, teacher_shape, labels_shape)
@@ -135,18 +133,6 @@ class CRD(DistillationTerm):
             self._remember(self.teacher_bank, index, t)
             self.num_batches.assign_add(1)
         return loss
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_images": self.num_images,
-            "image_labels": None if self.image_labels is None else self.image_labels.tolist(),
-            "embedding_size": self.embedding_size,
-            "num_negatives": self.num_negatives,
-            "temperature": self.temperature,
-            "momentum": self.momentum,
-            "seed": self.seed,
-        }
 
     def _state(self, name: str, shape: tuple, initializer, dtype: str = "float32"):
         return self.add_weight(
@@ -189,12 +175,7 @@ class CRD(DistillationTerm):
 
 
 def contrastive_loss(log_likelihoods: tf.Tensor, num_images: int) -> tf.Tensor:
-    """Returns the noise-contrastive loss of each sample, (B,).
-
-    Args:
-        log_likelihoods: (B, 1 + K), log P of the positive and of K negatives.
-        num_images: integer, N. The noise distribution is uniform over the images.
-    """
+    """Returns the loss (B,), given log P of one positive and K negatives, (B, 1 + K)."""
     noise = (log_likelihoods.shape[1] - 1) / num_images
     likelihoods = tf.exp(log_likelihoods) + EPSILON
     positive = log_likelihoods[:, 0] - tf.math.log(likelihoods[:, 0] + noise)

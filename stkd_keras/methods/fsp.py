@@ -35,6 +35,7 @@ class FSP(PretrainedTerm):
     """
 
     feature_rank = 4
+    same_last_size = True
 
     def __init__(
         self,
@@ -47,16 +48,6 @@ class FSP(PretrainedTerm):
         super().__init__(features, weight, pretraining_steps, name, **kwargs)
         if len(self.features) < 2:
             raise InputError(f"features of {name} is {features!r}; expected at least two names")
-
-    def build(self, student_shape, teacher_shape, labels_shape):
-        super().build(student_shape, teacher_shape, labels_shape)
-        for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
-            if student[-1] != teacher[-1]:
-                raise InputError(
-                    f"{feature} has {student[-1]} channels in the student and {teacher[-1]} in the "
-                    f"teacher, but {self.name} expects equal numbers; choose models of equal "
-                    "widths or another method"
-                )
 
     def call(self, student, teacher, labels):
         pairs = list(self.pairs(student, teacher))

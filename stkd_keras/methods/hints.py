@@ -108,12 +108,6 @@ class VID(DistillationTerm):
 
 
 def variational_loss(mean: tf.Tensor, variance: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns a Gaussian's negative log-likelihood without its constant, (B,).
-
-    Args:
-        mean: (B, H, W, C).
-        variance: (C,), positive.
-        teacher: (B, H, W, C).
-    """
+    """Returns a negative log-likelihood without its constant, (B,). The variance is (C,)."""
     squares = tf.math.squared_difference(mean, teacher)
     return 0.5 * per_sample_mean(squares / variance + tf.math.log(variance))

@@ -3,7 +3,6 @@
 import keras
 import tensorflow as tf
 
-from stkd_keras.errors import InputError
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods.arithmetic import lengths
 from stkd_keras.methods.base import DistillationTerm, checked_positive, checked_weight
@@ -21,23 +20,12 @@ class _LogitsTerm(DistillationTerm):
     """Base class of terms that compare logits at a temperature."""
 
     feature_rank = 2
+    same_last_size = True
     uses_logits_only = True
 
     def __init__(self, features, weight, temperature, name, **kwargs):
         super().__init__(features, weight, name, **kwargs)
         self.temperature = checked_positive("temperature", temperature)
-
-    def build(self, student_shape, teacher_shape, labels_shape):
-        super().build(student_shape, teacher_shape, labels_shape)
-        for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
-            if student[1] != teacher[1]:
-                raise InputError(
-                    f"{feature} of the student has {student[1]} classes and the teacher's "
-                    f"{teacher[1]}; expected models of the same classes"
-                )
-
-    def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -91,9 +79,6 @@ class DKD(_LogitsTerm):
             total += self.alpha * target_loss + self.beta * other_loss
         return total
 
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
-
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class DIST(_LogitsTerm):
@@ -139,9 +124,6 @@ class DIST(_LogitsTerm):
             losses += self.gamma * relation_loss(q, p, axis=0)
             total += self.temperature**2 * losses
         return total
-
-    def get_config(self):
-        return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")

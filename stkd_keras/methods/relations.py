@@ -78,9 +78,6 @@ class CC(DistillationTerm):
         pairs = zip(maps, self.pairs(student, teacher), strict=True)
         return sum(correlation_loss(map_s(s), map_t(t)) for (map_s, map_t), (s, t) in pairs)
 
-    def get_config(self):
-        return {**super().get_config(), "embedding_size": self.embedding_size}
-
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class RKD(DistillationTerm):
@@ -124,10 +121,6 @@ class RKD(DistillationTerm):
             self.distance_weight * distance_loss(s, t) + self.angle_weight * angle_loss(s, t)
             for s, t in self.pairs(student, teacher)
         )
-
-    def get_config(self):
-        weights = {"distance_weight": self.distance_weight, "angle_weight": self.angle_weight}
-        return {**super().get_config(), **weights}
 
 
 @keras.saving.register_keras_serializable("stkd_keras")

@@ -26,7 +26,7 @@ def shape(**features):
             methods.FSP(["a", "b"]),
             shape(a=(8, 8, 4), b=(8, 8, 4)),
             shape(a=(8, 8, 4), b=(8, 8, 5)),
-            "b has 4 channels in the student and 5 in the teacher",
+            "axis of b has size 4 in the student and 5 in the teacher",
         ),
         (methods.FT(["a"]), shape(a=(8, 8, 4)), shape(a=(8, 8, 1)), "at least 2"),
         (methods.AT(["a"]), shape(a=(None, None, 4)), shape(a=(8, 8, 4)), "with known sizes"),
@@ -35,7 +35,7 @@ def shape(**features):
             methods.DKD(),
             shape(logits=(10,)),
             shape(logits=(100,)),
-            "10 classes and the teacher's 100",
+            "size 10 in the student and 100 in the teacher",
         ),
     ],
 )

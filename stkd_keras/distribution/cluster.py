@@ -34,11 +34,7 @@ class Task(NamedTuple):
 
 
 def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Waits for the other workers of the cluster and returns the strategy that they share.
-
-    Raises:
-        InputError: if the environment doesn't describe a valid cluster.
-    """
+    """Waits for the other workers of the cluster and returns the strategy that they share."""
     task = find_task()
     _check_addresses(task.cluster)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -63,11 +59,7 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
 
 
 def find_task() -> Task:
-    """Returns this process's task from TF_CONFIG or, if that isn't set, from Slurm's variables.
-
-    Raises:
-        InputError: if neither is set, or if they don't describe a valid cluster.
-    """
+    """Returns this process's task from TF_CONFIG or, if that isn't set, from Slurm's variables."""
     if os.environ.get("TF_CONFIG"):
         return _task_from_tf_config(os.environ["TF_CONFIG"])
     if "SLURM_PROCID" in os.environ:
@@ -80,11 +72,7 @@ def find_task() -> Task:
 
 @contextlib.contextmanager
 def detect_lost_workers() -> Iterator[None]:
-    """Raises WorkerLostError instead of TensorFlow's various errors when a worker was lost.
-
-    TensorFlow's coordination service gives up on a worker after 10 seconds without a heartbeat,
-    and then cancels the operations that wait for it.
-    """
+    """Raises WorkerLostError instead of TensorFlow's various errors when a worker was lost."""
     try:
         yield
     except Exception as error:
@@ -98,11 +86,11 @@ def detect_lost_workers() -> Iterator[None]:
 
 def _is_worker_loss(error: BaseException | None) -> bool:
     """Whether the loss of a worker caused an error, directly or not."""
-    if error is None:
-        return False
-    if isinstance(error, _LOST) and "collective" in str(error).lower():
-        return True
-    return _is_worker_loss(error.__cause__ or error.__context__)
+    while error is not None:
+        if isinstance(error, _LOST) and "collective" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _task_from_tf_config(text: str) -> Task:

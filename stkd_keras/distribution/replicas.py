@@ -54,15 +54,7 @@ def skip_empty_batch(function, x, outputs):
     """Calls a model, except on the empty batch that a replica may get at the end of the data.
 
     On the CPU, TensorFlow's convolution returns a wrong shape for an empty batch, and batch
-    normalization returns NaN statistics.
-
-    Args:
-        function: the model.
-        x: tensor (B, ...).
-        outputs: `tf.TensorShape` of the output, (None, ...), or a dict of them.
-
-    Returns:
-        The model's output as float32.
+    normalization returns NaN statistics. Returns float32, of the shapes `outputs`.
     """
 
     def call():

@@ -76,13 +76,7 @@ def largest_batch(
 def check_batch_size(
     what: str, batch_size: int, strategy: tf.distribute.Strategy | None = None
 ) -> None:
-    """Refuses a batch size that doesn't split evenly over the replicas.
-
-    Args:
-        what: name of the batch size, for the error message.
-        batch_size: images per step, over all replicas.
-        strategy: the strategy, or None for the current one.
-    """
+    """Refuses a batch size that doesn't split evenly over the replicas."""
     replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
     if batch_size % replicas:
         raise InputError(

@@ -52,16 +52,7 @@ def means_over_workers(
 
 
 def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> None:
-    """Checks that all workers found the same number in a shared folder.
-
-    Args:
-        what: the folder, for the error message.
-        number: what this worker found.
-        strategy: the strategy of the training.
-
-    Raises:
-        InputError: if the numbers differ.
-    """
+    """Checks that all workers found the same number in a shared folder, named `what`."""
     if abs(mean_over_workers(number, strategy) - number) > 1e-3:
         raise InputError(
             f"the workers don't see the same in {what}; it has to be on a file system that all "
@@ -74,13 +65,10 @@ def distributed(
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Returns training batches for `fit`, of which each worker reads only its share.
 
-    By default, each worker would read all data and drop what belongs to the others.
-
-    Args:
-        make_share: makes a replica's share of the batches from `shard_index` and `num_shards`, and
-            whole batches without arguments.
-        strategy: the strategy of the training.
+    `make_share` makes a replica's share of the batches from `shard_index` and `num_shards`, and
+    whole batches without arguments.
     """
+    # By default, each worker would read all data and drop what belongs to the others.
     if not is_multi_worker(strategy):
         return make_share()
     return strategy.distribute_datasets_from_function(functools.partial(_worker_share, make_share))

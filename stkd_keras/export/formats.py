@@ -43,16 +43,14 @@ class Format:
     dtype: str
     labels: str
     packages: tuple[str, ...]
-    modules: tuple[str, ...]
     write: Callable
     load: Callable[[pathlib.Path], runtimes.Run]
 
 
-_LITERT = (f"associated file {LABELS}", ("ai-edge-litert",), ("ai_edge_litert.interpreter",))
-_ONNX = ("onnxruntime", "tf2onnx", "onnx")
+_LITERT = f"associated file {LABELS}", ("ai-edge-litert",)
 FORMATS = {
     "saved_model": Format(
-        "saved_model", "float32", f"assets.extra/{LABELS}", ("tensorflow",), ("tensorflow",),
+        "saved_model", "float32", f"assets.extra/{LABELS}", ("tensorflow",),
         converters.write_saved_model, runtimes.run_saved_model,
     ),
     "litert": Format(
@@ -62,8 +60,8 @@ FORMATS = {
         "student_int8.tflite", "uint8", *_LITERT, converters.write_litert_int8, runtimes.run_litert
     ),
     "onnx": Format(
-        "student.onnx", "float32", "metadata class_names, a JSON list", _ONNX, _ONNX,
-        converters.write_onnx, runtimes.run_onnx,
+        "student.onnx", "float32", "metadata class_names, a JSON list",
+        ("onnxruntime", "tf2onnx", "onnx"), converters.write_onnx, runtimes.run_onnx,
     ),
 }  # fmt: skip
 """The export formats by name."""
@@ -160,11 +158,7 @@ def format_export(content: dict[str, Any]) -> str:
                 scores["runtime"],
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *numbers, runtime in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells, runtime]))
+    lines = ["{:<20}{:>12}{:>10}{:>11}{:>12}{:>12}{:>10}  {}".format(*row) for row in rows]
     where = f"{content['images']:,} test images of {content['dataset']}, {content['machine']}"
     return "\n".join([*lines, where])
 
@@ -190,16 +184,16 @@ def _new_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _check_installed(name: str) -> None:
-    for module in FORMATS[name].modules:
-        try:
-            with quiet():
-                importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(
-                f"the export format {name} needs {' and '.join(FORMATS[name].packages)}, but "
-                f"{module} can't be imported ({error}): "
-                f"pip install {' '.join(FORMATS[name].packages)}"
-            ) from error
+    packages = FORMATS[name].packages
+    try:
+        with quiet():
+            for package in packages:
+                importlib.import_module(package.replace("-", "_"))
+    except ImportError as error:
+        raise InputError(
+            f"the export format {name} needs {' and '.join(packages)}, but one of them can't be "
+            f"imported ({error}): pip install {' '.join(packages)}"
+        ) from error
 
 
 def _check_replaceable(path: pathlib.Path, is_folder: bool) -> None:
@@ -221,15 +215,12 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
             "on a batch"
         )
     shape, classes = input_shape(student), num_classes(student, "student")
-    if shape is not None and not compatible(shape, dataset.image_shape):
+    fits = shape is None or compatible(shape, dataset.image_shape)
+    if not fits or classes not in (None, dataset.num_classes):
         raise InputError(
-            f"the student {student.name!r} takes images of shape {shape}, but those of "
-            f"{dataset.name} are {dataset.image_shape}: use the data it was trained on"
-        )
-    if classes not in (None, dataset.num_classes):
-        raise InputError(
-            f"the student {student.name!r} has {classes} classes and {dataset.name} "
-            f"{dataset.num_classes}: use the data it was trained on"
+            f"the student {student.name!r} takes images of shape {shape} and has {classes} "
+            f"classes, but {dataset.name} has images of shape {dataset.image_shape} and "
+            f"{dataset.num_classes} classes: use the data it was trained on"
         )
     resolve_outputs(student, "auto", "student")
 

@@ -27,9 +27,7 @@ class AB(PretrainedTerm):
         features: names of preactivation maps (B, H, W, C). Defaults to those of all three stages.
         weight: float, 1 by default (RepDistiller, scripts/run_cifar_distill.sh).
         margin: positive float, 1 by default (RepDistiller, distiller_zoo/AB.py).
-        pretraining_steps: integer, at least 0, the length of the pretraining stage. With 0 the
-            term counts in every step.
-        name: string.
+        pretraining_steps: integer, at least 0. With 0 the term counts in every step.
     """
 
     feature_rank = 4

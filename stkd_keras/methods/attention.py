@@ -28,7 +28,6 @@ class AT(DistillationTerm):
     Args:
         features: names of maps (B, H, W, C). Defaults to all three stages.
         weight: float, 1000 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     feature_rank = 4
@@ -56,7 +55,6 @@ class NST(DistillationTerm):
     Args:
         features: names of maps (B, H, W, C). Defaults to all three stages.
         weight: float, 50 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     feature_rank = 4

@@ -128,11 +128,9 @@ class PretrainedTerm(DistillationTerm):
     term itself.
 
     Args:
-        features: see `DistillationTerm`.
-        weight: see `DistillationTerm`.
+        features: see `DistillationTerm`, also for `weight` and `name`.
         pretraining_steps: integer, at least 0. With 0 there is no such stage, and the term counts
             in every step.
-        name: see `DistillationTerm`.
     """
 
     # Whether the stage trains the student, with the term itself. Otherwise the student is frozen

@@ -50,7 +50,6 @@ class CRD(DistillationTerm):
         temperature: positive float, 0.07 by default.
         momentum: float in [0, 1), 0.5 by default.
         seed: integer.
-        name: string.
 
     Call arguments:
         index: (B,), integers, the number of each image in the training data.
@@ -136,12 +135,7 @@ class CRD(DistillationTerm):
 
     def _state(self, name: str, shape: tuple, initializer, dtype: str = "float32"):
         return self.add_weight(
-            shape,
-            initializer,
-            dtype=dtype,
-            trainable=False,
-            name=name,
-            aggregation="only_first_replica",
+            shape, initializer, dtype, trainable=False, name=name, aggregation="only_first_replica"
         )
 
     def _draw_negatives(self, index: tf.Tensor) -> tf.Tensor:

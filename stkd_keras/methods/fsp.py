@@ -29,9 +29,7 @@ class FSP(PretrainedTerm):
         features: names of at least two maps (B, H, W, C), in the order of the model. Defaults to
             all three stages; RepDistiller uses "stem" as well.
         weight: float, 50 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        pretraining_steps: integer, at least 0, the length of the pretraining stage. With 0 the
-            term counts in every step.
-        name: string.
+        pretraining_steps: integer, at least 0. With 0 the term counts in every step.
     """
 
     feature_rank = 4

@@ -35,7 +35,6 @@ class FT(PretrainedTerm):
         weight: float, 200 by default (RepDistiller, scripts/run_cifar_distill.sh).
         pretraining_steps: integer, at least 0, the length of the pretraining stage. With 0 the
             paraphraser keeps its random weights.
-        name: string.
     """
 
     feature_rank = 4

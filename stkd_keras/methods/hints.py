@@ -30,7 +30,6 @@ class FitNet(DistillationTerm):
     Args:
         features: names of maps (B, H, W, C). Defaults to ("stage2",), as in RepDistiller.
         weight: float, 100 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     feature_rank = 4
@@ -69,7 +68,6 @@ class VID(DistillationTerm):
     Args:
         features: names of maps (B, H, W, C). Defaults to all three stages.
         weight: float, 1 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     feature_rank = 4

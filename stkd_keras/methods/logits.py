@@ -51,7 +51,6 @@ class DKD(_LogitsTerm):
         alpha: float, at least 0, 1 by default.
         beta: float, at least 0, 8 by default. mdistiller's configurations choose it for each pair
             of models.
-        name: string.
     """
 
     refuses_mixing = (
@@ -99,7 +98,6 @@ class DIST(_LogitsTerm):
         temperature: positive float, T, 1 by default.
         beta: float, at least 0, 1 by default.
         gamma: float, at least 0, 1 by default.
-        name: string.
     """
 
     def __init__(
@@ -142,7 +140,6 @@ class StandardizedKD(_LogitsTerm):
         weight: float, 9 by default (this and the next: the command for CIFAR-100 in the README of
             github.com/sunshangquan/logit-standardization-KD).
         temperature: positive float, T, 2 by default.
-        name: string.
     """
 
     def __init__(

@@ -27,7 +27,6 @@ class SP(DistillationTerm):
         features: names of features of any shape. Defaults to the last stage.
         weight: float, 3000 by default (github.com/HobbitLong/RepDistiller,
             scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     def __init__(self, features=("stage3",), weight=3000.0, name="sp", **kwargs):
@@ -54,7 +53,6 @@ class CC(DistillationTerm):
         features: names of vectors (B, D), ("embedding",) by default.
         weight: float, 0.02 by default (RepDistiller, scripts/run_cifar_distill.sh).
         embedding_size: integer, the size that both are mapped to, 128 by default (RepDistiller).
-        name: string.
     """
 
     feature_rank = 2
@@ -98,7 +96,6 @@ class RKD(DistillationTerm):
             scripts/run_cifar_distill.sh).
         distance_weight: float, 25 by default (RepDistiller, distiller_zoo/RKD.py).
         angle_weight: float, 50 by default (same source).
-        name: string.
     """
 
     feature_rank = 2
@@ -139,7 +136,6 @@ class PKT(DistillationTerm):
     Args:
         features: names of vectors (B, D), ("embedding",) by default.
         weight: float, 30000 by default (RepDistiller, scripts/run_cifar_distill.sh).
-        name: string.
     """
 
     feature_rank = 2

@@ -247,7 +247,7 @@ def test_a_student_that_does_not_fit_the_data_is_an_error(student, digits, tmp_p
     with pytest.raises(InputError, match=r"images of shape \(8, 8, 1\).*\(9, 9, 1\)"):
         experiment.export(student, larger, ["litert"], tmp_path)
     seven = networks.small_convolutional_classifier(7)
-    with pytest.raises(InputError, match="7 classes, but digits .* 10 classes"):
+    with pytest.raises(InputError, match=r"7 classes, but digits .* 10 classes"):
         experiment.export(seven, digits, ["litert"], tmp_path)
     unbuilt = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
     with pytest.raises(InputError, match="no weights yet"):

@@ -66,20 +66,20 @@ def load(
     if is_whole_model(file):
         if settings:
             raise InputError(
-                f"{file} is a whole model, but {', '.join(settings)} is given as well; "
-                "expected a model of the zoo with that: leave it out, the file brings its own"
+                f"{file} is a complete model with its own settings, but {', '.join(settings)} is "
+                "given too: leave it out, or name a model of the zoo"
             )
         return _load_keras_file(str(file), input_shape, num_classes)
     if input_shape is None or num_classes is None:
         raise InputError(
-            f"{name} is built for an input_shape and num_classes, but these are {input_shape} and "
-            f"{num_classes}; expected both, such as (32, 32, 3) and 10"
+            f"input_shape is {input_shape} and num_classes is {num_classes}, but {name} needs "
+            "both; pass, for example, (32, 32, 3) and 10"
         )
     if is_application(name):
         if settings:
             raise InputError(
-                f"{name} has its own preprocessing, but {', '.join(settings)} is given as well; "
-                "expected that with a model of the zoo only: leave it out"
+                f"{name} has its own preprocessing, but {', '.join(settings)} is given too: "
+                "leave it out, or name a model of the zoo"
             )
         model = applications.build(name, input_shape, num_classes)
         return fuse_batch_normalization(model if file is None else fill(model, name, file))
@@ -128,7 +128,7 @@ def load_for(
     try:
         resolve_outputs(model, "auto", "model")
     except InputError as error:
-        raise InputError(f"{source} is no classifier: {error}") from error
+        raise InputError(f"{source} isn't a classifier: {error}") from error
     return model
 
 
@@ -145,8 +145,8 @@ def check_source(source: str, weights: str | None = None) -> None:
     if source.endswith(".keras"):
         if weights is not None:
             raise InputError(
-                f"{source} brings its own weights, but weights={weights} is given as well; "
-                "expected one of them: leave weights out, or name a model of the zoo"
+                f"{source} has its own weights, but weights={weights} is given too: leave weights "
+                "out, or name a model of the zoo"
             )
         _check_file(source)
     elif source.endswith(_WEIGHTS_ENDINGS):
@@ -158,8 +158,8 @@ def check_source(source: str, weights: str | None = None) -> None:
         applications.check_name(source)
         if weights is not None and not weights.endswith((".h5", ".keras")):
             raise InputError(
-                f"{weights} can't be the weights of {source}; expected a file that Keras wrote: "
-                ".weights.h5, .h5 or .keras"
+                f"{weights} can't be the weights of {source}; expected a Keras file: .weights.h5, "
+                ".h5 or .keras"
             )
     else:
         parse_name(source)
@@ -173,9 +173,8 @@ def check_normalization(
     """Refuses a `normalization` that the model wouldn't use; `role` is "student" or "teacher"."""
     if normalization is not None and not takes_normalization(source, weights):
         raise InputError(
-            f"--{role}_normalization={normalization} goes with --{role}_weights of a .weights.h5 "
-            f"or PyTorch file for a model of the zoo; other {role}s bring their own, so leave it "
-            "out"
+            f"--{role}_normalization={normalization} is only for --{role}_weights of a zoo model "
+            f"(.weights.h5 or PyTorch); other {role}s have their own normalization, so leave it out"
         )
 
 
@@ -198,7 +197,7 @@ def fill(model: keras.Model, name: str, file: str) -> keras.Model:
             model.load_weights(file)
     except Exception as error:  # The class depends on what in the file is broken.
         raise InputError(
-            f"can't fill {name} from {file} ({one_line(error)}); expected the weights of the same "
+            f"can't load {file} into {name} ({one_line(error)}); expected the weights of the same "
             "architecture: check the name, its options and num_classes"
         ) from error
     if is_application(name):
@@ -215,19 +214,19 @@ def _load_keras_file(
     file: str, input_shape: Sequence[int | None] | None, num_classes: int | None
 ) -> keras.Model:
     if not zipfile.is_zipfile(file):  # Keras says "File not found" of these.
-        raise InputError(f"{file} isn't a .keras file, or is broken; expected a file of model.save")
+        raise InputError(f"{file} isn't a valid .keras file; expected a file written by model.save")
     check_keras_file(file)
     try:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # The class depends on what in the file is broken.
         raise InputError(
-            f"can't load {file} ({one_line(error)}); expected a file of model.save: import and "
-            "register your own classes first"
+            f"can't load {file} ({one_line(error)}); expected a file written by model.save: import "
+            "and register your own classes first"
         ) from error
     if not isinstance(model, keras.Model):
-        raise InputError(f"{file} holds a {type(model).__name__}; expected a keras.Model")
+        raise InputError(f"{file} contains a {type(model).__name__}; expected a keras.Model")
     if not model.built or not model.weights:
-        raise InputError(f"{file} holds a model without weights; build the model before saving it")
+        raise InputError(f"{file} has a model without weights; build the model before saving it")
     _check_shape(file, model, "input", input_shape)
     _check_shape(file, model, "output", None if num_classes is None else (num_classes,))
     return fuse_batch_normalization(_checked_finite(model, file))

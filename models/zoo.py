@@ -117,7 +117,7 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
     ```
     """
     if not names:
-        raise InputError("no feature is named; expected at least one, such as 'embedding'")
+        raise InputError("no features are named; expected at least one, such as 'embedding'")
     try:
         known = {layer.name: layer.output for layer in model.layers}
         known["logits"] = model.outputs[0]

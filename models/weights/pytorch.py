@@ -84,7 +84,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
     """
     path = pathlib.Path(path)
     if path.suffix != SAFETENSORS_ENDING:
-        raise InputError(f"{path} was given to write; expected a name ending in .safetensors")
+        raise InputError(f"can't write {path}; expected a name ending in .safetensors")
     state = {
         target.name: np.ascontiguousarray(target.to_pytorch(target.variable.numpy()))
         for target in _targets(model).values()

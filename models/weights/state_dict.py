@@ -50,7 +50,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # The class depends on the byte at which a file is broken.
         raise InputError(
             f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
-            "tensors: get it again"
+            "tensors: get a new copy"
         ) from error
 
 
@@ -72,7 +72,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         # PyTorch's own message explains how to run the code in an untrusted file.
         raise InputError(
             f"can't read {path} ({type(error).__name__}); expected a PyTorch file with only "
-            "tensors and plain containers: get it again, or save model.state_dict() alone"
+            "tensors and plain containers: get a new copy, or save model.state_dict() alone"
         ) from error
     if isinstance(state, dict):
         for wrapper in ("state_dict", "model"):
@@ -82,7 +82,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
     ):
         raise InputError(
-            f"{path} holds no state dict; expected named tensors, at the top or under "
+            f"{path} has no state dict; expected named tensors, at the top or under "
             '"state_dict" or "model": save model.state_dict()'
         )
     odd = [
@@ -117,4 +117,4 @@ def _check_zip(path: pathlib.Path) -> None:
     except Exception:  # PyTorch reports what is wrong, if it can't read the file either.
         return
     if broken is not None:
-        raise InputError(f"{path} is damaged (in {one_line(broken)}); get it again")
+        raise InputError(f"{path} is damaged (in {one_line(broken)}); get a new copy")

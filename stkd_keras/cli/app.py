@@ -81,9 +81,9 @@ def _check_texts(own_flags: Sequence[flags.Flag]) -> None:
     """Rejects empty values, such as those of unset shell variables, and invalid UTF-8."""
     for flag in own_flags:
         if isinstance(flag.value, str) and not flag.value.strip():
-            raise InputError(f"--{flag.name} is given, but empty; give it a value, or leave it out")
+            raise InputError(f"--{flag.name} is empty; give it a value, or leave it out")
         if isinstance(flag.value, str) and not is_text(flag.value):
-            raise InputError(f"--{flag.name}={flag.value!r} isn't UTF-8; rename what it names")
+            raise InputError(f"--{flag.name}={flag.value!r} isn't UTF-8; rename the file")
 
 
 def _guarded(main: Callable[[], None]) -> None:
@@ -104,8 +104,8 @@ def _guarded(main: Callable[[], None]) -> None:
             print(flush=True)
         with contextlib.suppress(OSError):
             _print(
-                f"ended by {error.name} "
-                + (done if str(error) else "before it was done; rerun the same command")
+                f"stopped by {error.name} "
+                + (done if str(error) else "before it finished; rerun the same command")
             )
         leave(128 + error.number)
 

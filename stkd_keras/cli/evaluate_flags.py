@@ -77,7 +77,7 @@ _output.list(
 _output.list(
     "export",
     None,
-    f"formats to export to, and to test on the test images: {', '.join(export.FORMATS)}",
+    f"formats to export to; each file is run on the test images: {', '.join(export.FORMATS)}",
 )
 _output.string(
     "output_dir", None, "directory of the exported files (default: export/ in the run directory)"

@@ -144,7 +144,7 @@ def _check_combinations(settings: RunSettings) -> None:
     for flag, purpose in (("unlabeled_dir", "labels its images"), ("replay", "is recorded")):
         if FLAGS[flag].value is not None and not settings.needs_teacher:
             raise InputError(
-                f"--{flag} needs a teacher that {purpose}, but the soft weight is 0: choose "
+                f"--{flag} needs a teacher that {purpose}, but soft_weight is 0: choose "
                 "--method=stkd or --method=kd, or leave it out"
             )
     if FLAGS.replay is not None and not settings.can_replay:
@@ -170,6 +170,6 @@ def _check_combinations(settings: RunSettings) -> None:
         )
     if settings.num_images > settings.batch_size:
         raise InputError(
-            f"--num_images={settings.num_images} are mixed from a batch of {settings.batch_size}: "
-            "choose fewer, or a larger --batch_size"
+            f"--num_images={settings.num_images} is more than the batch size "
+            f"{settings.batch_size}: choose fewer, or a larger --batch_size"
         )

@@ -16,10 +16,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, but a run writes an object")
+        raise InputError(f"{path} contains a {type(content).__name__}, expected a JSON object")
     for key in ("settings", "flags"):
         if not isinstance(content.get(key, {}), dict):
-            raise InputError(f"{path} holds {key} that aren't an object, as a run writes them")
+            raise InputError(f"{path} has {key} that aren't a JSON object")
     return content
 
 

@@ -37,7 +37,7 @@ def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         raise InputError(
-            f"{what} is being written by {holder}; wait until it has ended, or choose another place"
+            f"{what} is being written by {holder}; wait until it ends, or choose another path"
         ) from error
     except OSError as error:
         raise unwritable(what, error) from error

@@ -32,7 +32,8 @@ def check_keras_file(path: str | os.PathLike) -> None:
         raise
     except Exception as error:  # Which kind depends on the damaged byte.
         raise InputError(
-            f"can't read {path} ({one_line(error)}); expected a file of model.save: get it again"
+            f"can't read {path} ({one_line(error)}); expected a file written by "
+            "model.save: get a new copy"
         ) from error
 
 
@@ -101,7 +102,7 @@ def member_name(path: str, name: str) -> str:
     """Returns the name of an archive's entry without "./", if it stays in the archive."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
-        raise refused_member(path, name, "points out of the archive")
+        raise refused_member(path, name, "points outside the archive")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
@@ -109,7 +110,7 @@ def refused_member(path: str, name: str, why: str) -> InputError:
     """Returns the error for an archive's entry."""
     return InputError(
         f"{path!r} holds {one_line(name)!r}, which {why}, expected files and folders inside the "
-        "archive only: get it from a source you trust, or pack it again without"
+        "archive only: get it from a source you trust, or pack it again without it"
     )
 
 
@@ -126,7 +127,7 @@ def parse_json(path: str, content: str | bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} can't be read as JSON ({one_line(error)}); expected the whole file as it was "
-            "written: get it again"
+            "written: get a new copy"
         ) from error
 
 
@@ -155,14 +156,14 @@ def _check_parts(path: str, config: Any) -> None:
             kind = "lambda function" if name == "__lambda__" else f"{name} layer"
             raise InputError(
                 f"{path} has a {kind}, which runs code from the file, and safe mode refuses it; "
-                "expected layers that are known by name: replace it by a registered class of your "
-                "own and save the model again"
+                "expected layers that are known by name: replace it with a registered class of "
+                "your own and save the model again"
             )
         if not _is_harmless(part):
             named = part["config"] if name == "function" else name
             raise InputError(
                 f"{path} names {one_line(named)!r} of {one_line(module)!r}, which isn't a part of "
-                "models; expected Keras's layers and the like, as model.save writes them: get it "
+                "models; expected Keras layers, as model.save writes them: get it "
                 "from a source you trust"
             )
 

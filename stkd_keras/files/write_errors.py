@@ -17,11 +17,11 @@ def check_folder(what: str, path: str | os.PathLike) -> None:
     # A broken link exists, too.
     nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not nearest.is_dir():
-        raise InputError(f"{what} can't be made, as {nearest} is no folder; name another place")
+        raise InputError(f"{what} can't be created: {nearest} isn't a folder; choose another path")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(
-            f"{what} can't be written: {nearest} is read-only, or you lack permission to write "
-            "there; name another place"
+            f"{what} can't be written: {nearest} is read-only, or you lack write permission; "
+            "choose another path"
         )
 
 
@@ -29,8 +29,8 @@ def unwritable(path: str | os.PathLike, error: BaseException) -> InputError:
     """Returns the error for a file that can't be written."""
     reason = getattr(error, "strerror", None) or one_line(error)
     return InputError(
-        f"can't write {path}: {reason}; nothing else was changed, and the same command resumes "
-        "once there is room and permission"
+        f"can't write {path}: {reason}; nothing else was changed; free some space or fix the "
+        "permissions, and rerun the same command to resume"
     )
 
 

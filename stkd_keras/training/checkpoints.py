@@ -39,7 +39,7 @@ class Backup:
                 raise ValueError("arrays are missing")
             self.progress = Progress(**progress)
         except Exception as error:  # Which kind depends on the damaged byte.
-            raise InputError(f"{path} isn't a complete backup ({one_line(error)})") from error
+            raise InputError(f"{path} isn't a complete checkpoint ({one_line(error)})") from error
 
     def restore(self, distiller: keras.Model) -> None:
         """Assigns all variables of a compiled distiller whose optimizer is built."""
@@ -50,9 +50,9 @@ class Backup:
             first = min(n for n in {*expected, *found} if expected.get(n) != found.get(n))
             path = variables[first].path if first in variables else first
             raise InputError(
-                f"{self.path} is a backup of another model or optimizer: {path} is "
-                f"{found.get(first)} there and {expected.get(first)} here; remove "
-                f"{self.path.parent.parent} to start anew"
+                f"{self.path} is a checkpoint of another model or optimizer: {path} has the shape "
+                f"{found.get(first)}, expected {expected.get(first)}; remove "
+                f"{self.path.parent.parent} to start over"
             )
         for name, variable in variables.items():
             value = self._values[name]
@@ -104,18 +104,18 @@ def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | No
             continue
         before = backup.progress.settings
         if differs := differences(before, {**dict.fromkeys(before), **settings}):
-            raise InputError(f"{path} is a backup of another run ({differs}); remove it")
+            raise InputError(f"{path} is a checkpoint of another run ({differs}); remove it")
         for reason in damaged:
             print(f"warning: {reason}; resuming from {path.name}", file=sys.stderr)
         return backup
     if damaged:
         raise InputError(
-            f"{damaged[0]}, and there is no other; remove {folder.parent} to start anew"
+            f"{damaged[0]}, and there is no other; remove {folder.parent} to start over"
         )
     if old := sorted(folder.glob("step-*.safetensors")):
         raise InputError(
-            f"{old[-1]} is a backup of an older version of stkd_keras; remove {folder.parent} to "
-            "start anew"
+            f"{old[-1]} is a checkpoint of an older version of stkd_keras; remove {folder.parent} "
+            "to start over"
         )
     return None
 

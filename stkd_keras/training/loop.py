@@ -206,8 +206,8 @@ class _BackupCallback(keras.callbacks.Callback):
         newest = checkpoints.newest_step(self._run.backup)
         return InputError(
             f"{what} stopped being finite at step {self._total}, in epoch {self._epoch + 1} of "
-            f"{self._training.epochs} ({terms}learning rate {rate:g}); the last good backup is "
-            f"of step {newest}; start anew with a lower learning rate"
+            f"{self._training.epochs} ({terms}learning rate {rate:g}); the last checkpoint "
+            f"is of step {newest}; start over with a lower learning rate"
         )
 
     def _write(self, stopped: bool = False) -> None:

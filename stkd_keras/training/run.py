@@ -124,8 +124,8 @@ def train(
     steps = steps_per_epoch(train_split, batch_size)
     divisor = largest_divisor(steps_per_execution, steps)
     if divisor != steps_per_execution:
-        print(f"steps_per_execution is {divisor}: the most that divides the {steps} of an epoch")
-    check_alike(f"the run's directory {run.path}", newest_step(run.backup), strategy)
+        print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
+    check_alike(f"the run directory {run.path}", newest_step(run.backup), strategy)
 
     def compile_distiller(steps_done: int) -> None:
         total_steps = epochs * steps

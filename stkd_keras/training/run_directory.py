@@ -70,20 +70,20 @@ class RunDirectory:
             return
         if not self._is_run():
             raise InputError(
-                f"{self.path} exists and isn't a run's directory; name another {self._flag}"
+                f"{self.path} exists, but isn't a run directory; choose another {self._flag}"
             )
         check_lock(self._lock, self.path)
         if overwrite:
             return
         if self.is_complete:
             raise InputError(
-                f"{self.path} holds a complete run; choose another --run_dir, or replace it with "
+                f"{self.path} has a complete run; choose another --run_dir, or replace it with "
                 "--overwrite"
             )
         if self.config.is_file() and (differs := differences(self.settings, settings)):
             raise InputError(
-                f"{self.path} holds the beginning of another run ({differs}); choose another "
-                "--run_dir, or start anew with --overwrite"
+                f"{self.path} has an unfinished run with other settings ({differs}); choose "
+                "another --run_dir, or start over with --overwrite"
             )
 
     def start(self, config: dict[str, Any], overwrite: bool = False) -> None:

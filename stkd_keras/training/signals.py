@@ -41,8 +41,8 @@ def deferred_signals() -> Iterator[DeferredSignals]:
             signal.signal(each, signal.SIG_DFL)
         with contextlib.suppress(OSError, RuntimeError):  # A closed pipe, or another print.
             print(
-                f"\n{signal.Signals(number).name}: finishing the step, then writing a backup; a "
-                "second signal stops at once",
+                f"\n{signal.Signals(number).name}: finishing the step, then writing a checkpoint; "
+                "a second signal stops at once",
                 flush=True,
             )
 

@@ -162,7 +162,7 @@ def test_a_killed_and_an_interrupted_command_resume_to_the_same_table(
     assert end_while_training(repository, folder, "kd-d0-s0", signal.SIGTERM) == 143
     assert not training_processes(folder)
     output = (folder / "output").read_text()
-    assert "ended by SIGTERM after 1 of 2 runs" in output
+    assert "stopped by SIGTERM after 1 of 2 runs" in output
     process = start(repository, folder)
     assert process.wait(LIMIT_S) == 0, (folder / "output").read_text()
     assert without_times((runs / "table.md").read_text()) == without_times(

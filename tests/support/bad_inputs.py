@@ -145,7 +145,7 @@ FLAGS = {
     "unknown data set": Case("train.py --dataset=cifar11", "cifar10"),
     "unknown teacher": Case("train.py --teacher=resnet21", "resnet20"),
     "unknown student of two lines": Case("train.py --student='a\nb\u2028c'", r"a\nb\u2028c"),
-    "an unset shell variable": Case("train.py --teacher=", "--teacher is given, but empty"),
+    "an unset shell variable": Case("train.py --teacher=", "--teacher is empty"),
     "a binary flag file": Case(
         "train.py --flagfile=file", "--flagfile", make=(write("file", b"--seed=\xff\xfe"),)),
     "no model": Case("evaluate.py", "--model is missing"),
@@ -162,7 +162,7 @@ COMBINATIONS = {
     "a batch of more images than there are": Case(
         f"{CE} --batch_size=100", "batch_size=100", PHOTOS),
     "weights of a whole student": Case(
-        "train.py --student=two.keras --student_weights=two.keras", "brings its own weights",
+        "train.py --student=two.keras --student_weights=two.keras", "has its own weights",
         PHOTOS),
     "weights without a teacher": Case(
         f"{SCORE} --teacher_weights=two.keras", "need --teacher", PHOTOS),
@@ -212,7 +212,7 @@ FOLDERS = {
     "a run directory in a file": Case("train.py --run_dir=file/run", "file/run",
                                       make=(write("file"),)),
     "a run directory of something else": Case(
-        "train.py --run_dir=run --overwrite", "isn't a run's",
+        "train.py --run_dir=run --overwrite", "isn't a run directory",
         make=(write("run/thesis.tex", "years of work"),)),
     "no data set in TFDS's directory": Case(
         "train.py --dataset=cifar10 --data_dir=tfds", "cifar10", make=(directory("tfds"),)),
@@ -229,7 +229,7 @@ WEIGHTS = {
     "a truncated trained teacher": Case(f"{RUN}2", "teacher.keras", WITH_RUN,
                                         (cut("teachers/*/teacher.keras"),)),
     "a student without logits, before a teacher is trained": Case(
-        f"{KD} --teacher=resnet8 --student=relu.keras", "relu.keras is no classifier",
+        f"{KD} --teacher=resnet8 --student=relu.keras", "relu.keras isn't a classifier",
         (*PHOTOS, "relu.keras")),
     "a truncated model, evaluate": Case(SCORE, "two.keras", PHOTOS, (cut("two.keras"),)),
     "a broken second teacher, evaluate": Case(
@@ -244,7 +244,7 @@ CONFIGURATIONS = {
         RUN, "config.json", WITH_RUN, (unfinished, write("run/config.json", "[" * 100_000))),
     "another run": Case(
         f"{RUN} --temperature=2", "temperature was 4.0 and is 2.0", WITH_RUN, (unfinished,)),
-    "a complete run": Case(RUN, "holds a complete run", WITH_RUN),
+    "a complete run": Case(RUN, "has a complete run", WITH_RUN),
     "a teacher's broken config.json": Case(
         f"{RUN}2", "config.json", WITH_RUN, (unfinished_teacher,)),
     "no settings, evaluate": Case(

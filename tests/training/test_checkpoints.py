@@ -112,10 +112,12 @@ def test_a_damaged_backup_is_skipped_with_a_warning(damage, tmp_path, capsys):
     newest.write_bytes(content[: {"truncated": -500, "empty": 0, "one bit": None}[damage]])
     assert newest_backup(tmp_path, SETTINGS).path == older
     (warning,) = capsys.readouterr().err.strip().splitlines()
-    assert warning.startswith(f"warning: {newest} isn't a complete backup")
+    assert warning.startswith(f"warning: {newest} isn't a complete checkpoint")
     assert warning.endswith(f"resuming from {older.name}")
     older.write_bytes(newest.read_bytes())
-    with pytest.raises(InputError, match=r"isn't a complete backup.* no other; remove .* anew"):
+    with pytest.raises(
+        InputError, match=r"isn't a complete checkpoint.* no other; remove .* over"
+    ):
         newest_backup(tmp_path, SETTINGS)
     # The next backup replaces the damaged ones.
     model.step.assign(2)
@@ -149,12 +151,12 @@ def test_a_backup_of_another_run_model_or_version_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"of another run \(epochs was 3 and is 4\); remove it"):
         newest_backup(tmp_path, {"epochs": 4})
     backup = newest_backup(tmp_path, SETTINGS)
-    with pytest.raises(InputError, match=r"of another model or optimizer: .*to start anew"):
+    with pytest.raises(InputError, match=r"of another model or optimizer: .*to start over"):
         backup.restore(distiller(dropout=False))
     with pytest.raises(InputError, match="of another model or optimizer"):
         backup.restore(distiller(keras.optimizers.Adam(0.1)))
     backup.path.rename(tmp_path / "step-0000000000.safetensors")
-    with pytest.raises(InputError, match=r"older version of stkd_keras; remove .* to start anew"):
+    with pytest.raises(InputError, match=r"older version of stkd_keras; remove .* to start over"):
         newest_backup(tmp_path, SETTINGS)
 
 

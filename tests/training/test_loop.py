@@ -172,7 +172,7 @@ def test_a_signal_within_an_epoch_loses_no_step(send, train, models, tmp_path):
     assert STEPS_PER_EPOCH + 5 <= steps <= STEPS_PER_EPOCH + 6
     line = one_line(ended.stderr)
     of_epoch = steps - STEPS_PER_EPOCH
-    assert f"ended by {send} after epoch 1 of 2 and {of_epoch} steps of the next (step" in line
+    assert f"stopped by {send} after epoch 1 of 2 and {of_epoch} steps of the next (step" in line
     assert "of run; rerun the same command to resume" in line
     assert train(*flags).returncode == 0
     assert log_of(tmp_path).count("after a step") == 2 * STEPS_PER_EPOCH

@@ -25,13 +25,13 @@ def test_a_run_starts_resumes_and_completes(tmp_path):
     (run.path / ".unfinished-1-student.keras").write_text("")
     run.start({"settings": SETTINGS})
     assert sorted(path.name for path in run.path.iterdir()) == ["backup", "config.json"]
-    with pytest.raises(InputError, match=r"another run \(epochs was 3 and is 4\).*--overwrite"):
+    with pytest.raises(InputError, match=r"other settings \(epochs was 3 and is 4\).*--overwrite"):
         run.check({**SETTINGS, "epochs": 4})
     run.save_model(networks.dense_classifier())
     assert not run.is_complete
     write_json(run.metrics, {})
     assert run.is_complete
-    with pytest.raises(InputError, match="holds a complete run; choose another --run_dir"):
+    with pytest.raises(InputError, match="has a complete run; choose another --run_dir"):
         run.check(SETTINGS)
 
 
@@ -59,5 +59,5 @@ def test_a_folder_of_something_else_is_refused(content, tmp_path):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="isn't a run's directory; name another --run_dir"):
+        with pytest.raises(InputError, match="isn't a run directory; choose another --run_dir"):
             RunDirectory(tmp_path).check(SETTINGS, overwrite)

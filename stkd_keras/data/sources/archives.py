@@ -124,7 +124,7 @@ def _checked_members(
             raise refused_member(path, entry.name, "is a link or a device")
         name = member_name(path, entry.name)
         if entry.isfile() and name in names:
-            raise refused_member(path, name, "is there twice")
+            raise refused_member(path, name, "appears twice")
         names.add(name)
         total += entry.size
         check_member_size(path, name, entry.size, total)

@@ -118,7 +118,7 @@ class TestUnpackTar:
 
     def test_the_same_name_twice(self, tmp_path):
         path = pack("tar", tmp_path / "data", {"a": b"1", "./a": b"2"})
-        assert "'a', which is there twice" in refusal(path)
+        assert "'a', which appears twice" in refusal(path)
 
     @pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.9999])
     @pytest.mark.parametrize("kind", ["tar.gz", "tar.xz"])

@@ -88,7 +88,7 @@ class TestZip:
 
     def test_the_same_name_twice(self, tmp_path):
         path = pack("zip", tmp_path / "data", {"a": b"1", "./a": b"2"})
-        assert "'a', which is there twice" in refusal(path)
+        assert "'a', which appears twice" in refusal(path)
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.9999])
     def test_a_truncated_zip(self, tmp_path, share):

@@ -66,7 +66,7 @@ def _download(dl_manager, address: str) -> pathlib.Path:
     except (OSError, tfds.download.DownloadError, wrong_checksum) as error:
         raise InputError(
             f"the download of {address} failed ({one_line(error)}), expected the complete archive: "
-            "try again, or get it otherwise and give its folder as manual_dir"
+            "try again, or download it yourself and pass its folder as manual_dir"
         ) from error
 
 
@@ -81,5 +81,5 @@ def _check_md5(path: pathlib.Path, address: str, expected: str) -> None:
     path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
     raise InputError(
         f"the download of {address} has {size} bytes and the MD5 checksum {found}, expected "
-        f"{expected}: try again, or get it otherwise and give its folder as manual_dir"
+        f"{expected}: try again, or download it yourself and pass its folder as manual_dir"
     )

@@ -190,12 +190,12 @@ class _Shard:
         if batch_size > num_images:
             raise InputError(
                 f"batch_size={batch_size} given, expected at most the {num_images} training "
-                "images: take a smaller batch or more images"
+                "images: use a smaller batch or more images"
             )
         if batch_size < of:
             raise InputError(
                 f"batch_size={batch_size} given for num_shards={of}, expected at least one image "
-                "for each: take a larger batch"
+                "for each: use a larger batch"
             )
         self.batch_size = batch_size
         self.starts = _batch_starts(num_images, batch_size)

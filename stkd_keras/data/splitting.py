@@ -43,8 +43,8 @@ def split_train(
         shares = _equal_shares(left, validation_fraction)
         if not shares.any():
             raise InputError(
-                f"validation_fraction={validation_fraction} of {len(labels)} images is none, "
-                "expected at least one: choose a larger fraction, or 0"
+                f"validation_fraction={validation_fraction} of {len(labels)} images is less than "
+                "one image: choose a larger fraction, or 0"
             )
         held_out = _choose(labels, held_out, shares, np.random.default_rng((seed, 0)))
         left = left - shares

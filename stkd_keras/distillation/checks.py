@@ -93,12 +93,12 @@ def check_losses(terms: Sequence[keras.layers.Layer], teacher, soft_weight, mixi
     for term in terms:
         if not isinstance(term, DistillationTerm):
             raise InputError(
-                f"terms has {term!r}, but must hold layers of stkd_keras.methods, or of other "
+                f"terms has {term!r}, but must contain layers of stkd_keras.methods, or of other "
                 "subclasses of its DistillationTerm"
             )
         if term.name in _LOGGED or names.count(term.name) > 1:
             raise InputError(
-                f"a term is called {term.name!r}, like another logged value; pass it name="
+                f"the name {term.name!r} of a loss term is already taken; pass it another name="
             )
         if teacher is None:
             raise InputError(f"{term.name} compares with a teacher, but there is none; pass one")
@@ -115,7 +115,7 @@ def check_losses(terms: Sequence[keras.layers.Layer], teacher, soft_weight, mixi
     needed = feature_names(terms)
     if needed and isinstance(teacher, RecordedTeacher):
         raise InputError(
-            f"the recording {teacher.path} holds the teacher's logits, but {', '.join(names)} "
+            f"the recording {teacher.path} only has the teacher's logits, but {', '.join(names)} "
             f"needs its {', '.join(needed)}; pass the teacher itself"
         )
 
@@ -164,7 +164,7 @@ def check_not_empty(x) -> None:
     else:
         is_empty = hasattr(x, "shape") and len(x.shape) > 0 and x.shape[0] == 0
     if is_empty:
-        raise InputError("the data are empty; give at least one batch")
+        raise InputError("the data are empty; pass at least one batch")
 
 
 def check_inputs(x, student: keras.Model) -> None:

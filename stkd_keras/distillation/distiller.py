@@ -264,7 +264,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         callbacks.insert(0, SaveTheStudent(callbacks))
         history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         if epochs > kwargs.get("initial_epoch", 0) and int(self.step.numpy()) == before:
-            raise InputError("the training data are empty: they gave no batch")
+            raise InputError("the training data are empty; pass at least one batch")
         return history
 
     def evaluate(self, *args, **kwargs):

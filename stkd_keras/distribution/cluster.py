@@ -79,8 +79,8 @@ def detect_lost_workers() -> Iterator[None]:
         if not _is_worker_loss(error):
             raise
         raise WorkerLostError(
-            "another worker was lost; start all of them again with the same command, which "
-            "continues from the last backup"
+            "another worker was lost; start all of them again with the same command to resume "
+            "from the last checkpoint"
         ) from error
 
 

@@ -50,7 +50,7 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
         try:
             tf.config.set_logical_device_configuration(cpu, parts)
         except RuntimeError as error:
-            raise InputError(f"the CPU can't be split any more: {error}") from error
+            raise InputError(f"the CPU can't be split anymore: {error}") from error
     gpus = tf.config.list_logical_devices("GPU")
     if distribute == "none" or (distribute == "auto" and len(gpus) < 2):
         return None

@@ -55,8 +55,8 @@ def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> Non
     """Checks that all workers found the same number in a shared folder, named `what`."""
     if abs(mean_over_workers(number, strategy) - number) > 1e-3:
         raise InputError(
-            f"the workers don't see the same in {what}; it has to be on a file system that all "
-            "of them share"
+            f"the workers see different contents of {what}; put it on a file system that all of "
+            "them share"
         )
 
 

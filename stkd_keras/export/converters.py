@@ -163,8 +163,8 @@ def _not_exported(name: str, student: keras.Model, error: Exception) -> InputErr
     missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", str(error))))
     why = f"it doesn't support {', '.join(missing)}" if missing else one_line(error)
     return InputError(
-        f"can't export {student.name!r} to {name} ({why}); expected a classifier of operations "
-        f"that {name} supports: leave {name} out, or export another model"
+        f"can't export {student.name!r} to {name} ({why}); expected operations that "
+        f"{name} supports: leave {name} out, or export another model"
     )
 
 

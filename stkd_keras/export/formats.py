@@ -129,12 +129,12 @@ def export(
 def check_export(formats: Sequence[str], folder: str | os.PathLike) -> list[str]:
     """Raises an `InputError` if an export is impossible; returns the distinct formats in order."""
     if not formats:
-        raise InputError(f"no format to export to; expected some of {', '.join(FORMATS)}")
+        raise InputError(f"no export format is given; expected some of {', '.join(FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise unknown_name("export format", name, FORMATS)
     folder = pathlib.Path(folder)
-    check_folder(f"the folder to export to, {folder},", folder)
+    check_folder(f"the export folder {folder}", folder)
     for name in formats:
         _check_installed(name)
         _check_replaceable(folder / FORMATS[name].file, is_folder=name == "saved_model")
@@ -202,8 +202,7 @@ def _check_replaceable(path: pathlib.Path, is_folder: bool) -> None:
     is_export = (path / "saved_model.pb").is_file() if is_folder else path.is_file()
     if not is_export or path.is_symlink():
         raise InputError(
-            f"{path} exists and isn't from an export, which would replace it: name another folder, "
-            "or move it away"
+            f"{path} exists and isn't from an export: choose another folder, or move it away"
         )
 
 

@@ -60,8 +60,8 @@ def check_report_file(file: str | os.PathLike) -> None:
     """Raises an `InputError` if the file's folder doesn't exist, or the file is a folder."""
     path = pathlib.Path(file)
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
-        raise InputError(f"the report {path} {what}; name a file, such as PATH/report.html")
+        what = "is a folder" if path.is_dir() else f"is in {path.parent}, which isn't a folder"
+        raise InputError(f"the report {path} {what}; choose a file, such as PATH/report.html")
 
 
 def write_report(

@@ -33,7 +33,7 @@ def test_a_strategy_that_cannot_be_made_is_refused(arguments, message):
 
 def test_devices_cannot_be_split_once_tensorflow_has_run():
     tf.zeros(1)
-    with pytest.raises(InputError, match="the CPU can't be split any more"):
+    with pytest.raises(InputError, match="the CPU can't be split anymore"):
         make_strategy("mirrored", 2)
 
 

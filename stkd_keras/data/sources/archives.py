@@ -73,8 +73,8 @@ def unpack_tar(path: str) -> str:
         if error.errno is None:  # A broken archive, for gzip and bz2.
             raise
         raise InputError(
-            f"can't unpack {path!r} to {folder!r} ({error.strerror}), expected room and permission "
-            "to write: unpack it yourself and give the folder"
+            f"can't unpack {path!r} to {folder!r} ({error.strerror}), expected space and "
+            "write permission: unpack it yourself and pass the folder"
         ) from error
     return folder
 
@@ -142,4 +142,4 @@ def _check_end(file: IO[bytes]) -> None:
         if size > LARGEST_MEMBER:
             raise tarfile.ReadError("it has too many zeros after its last file")
     if not size:
-        raise tarfile.ReadError("it is cut short")
+        raise tarfile.ReadError("it is truncated")

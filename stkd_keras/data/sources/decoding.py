@@ -62,7 +62,7 @@ def _problem(content: bytes, error: Exception) -> str:
     if not content:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"no image, or only the beginning of one (supported: {', '.join(FORMATS)})"
+        return f"not an image, or a truncated one (supported: {', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
         return "implausibly large: more pixels than Pillow considers safe to decode"
     return f"a broken or truncated image ({one_line(error)})"

@@ -45,7 +45,7 @@ class FileTree(abc.ABC):
         except Exception as error:  # zipfile raises almost anything for broken files.
             raise InputError(
                 f"{name}: can't be read from {self.path!r} ({one_line(error)}), expected a "
-                "complete file: get it again"
+                "complete file: get a new copy"
             ) from error
 
     @abc.abstractmethod
@@ -67,7 +67,7 @@ def open_tree(path: str | os.PathLike) -> FileTree:
         raise
     except Exception as error:  # zipfile and tarfile raise almost anything for broken archives.
         raise InputError(
-            f"{path!r} is broken or not an archive ({one_line(error)}), {_EXPECTED}: get it again"
+            f"{path!r} is broken or not an archive ({one_line(error)}), {_EXPECTED}: get a new copy"
         ) from error
 
 

@@ -30,14 +30,14 @@ def unlabeled_files(directory: str | os.PathLike) -> list[str]:
     """Returns the sorted names of all images below a folder, or raises an InputError if none."""
     names = _image_names(pathlib.Path(directory))
     if not names:
-        raise InputError(f"{directory} holds no images, expected some, in subfolders too")
+        raise InputError(f"{directory} and its subfolders contain no images")
     return names
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, str]:
     """Returns the name of each split's folder; validation is optional."""
     if not root.is_dir():
-        raise InputError(f"{root} is no folder, expected one with train/CLASS/FILE and test/...")
+        raise InputError(f"{root} isn't a folder, expected one with train/CLASS/FILE and test/...")
     validation = [name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
     if len(validation) > 1:
         raise InputError(f"{root} has {' and '.join(validation)}, expected one of them")
@@ -58,7 +58,7 @@ def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
     for name in visible:
         if not is_text(name):
             raise InputError(
-                f"{str(folder / name)!r} isn't UTF-8, expected a class name that is: rename the "
+                f"{str(folder / name)!r} isn't UTF-8, expected a class name in UTF-8: rename the "
                 "folder"
             )
     if not visible:
@@ -88,7 +88,7 @@ def _labeled(
         if split != folder:
             continue
         if len(inside) == 1:
-            raise InputError(f"{root / name} is in no class, expected it in a class folder")
+            raise InputError(f"{root / name} isn't in a class folder, expected it in one")
         files.append((name, labels[inside[0]]))
     found = {label for _, label in files}
     for class_name in present:

@@ -59,8 +59,8 @@ def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
 def broken(folder: os.PathLike, name: str, error: Exception) -> InputError:
     """Returns the error for a prepared data set that can't be read."""
     return InputError(
-        f"{folder} holds a broken or incomplete {name} ({one_line(error)}), expected what TFDS "
-        "prepares: remove it and prepare it again, or give another data_dir"
+        f"{folder} has a broken or incomplete {name} ({one_line(error)}): remove it and prepare "
+        "it again, or pass another data_dir"
     )
 
 
@@ -86,10 +86,10 @@ def _download(builder, name: str, root: pathlib.Path) -> None:
         prepare = f"tfds.builder('{name}', data_dir='tfds').download_and_prepare()"
         remedy = (
             'on a connected machine run `python -c "import tensorflow_datasets as tfds; '
-            f'{prepare}"`, copy the folder tfds here and give it as data_dir'
+            f'{prepare}"`, copy the folder tfds here and pass it as data_dir'
         )
         if hasattr(builder, "ADDRESS"):
-            remedy = f"get {address} on a connected machine, and give the archive as data_dir"
+            remedy = f"download {address} on a connected machine, and pass the archive as data_dir"
         raise InputError(
             f"no {name} found in {root / name} and {host} can't be reached to download it: {remedy}"
         )

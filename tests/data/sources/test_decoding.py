@@ -319,7 +319,7 @@ class TestBadFiles:
         ],
     )
     def test_no_image(self, content):
-        assert "no image" in refusal(content)
+        assert "not an image" in refusal(content)
 
     def test_empty(self):
         assert "empty" in refusal(b"")

@@ -97,7 +97,7 @@ class TestFolderLayout:
         (photos / "train" / "cat" / "notes.txt").write_text("no image")
         layout = folder_layout(photos)
         assert ("train/cat/notes.txt", 1) in layout.splits["train"]
-        with pytest.raises(InputError, match=r"train/cat/notes\.txt: no image"):
+        with pytest.raises(InputError, match=r"train/cat/notes\.txt: not an image"):
             load_files(open_tree(photos), layout.splits["train"], None, memory_limit=10**6)
 
     @settings(deadline=None)
@@ -169,13 +169,13 @@ class TestWrongFolders:
         if inside:
             make(folder, inside)
         message = refusal(folder_layout, photos)
-        assert f"{folder} holds no images" in message
+        assert f"{folder} has no images" in message
 
     @pytest.mark.parametrize("split", ["train", "test", "val"])
     def test_an_image_outside_of_the_classes(self, photos, split):
         make(photos, "val/cat/a.png", f"{split}/lost.png")
         message = refusal(folder_layout, photos)
-        assert f"{photos / split / 'lost.png'} is in no class" in message
+        assert f"{photos / split / 'lost.png'} isn't in a class folder" in message
 
     @pytest.mark.parametrize("split", ["test", "val"])
     @pytest.mark.parametrize("is_empty", [False, True])
@@ -210,7 +210,9 @@ class TestUnlabeledFiles:
     def test_none(self, tmp_path, inside):
         if inside:
             make(tmp_path, inside)
-        assert f"{tmp_path} holds no images" in refusal(unlabeled_files, tmp_path)
+        assert f"{tmp_path} and its subfolders contain no images" in refusal(
+            unlabeled_files, tmp_path
+        )
 
     def test_no_folder(self, tmp_path):
         assert str(tmp_path / "nowhere") in refusal(unlabeled_files, tmp_path / "nowhere")

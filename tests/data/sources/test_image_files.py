@@ -250,7 +250,7 @@ class TestBadImages:
 
     def check_list(self, skipped, bad):
         assert [line.partition(": ")[0] for line in skipped] == bad
-        for line, reason in zip(skipped, ("truncated", "empty", "no image", ""), strict=True):
+        for line, reason in zip(skipped, ("truncated", "empty", "not an image", ""), strict=True):
             assert reason in line
             assert "\n" not in line
 

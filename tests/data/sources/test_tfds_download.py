@@ -66,7 +66,7 @@ class TestDataDir:
 
     def test_data_dir_that_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="isn't a folder"):
             data.load("cifar10", tmp_path / "file")
 
 

@@ -254,7 +254,7 @@ def test_keras_refuses_weights_that_are_elsewhere_or_nowhere(make, named, tmp_pa
     with h5py.File(file, "w") as content:
         make(content.create_group("layers/conv2d/vars"), tmp_path)
     message = refusal(models.load, "resnet8", **SMALL, weights=file)
-    assert f"{file} (Not allowed: " in message
+    assert f"{file} into resnet8 (Not allowed: " in message
     assert named in message
     with_entries(tmp_path / "m.keras", {"model.weights.h5": file.read_bytes()})
     assert "m.keras (Not allowed: " in refusal(models.load, tmp_path / "m.keras")

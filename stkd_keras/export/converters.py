@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from stkd_keras.classifiers.outputs import compute_in, resolve_outputs
-from stkd_keras.data import AnySplit
+from stkd_keras.data import AnySplit, Dataset
 from stkd_keras.data.dataset import some_images
 from stkd_keras.errors import InputError, one_line
 
@@ -50,35 +50,29 @@ def serving_model(
                 layer.dtype_policy = policy
 
 
-def write_saved_model(
-    path: pathlib.Path, model: keras.Model, class_names: Sequence[str], _: AnySplit
-) -> None:
+def write_saved_model(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes a SavedModel, with the class names in `assets.extra/labels.txt`."""
     model.export(path, format="tf_saved_model", verbose=False)
     # TensorFlow's folder for files that aren't part of the graph.
     (path / "assets.extra").mkdir()
-    (path / "assets.extra" / LABELS).write_bytes(_label_lines(class_names))
+    (path / "assets.extra" / LABELS).write_bytes(_label_lines(dataset.class_names))
 
 
-def write_litert(
-    path: pathlib.Path, model: keras.Model, class_names: Sequence[str], _: AnySplit
-) -> None:
+def write_litert(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes a LiteRT file that computes in float32."""
     # Keras would also allow TensorFlow's own operations, which plain LiteRT can't run.
     target = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     model.export(path, format="litert", verbose=False, target_spec=target)
-    _add_labels(path, class_names)
+    _add_labels(path, dataset.class_names)
 
 
-def write_litert_int8(
-    path: pathlib.Path, model: keras.Model, class_names: Sequence[str], train_split: AnySplit
-) -> None:
+def write_litert_int8(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes a LiteRT file that computes in 8-bit integers (Jacob et al., arXiv 1712.05877)."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: _calibration_images(train_split)
+        converter.representative_dataset = lambda: _calibration_images(dataset.train)
         # The public way to exclude a part of a model from the quantization.
         options = tf.lite.experimental.QuantizationDebugOptions
         quantizer = tf.lite.experimental.QuantizationDebugger(
@@ -88,12 +82,10 @@ def write_litert_int8(
         )
         quantizer.options = options(denylisted_nodes=_head(quantizer.calibrated_model))
         path.write_bytes(quantizer.get_nondebug_quantized_model())
-    _add_labels(path, class_names)
+    _add_labels(path, dataset.class_names)
 
 
-def write_onnx(
-    path: pathlib.Path, model: keras.Model, class_names: Sequence[str], _: AnySplit
-) -> None:
+def write_onnx(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes an ONNX file, with the class names as a JSON list in its metadata."""
     import onnx.checker
     import tf2onnx
@@ -111,7 +103,7 @@ def write_onnx(
     onnx.checker.check_model(content)  # tf2onnx leaves unsupported operations in the graph.
     for tensor in (*content.graph.input, *content.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
-    names = json.dumps(as_text(class_names), ensure_ascii=False)
+    names = json.dumps(as_text(dataset.class_names), ensure_ascii=False)
     content.metadata_props.add(key="class_names", value=names)
     path.write_bytes(content.SerializeToString())
 
@@ -124,12 +116,16 @@ def conversion_errors(name: str, student: keras.Model) -> Iterator[None]:
             yield
     except (InputError, OSError):
         raise
-    except tf.errors.OpError as error:
-        if not re.search("No space left|Disk quota|Permission denied|Read-only", error.message):
-            raise _not_exported(name, student, error) from error
-        raise OSError(0, one_line(error.message.rpartition("; ")[2])) from error
     except Exception as error:  # Each converter has its own exception classes.
-        raise _not_exported(name, student, error) from error
+        message = getattr(error, "message", str(error))
+        if re.search("No space left|Disk quota|Permission denied|Read-only", message):
+            raise OSError(0, one_line(message.rpartition("; ")[2])) from error
+        missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", message)))
+        why = f"it doesn't support {', '.join(missing)}" if missing else one_line(error)
+        raise InputError(
+            f"can't export {student.name!r} to {name} ({why}); expected a classifier of operations "
+            f"that {name} supports: leave {name} out, or export another model"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -157,15 +153,6 @@ def as_text(class_names: Sequence[str]) -> list[str]:
         " ".join(name.encode(errors="backslashreplace").decode().splitlines())
         for name in class_names
     ]
-
-
-def _not_exported(name: str, student: keras.Model, error: Exception) -> InputError:
-    missing = sorted(set(re.findall(r"'(tf\.\w+)' op is neither", str(error))))
-    why = f"it doesn't support {', '.join(missing)}" if missing else one_line(error)
-    return InputError(
-        f"can't export {student.name!r} to {name} ({why}); expected operations that "
-        f"{name} supports: leave {name} out, or export another model"
-    )
 
 
 def _erfc_as_erf(context, node, name, arguments) -> None:

@@ -120,7 +120,7 @@ def export(
                 conversion_errors(name, student),
                 serving_model(student, dataset.image_shape, form.dtype) as model,
             ):
-                form.write(new / form.file, model, dataset.class_names, dataset.train)
+                form.write(new / form.file, model, dataset)
         content = _evaluate_all(formats, new, student, dataset)
         write_json(new / "export.json", content)
     return content

@@ -154,40 +154,33 @@ def _different_cards(
     if not different:
         return []
     indices = [index for index, _ in different]
-    columns = _columns(np.eye(len(names))[test.labels[indices]], test, models, indices)
-    cards = _cards(fetch_test_images(dataset, indices), columns, names)
+    labels = np.eye(len(names))[test.labels[indices]]
+    images = fetch_test_images(dataset, indices)
+    shown = Predictions(labels, [logits[indices] for logits in test.logits], images)
     return [
         {**card, "title": f"{names[test.labels[index]]}, image {index}", "kl": kl}
-        for card, (index, kl) in zip(cards, different, strict=True)
+        for card, (index, kl) in zip(_cards(shown, models, names), different, strict=True)
     ]
 
 
 def _virtual_cards(
     virtual: Predictions, models: Sequence[dict], names: Sequence[str]
 ) -> list[dict]:
-    images = np.rint(np.clip(virtual.images, 0, 255)).astype(np.uint8)
-    labels = virtual.labels[: len(images)]
-    cards = _cards(images, _columns(labels, virtual, models, range(len(images))), names)
-    for card, label in zip(cards, labels, strict=True):
+    cards = _cards(virtual, models, names)
+    for card, label in zip(cards, virtual.labels, strict=False):
         mixed = [c for c in np.argsort(-label, kind="stable") if label[c] > 0]
         card["title"] = ", ".join(f"{names[c]} ({100 * label[c]:.0f} %)" for c in mixed)
     return cards
 
 
-def _columns(
-    labels: np.ndarray, predictions: Predictions, models: Sequence[dict], indices: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Returns the labels and the probabilities of teacher and student, (N, C) each."""
+def _cards(predictions: Predictions, models: Sequence[dict], names: Sequence[str]) -> list[dict]:
+    """Returns each image with its label and the predictions of teacher and student."""
+    images = np.rint(np.clip(predictions.images, 0, 255)).astype(np.uint8)
+    columns = {"label": predictions.labels[: len(images)]}
     roles = [model["role"] for model in models]
-    return {"label": labels} | {
-        role: np.exp(log_softmax(predictions.logits[roles.index(role)][indices]))
-        for role in ("teacher", "student")
-        if role in roles
-    }
-
-
-def _cards(images: np.ndarray, columns: dict[str, np.ndarray], names: Sequence[str]) -> list[dict]:
-    """Returns each image with the three most probable classes of each column."""
+    for role in ("teacher", "student") if "teacher" in roles else ("student",):
+        logits = predictions.logits[roles.index(role)]
+        columns[role] = np.exp(log_softmax(logits[: len(images)]))
     return [
         {"image": _data_uri(image), "columns": list(columns), "rows": _most_probable(values, names)}
         for image, *values in zip(images, *columns.values(), strict=True)

@@ -140,9 +140,9 @@ def test_a_recording_on_clean_images_serves_a_mixed_soft_target(tmp_path):
         student=linear_model(1), teacher=linear_model(2), soft_target="mixed", steps=2
     )
     np.testing.assert_allclose(replayed.history["loss"], live["loss"], rtol=1e-4)
-    with pytest.raises(InputError, match="recorded for something else"):
+    with pytest.raises(InputError, match="recorded with other settings"):
         distill(teacher=recorded)
-    with pytest.raises(InputError, match="holds the teacher's logits, but at needs"):
+    with pytest.raises(InputError, match="only has the teacher's logits, but at needs"):
         distill(m.AT(), teacher=recorded, mixing=None)
     distill(m.DKD(), teacher=recorded, mixing=None)
 
@@ -253,15 +253,15 @@ REFUSED = {
         "at compares with a teacher",
     ),
     "no term": (lambda: distill(keras.layers.Dense(3)), "DistillationTerm"),
-    "same names": (lambda: distill(m.AT(), m.AT()), "called 'at'.*name="),
-    "a taken name": (lambda: distill(m.AT(name="soft_loss")), "called 'soft_loss'"),
+    "same names": (lambda: distill(m.AT(), m.AT()), "'at' of a loss term.*name="),
+    "a taken name": (lambda: distill(m.AT(name="soft_loss")), "'soft_loss' of a loss term"),
     "teacher without a graph": (
         lambda: distill(m.AT(), teacher=FrozenTeacher(Subclassed(), outputs="logits")),
         "features",
     ),
     "student without a graph": (
         lambda: distill(m.AT(), student=Subclassed(), student_outputs="logits"),
-        "no graph to take features from",
+        "inner features of the student",
     ),
     "several teachers": (
         lambda: distill(m.AT(), teacher=[linear_model(1), linear_model(2)]),

@@ -79,7 +79,7 @@ def test_a_longer_recording_serves_and_a_shorter_one_is_refused(digits, tmp_path
     record(tmp_path / "t", digits, "pixels", 4, predict=ten_pixels)
     assert record(tmp_path / "t", digits, "pixels", 2, predict=ten_pixels).steps == 4
     message = refusal(record, tmp_path / "t", digits, "pixels", 5, predict=ten_pixels)
-    assert "holds 4 steps, but 5" in message
+    assert "has 4 steps, but 5" in message
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_recording_is_a_safetensors_file_with_settings(tmp_path):
 )
 def test_a_broken_recording_is_refused_in_one_line(content, tmp_path):
     (tmp_path / "t").write_bytes(content)
-    with pytest.raises(InputError, match=r"t (isn't|is broken|holds)[^\n]*$"):
+    with pytest.raises(InputError, match=r"t (isn't|is broken|has)[^\n]*$"):
         RecordedTeacher(tmp_path / "t")
 
 

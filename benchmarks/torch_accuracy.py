@@ -69,9 +69,9 @@ ROWS = {
     "kd, 128 images": dataclasses.replace(KD, batch_size=128),
     "kd, 128 images, rate 0.2": dataclasses.replace(KD, **TWICE),
     "stkd": STKD,
-    "stkd, the first half mixed": dataclasses.replace(STKD, mixing=0.5),
+    "stkd, mixing in the first half": dataclasses.replace(STKD, mixing=0.5),
     "stkd, 128 images, rate 0.2": dataclasses.replace(STKD, fractions=(0.1,), **TWICE),
-    "stkd, KD on the clean images beside": CLEAN_TOO,
+    "stkd, and KD on the unmixed images": CLEAN_TOO,
     "the same, soft weights 0.45": dataclasses.replace(
         CLEAN_TOO, fractions=(0.1,), soft_weight=0.45, clean_soft_weight=0.45
     ),
@@ -131,7 +131,7 @@ def report(runs: dict[Run, tuple[float, ...]]) -> None:
         print(
             f"\n{100 * fraction:g} % of the images, in percent; 95 % intervals over data seeds:\n"
         )
-        print("| row | test | minus kd | validation | minus kd | on the images trained on | runs |")
+        print("| row | test | minus kd | validation | minus kd | training | runs |")
         print("|---|---|---|---|---|---|---|")
         for row in ROWS:
             own, kd = (

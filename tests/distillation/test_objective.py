@@ -261,7 +261,7 @@ REFUSED = {
     ),
     "student without a graph": (
         lambda: distill(m.AT(), student=Subclassed(), student_outputs="logits"),
-        "inner features of the student",
+        "no graph to take features from",
     ),
     "several teachers": (
         lambda: distill(m.AT(), teacher=[linear_model(1), linear_model(2)]),

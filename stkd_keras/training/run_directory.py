@@ -52,7 +52,7 @@ class RunDirectory:
         try:
             return read_json(self.config).get("settings", {})
         except InputError as error:
-            raise InputError(f"{error}; remove {self.path} to start anew") from error
+            raise InputError(f"{error}; remove {self.path} to start over") from error
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Checks that a run with these settings may write here, without changing anything.

@@ -91,7 +91,7 @@ def test_a_loss_of_nan_stops_the_run_and_says_where(tmp_path):
     message = str(caught.value)
     for part in (
         "step 8, in epoch 2 of 2", "loss nan", "soft_loss nan", "label_loss nan",
-        "learning rate 0.0", "last good backup is of step 5", "lower learning rate",
+        "learning rate 0.0", "last checkpoint is of step 5", "lower learning rate",
     ):  # fmt: skip
         assert part in message
     assert len((tmp_path / "run" / "history.csv").read_text().split()) == 2

@@ -68,10 +68,10 @@ def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """Returns the folder of the prepared data sets; only the default one needn't exist."""
     root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
     if not root.is_dir() and (data_dir is not None or root.exists()):
-        state = "is no folder" if root.exists() else "doesn't exist"
+        state = "isn't a folder" if root.exists() else "doesn't exist"
         raise InputError(
             f"{str(root)!r} {state}, expected a folder of data sets prepared by TFDS: correct "
-            "data_dir (or TFDS_DATA_DIR), or make the folder"
+            "data_dir (or TFDS_DATA_DIR), or create the folder"
         )
     return root
 

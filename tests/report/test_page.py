@@ -168,7 +168,7 @@ def test_one_test_image_and_no_teacher_are_enough(tmp_path):
 
 
 def test_a_file_in_a_folder_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="name a file"):
+    with pytest.raises(InputError, match="choose a file"):
         experiment.report(tmp_path / "no" / "report.html", [], None, dataset_of(("a", "b")))
 
 

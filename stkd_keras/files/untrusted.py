@@ -79,7 +79,7 @@ def zip_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         if entry.is_dir():
             continue
         if name in members:
-            raise refused_member(path, name, "is there twice")
+            raise refused_member(path, name, "appears twice")
         total += entry.file_size
         check_member_size(path, name, entry.file_size, total)
         members[name] = entry

@@ -82,7 +82,7 @@ class RecordedTeacher:
         """Raises an InputError if fewer steps were recorded."""
         if self.steps < steps:
             raise InputError(
-                f"{self.path} holds {self.steps} steps, but {steps} are needed; record to another "
+                f"{self.path} has {self.steps} steps, but {steps} are needed; record to another "
                 "file"
             )
 

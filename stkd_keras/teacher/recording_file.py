@@ -25,7 +25,7 @@ def check_equal(path: pathlib.Path, recorded: dict, given: dict) -> None:
     """Raises an InputError that names each setting that differs from the recorded ones."""
     if differs := differences(recorded, given):
         raise InputError(
-            f"{path} was recorded for something else: {differs}; record to another file"
+            f"{path} was recorded with other settings: {differs}; record to another file"
         )
 
 
@@ -76,7 +76,7 @@ def read_header(path: pathlib.Path) -> tuple[dict, tuple[int, int, int], str, in
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is broken ({error}); remove it and record again") from error
     if len(shape) != 3 or 0 in shape:
-        raise InputError(f"{path} holds logits of shape {shape}, expected (steps, batch, classes)")
+        raise InputError(f"{path} has logits of shape {shape}, expected (steps, batch, classes)")
     steps, batch_size, classes = shape
     data_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     return settings, (steps, batch_size, classes), dtype, path.stat().st_size - data_bytes

@@ -1,7 +1,7 @@
 """Trains a distiller and writes the files of its run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -126,25 +126,16 @@ def train(
     if divisor != steps_per_execution:
         print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
     check_alike(f"the run directory {run.path}", newest_step(run.backup), strategy)
-
-    def compile_distiller(steps_done: int) -> None:
-        total_steps = epochs * steps
-        distiller.compile(
-            make_optimizer(
-                learning_rate, weight_decay, total_steps, optimizer,
-                distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
-            ),
-            metrics=_metrics(dataset),
-            steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
-        )  # fmt: skip
-
+    new_optimizer = functools.partial(
+        make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
+        distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
+    )  # fmt: skip
     training = Training(
         distiller,
-        compile_distiller,
+        functools.partial(_compile, distiller, new_optimizer, dataset, steps, steps_per_execution),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
-        None
-        if validation_split is None
-        else distributed_by_example(
+        validation_split
+        and distributed_by_example(
             evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
         ),
         epochs + -(-distiller.pretraining_steps // steps),
@@ -171,6 +162,21 @@ def train(
         fit_resumably(training, run, loggers, callbacks)
     if is_chief(strategy):
         run.save_model(distiller.student)
+
+
+def _compile(
+    distiller: SimilarityTransferDistiller,
+    new_optimizer: Callable[[], keras.optimizers.Optimizer],
+    dataset: Dataset,
+    steps: int,
+    steps_per_execution: int,
+    steps_done: int,
+) -> None:
+    distiller.compile(
+        new_optimizer(),
+        metrics=_metrics(dataset),
+        steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
+    )
 
 
 def training_batches(

@@ -304,7 +304,7 @@ def test_the_step_counts_batches_of_data_of_unknown_length():
     distiller.compile("sgd", steps_per_execution=3)
     distiller.fit(batches, epochs=3, verbose=0)
     assert distiller.step.numpy() == 12
-    with pytest.raises(InputError, match="no batch"):
+    with pytest.raises(InputError, match="at least one batch"):
         make(mixing=None).fit(batches.filter(lambda x, y: False), verbose=0)
 
 

@@ -133,7 +133,7 @@ def test_invalid_names_images_and_weights_are_refused(tmp_path):
     assert "at least 75x75" in refusal("keras.applications:InceptionV3", **data)
     assert "(32, 32, 1)" in refusal(name, input_shape=(32, 32, 1), num_classes=5)
     assert "mean, std" in refusal(name, **data, mean=0.5, std=0.5)
-    assert "expected both" in refusal(name)
+    assert "needs both" in refusal(name)
     (tmp_path / "w.pth").touch()
     assert "w.pth can't be the weights" in refusal(name, **data, weights=tmp_path / "w.pth")
     assert "no file" in refusal(name, **data, weights=tmp_path / "w.weights.h5")

@@ -93,5 +93,5 @@ def _labeled(
     found = {label for _, label in files}
     for class_name in present:
         if labels[class_name] not in found:
-            raise InputError(f"{root / folder / class_name} holds no images, expected some")
+            raise InputError(f"{root / folder / class_name} has no images, expected some")
     return files

@@ -122,9 +122,7 @@ def train(
     _check_at_least(0, histogram_freq=histogram_freq, profile_steps=profile_steps)
     strategy = distiller.distribute_strategy
     steps = steps_per_epoch(train_split, batch_size)
-    divisor = largest_divisor(steps_per_execution, steps)
-    if divisor != steps_per_execution:
-        print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
+    _report_divisor(steps_per_execution, steps)
     check_alike(f"the run directory {run.path}", newest_step(run.backup), strategy)
     new_optimizer = functools.partial(
         make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
@@ -134,10 +132,7 @@ def train(
         distiller,
         functools.partial(_compile, distiller, new_optimizer, dataset, steps, steps_per_execution),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
-        validation_split
-        and distributed_by_example(
-            evaluation_pipeline(validation_split, EVALUATION_BATCH), strategy
-        ),
+        _validation_batches(validation_split, strategy),
         epochs + -(-distiller.pretraining_steps // steps),
         steps,
         validation_freq,
@@ -162,6 +157,18 @@ def train(
         fit_resumably(training, run, loggers, callbacks)
     if is_chief(strategy):
         run.save_model(distiller.student)
+
+
+def _report_divisor(steps_per_execution: int, steps: int) -> None:
+    divisor = largest_divisor(steps_per_execution, steps)
+    if divisor != steps_per_execution:
+        print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
+
+
+def _validation_batches(split: AnySplit | None, strategy: tf.distribute.Strategy):
+    if split is None:
+        return None
+    return distributed_by_example(evaluation_pipeline(split, EVALUATION_BATCH), strategy)
 
 
 def _compile(

@@ -165,7 +165,7 @@ def _report_divisor(steps_per_execution: int, steps: int) -> None:
         print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
 
 
-def _validation_batches(split: AnySplit | None, strategy: tf.distribute.Strategy):
+def _validation_batches(split: AnySplit | None, strategy):
     if split is None:
         return None
     return distributed_by_example(evaluation_pipeline(split, EVALUATION_BATCH), strategy)

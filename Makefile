@@ -11,11 +11,11 @@ demo: $(VENV)/installed
 
 # The unit tests: at most five minutes on two cores.
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -n 2 -m "not slow and not process and not alone"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not process and not alone"
 
 # Also the tests that run the commands: at most twelve minutes.
 test-all: $(VENV)/installed-dev
-	$(RUN) -m pytest -n 2 -m "not slow and not alone"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not alone"
 	$(RUN) -m pytest -m alone
 
 # The tests that take hours or need much memory.

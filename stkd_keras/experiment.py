@@ -1,7 +1,5 @@
 """The steps of train.py as functions."""
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -17,7 +15,7 @@ from stkd_keras.export.formats import export
 from stkd_keras.files.atomic import write_atomically
 from stkd_keras.files.json_files import read_json, write_json
 from stkd_keras.files.write_errors import unwritable_named
-from stkd_keras.report import Student, write_report
+from stkd_keras.report import Student, report
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.training.model_card import model_card
 from stkd_keras.training.run import BACKUP_STEPS, make_optimizer, train
@@ -131,44 +129,6 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
     card = model_card(student, read_json(run.config), metrics)
     write_atomically(run.model_card, card.encode(errors="backslashreplace"))
     write_json(run.metrics, metrics)
-
-
-def report(
-    file: str | os.PathLike,
-    students: Sequence[Student],
-    teacher: FrozenTeacher | None,
-    dataset: Dataset,
-    teacher_name: str | None = None,
-) -> dict[str, dict[str, float]]:
-    """Writes a self-contained HTML report on students, and on their teacher if there is one.
-
-    Evaluates every model on the test split and on virtual samples made from it, and measures its
-    cost. docs/report.md describes the page.
-
-    Args:
-        file: the file to write or replace.
-        students: at least one. The report is about the first one, and compares it with the others.
-        teacher: the teacher, or None.
-        dataset: the data set.
-        teacher_name: the teacher's name in the report (default: its name in the first student's
-            run, such as resnet20, or "teacher").
-
-    Returns:
-        The scores of the first student, as `evaluate` returns them.
-
-    Raises:
-        InputError: if the file can't be written, or a run's directory has content that no run
-            writes.
-
-    Example:
-
-    ```python
-    student = keras.saving.load_model("runs/digits/student.keras")
-    students = [experiment.Student("resnet8", student, run="runs/digits")]
-    experiment.report("report.html", students, None, stkd_keras.data.load("digits"))
-    ```
-    """
-    return write_report(file, students, teacher, dataset, teacher_name)
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:

@@ -8,6 +8,11 @@ import sys
 import pytest
 from forked_command import ForkedCommands
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each use all cores slow each other down.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -13,6 +13,7 @@ CODE = [
     for folder in (*PACKAGES, "tests", "benchmarks", "docs", ".")
     for path in REPOSITORY.joinpath(folder).glob("*.py" if folder == "." else "**/*.py")
 ]
+TREES = {path: ast.parse(path.read_text()) for path in CODE}
 MODULES = {
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
     for package in PACKAGES
@@ -23,7 +24,7 @@ MODULES = {
 def imports_of(module):
     """The modules of the project that a module imports when it is imported."""
     found = set()
-    for node in ast.parse(MODULES[module].read_text()).body:
+    for node in TREES[MODULES[module]].body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -38,8 +39,8 @@ def test_no_file_has_more_than_400_lines():
 
 def test_no_function_has_more_than_60_lines_without_its_docstring():
     long = []
-    for path in CODE:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 if ast.get_docstring(node):

@@ -14,7 +14,10 @@ from stkd_keras.teacher.recorded import RecordedTeacher
 
 
 def step_counter() -> types.SimpleNamespace:
-    """Returns the step in a plain object, so that Keras doesn't count it among the weights."""
+    """Returns the step in a plain object, where Keras doesn't count it among the weights.
+
+    A callback that restores the best weights must not turn it back.
+    """
     step = keras.Variable(
         0, dtype="int64", trainable=False, aggregation="only_first_replica", name="step"
     )

@@ -1,5 +1,5 @@
 """Reports on students as single HTML files."""
 
-from stkd_keras.report.page import Student, check_report_file, write_report
+from stkd_keras.report.page import Student, check_report_file, report
 
-__all__ = ["Student", "check_report_file", "write_report"]
+__all__ = ["Student", "check_report_file", "report"]

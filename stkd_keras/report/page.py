@@ -64,14 +64,41 @@ def check_report_file(file: str | os.PathLike) -> None:
         raise InputError(f"the report {path} {what}; choose a file, such as PATH/report.html")
 
 
-def write_report(
+def report(
     file: str | os.PathLike,
     students: Sequence[Student],
     teacher: FrozenTeacher | None,
     dataset: Dataset,
     teacher_name: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes the report; see `stkd_keras.experiment.report`."""
+    """Writes a self-contained HTML report on students, and on their teacher if there is one.
+
+    Evaluates every model on the test split and on virtual samples made from it, and measures its
+    cost. docs/report.md describes the page.
+
+    Args:
+        file: the file to write or replace.
+        students: at least one. The report is about the first one, and compares it with the others.
+        teacher: the teacher, or None.
+        dataset: the data set.
+        teacher_name: the teacher's name in the report (default: its name in the first student's
+            run, such as resnet20, or "teacher").
+
+    Returns:
+        The scores of the first student, as `evaluate` returns them.
+
+    Raises:
+        InputError: if the file can't be written, or a run's directory has content that no run
+            writes.
+
+    Example:
+
+    ```python
+    student = keras.saving.load_model("runs/digits/student.keras")
+    students = [experiment.Student("resnet8", student, run="runs/digits")]
+    experiment.report("report.html", students, None, stkd_keras.data.load("digits"))
+    ```
+    """
     check_report_file(file)
     if not students:
         raise InputError("the report has no student; give at least one")

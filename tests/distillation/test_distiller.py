@@ -337,6 +337,7 @@ def test_eager_batches_and_lists_of_one_input_are_accepted():
     distiller.train_on_batch(x, y)
     distiller.test_on_batch(x, y)
     distiller.fit([x], y, verbose=0)
+    assert distiller.step.numpy() == 2
 
 
 @pytest.mark.parametrize(

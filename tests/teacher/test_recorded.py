@@ -38,6 +38,7 @@ def refusal(function, *args, **options):
     return str(caught.value)
 
 
+@pytest.mark.process
 def test_one_recording_trains_several_students_like_the_live_teacher(digits, teacher, tmp_path):
     recorded = record(tmp_path / "t", digits, teacher, 25, mixing_steps=15)
     for settings in ({}, {"temperature": 1.0, "soft_weight": 0.3, "label_weight": 0.7}):

@@ -49,6 +49,7 @@ def train(folder, callbacks=(), epochs=2, validation=False, **options):
     return distiller
 
 
+@pytest.mark.process
 def test_an_interrupted_run_of_adamw_resumes_within_its_epoch(tmp_path, capsys):
     settings = {"backup_steps": 2, "validation": True}
     whole = train(tmp_path / "whole", **settings)
@@ -65,6 +66,7 @@ def test_an_interrupted_run_of_adamw_resumes_within_its_epoch(tmp_path, capsys):
     np.testing.assert_allclose(*rows, atol=1e-4)
 
 
+@pytest.mark.process
 def test_early_stopping_remembers_the_best_epoch_across_an_interruption(tmp_path):
     def stopping():
         return keras.callbacks.EarlyStopping(

@@ -9,16 +9,16 @@ demo: $(VENV)/installed
 	$(RUN) train.py --epochs=10 --teacher_epochs=10 --run_dir=runs/demo --overwrite
 	$(RUN) benchmarks/few_images.py --run=runs/demo
 
-# The unit tests: at most five minutes on two cores.
+# Unit tests: at most five minutes on two cores.
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not process and not alone"
 
-# Also the tests that run the commands: at most twelve minutes.
+# All but the slow tests, including those that run the commands: at most twelve minutes.
 test-all: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not alone"
 	$(RUN) -m pytest -m alone
 
-# The tests that take hours or need much memory.
+# Tests that take hours or a lot of memory.
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
@@ -27,7 +27,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Builds the documentation site in site/; warnings are errors.
+# Builds the documentation in site/; warnings are errors.
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 

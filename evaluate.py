@@ -57,7 +57,7 @@ def main() -> None:
     for folder in outputs.compared.values():
         read_run(folder, "--compare")
 
-    # With --json, standard output has nothing but JSON.
+    # With --json, standard output is pure JSON.
     notes = io.StringIO() if FLAGS.json else sys.stdout
     with contextlib.redirect_stdout(notes):
         sources = get_teachers(run) if outputs.are_scores else []
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def check_source(source: str) -> None:
-    """Raises an error if the model can't be loaded."""
+    """Raises an InputError if the flags don't describe a trained model."""
     models.check_source(source, weights=FLAGS.weights)
     if FLAGS.weights is None and not is_whole_model(source):
         raise InputError(f"--model={source} has random weights; add --weights=FILE")
@@ -93,7 +93,7 @@ def check_source(source: str) -> None:
 
 
 def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
-    """Returns the teachers that the flags or the run name, if any."""
+    """Returns the teachers given by the flags or the run, if any."""
     sources: Sequence[TeacherSource] = run.teachers if run is not None else ()
     if FLAGS.teacher is not None:
         sources = parse_teachers(
@@ -118,7 +118,7 @@ def score(
     outputs: Outputs,
     sources: Sequence[TeacherSource],
 ) -> dict[str, dict[str, float]]:
-    """Evaluates the student, and writes the report if it is asked for."""
+    """Evaluates the student and writes the report if requested."""
     if outputs.report is None:
         return experiment.evaluate(student, teacher, dataset, {})
     run = FLAGS.model if names_a_run(FLAGS.model) else None
@@ -130,7 +130,7 @@ def score(
     for name, folder in outputs.compared.items():
         loaded = models.load_for(dataset, str(RunDirectory(folder).model))
         students.append(experiment.Student(name, loaded, folder))
-    # None: the name of the run's own teacher.
+    # None for the name of the run's own teacher.
     named = " + ".join(model_name(source.name) for source in sources) if FLAGS.teacher else None
     metrics = experiment.report(outputs.report, students, teacher, dataset, named)
     print(f"report: {outputs.report}")

@@ -1,7 +1,7 @@
-"""Imports TensorFlow for the commands without the notes that it prints.
+"""Imports TensorFlow for the commands without its log messages.
 
-TensorFlow 2.21 ignores TF_CPP_MIN_LOG_LEVEL while it is imported
-(github.com/tensorflow/tensorflow/issues/100442). Errors of the import are Python exceptions and are
+TensorFlow 2.21 ignores TF_CPP_MIN_LOG_LEVEL during its import
+(github.com/tensorflow/tensorflow/issues/100442). Import errors are Python exceptions, so they are
 still shown.
 """
 
@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 
-# When the command started.
+# `training.timing` measures the startup from here.
 STARTED = time.monotonic()
-# During the import there is nothing to save, and Python's handler would print a traceback.
+# There is nothing to save during the import, and Python's handler would print a traceback.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -61,7 +61,7 @@ def main() -> None:
     settings = settings.with_images(images.train, batch_size, strategy.num_replicas_in_sync)
     run.check(settings.stored(), FLAGS.overwrite)
 
-    # Training a teacher takes hours: everything that can fail is checked before.
+    # Training a teacher takes hours, so everything that can fail is checked first.
     student_features = features_from_flag("student_features")
     with strategy.scope():
         arguments = settings.distiller_arguments(images.train, steps)
@@ -116,7 +116,7 @@ def estimate_duration(settings: RunSettings, distiller, teacher, images: Images,
 
 
 def start(run: RunDirectory, settings: RunSettings, sources, description, strategy) -> None:
-    """Writes config.json, or resumes the run."""
+    """Starts or resumes the run, and writes config.json."""
     config = {
         "settings": settings.stored(),
         "data_dir": FLAGS.data_dir and os.path.abspath(FLAGS.data_dir),

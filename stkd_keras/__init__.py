@@ -32,7 +32,7 @@ __all__ = [
 
 
 def _keep_old_path(old: str, new: str) -> None:
-    """Lets a module be imported by its path in version 0.1."""
+    """Keeps a module importable by its path in version 0.1."""
     module = types.ModuleType(old)
     module.__dict__["__getattr__"] = lambda name: getattr(importlib.import_module(new), name)
     sys.modules[old] = module

@@ -1,4 +1,4 @@
-"""The exception for wrong input, and helpers for its messages."""
+"""Exceptions, and helpers for their messages."""
 
 import difflib
 import json
@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Limits of the settings of a training: float32 can hold the squares of all numbers between.
+# Limits of positive settings: float32 can represent the squares of all numbers in between.
 SMALLEST, LARGEST = 1e-12, 1e12
 
 
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker of a distributed training was lost. The message is one line."""
+    """A distributed training lost another worker. The message is one line."""
 
 
 def is_number(value: object) -> bool:
@@ -29,7 +29,7 @@ def is_number(value: object) -> bool:
 
 
 def is_positive(value: object) -> bool:
-    """Whether a value is a positive number that a float32 training can use."""
+    """Whether a value is a number from `SMALLEST` to `LARGEST`."""
     return is_number(value) and SMALLEST <= value <= LARGEST  # type: ignore[operator]
 
 
@@ -39,7 +39,7 @@ def is_text(value: str) -> bool:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Returns the error for an unknown name, which lists the nearest known ones."""
+    """Returns the error for an unknown name, which suggests similar ones."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3) or names
     hint = f"the nearest known: {', '.join(nearest)}" if names else "there are none"
@@ -47,7 +47,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def one_line(error: object, length: int = 200) -> str:
-    """Returns the start of an error's message, or of a name from a file, on one line."""
+    """Shortens an error's message, or a name from a file, to one line."""
     # Keras's reason comes after a long configuration.
     cause = str(error).rpartition("Exception encountered: ")[2]
     if "Not allowed: " in cause:
@@ -57,13 +57,13 @@ def one_line(error: object, length: int = 200) -> str:
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:
-    """Returns the first names of a list and the number of the others."""
+    """Returns the first names of a list, and how many more there are, as text."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(one_line(name, 100) for name in names[:count]) + more
 
 
 def differences(before: dict, now: dict) -> str:
-    """Returns how settings differ from earlier ones that were read from JSON, or "" if equal."""
+    """Describes how settings differ from earlier ones read from JSON; "" if they are equal."""
     # JSON turns tuples into lists.
     now = json.loads(json.dumps(now))
     return "; ".join(
@@ -74,7 +74,7 @@ def differences(before: dict, now: dict) -> str:
 
 
 def without_removed(config: dict, neutral: dict) -> dict:
-    """Returns a saved configuration without removed options, which must be neutral."""
+    """Drops removed options from a saved configuration; raises if one isn't neutral."""
     for name, value in neutral.items():
         if config.get(name, value) != value:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The steps of train.py as functions."""
+"""The steps of train.py and evaluate.py as functions."""
 
 from typing import Any
 
@@ -42,8 +42,8 @@ def split(
 
     Args:
         dataset: the data set.
-        validation_fraction: as in `split_train`. None: the data set's own validation split or, if
-            it has none, a tenth of the training images if there are enough.
+        validation_fraction: as in `split_train`. By default, uses the data set's own validation
+            split or, if it has none, a tenth of the training images if there are enough.
         train_fraction: as in `split_train`.
         seed: as in `split_train`.
         images_per_class: as in `split_train`.
@@ -66,7 +66,7 @@ def start(
     strategy: tf.distribute.Strategy,
     overwrite: bool = False,
 ) -> None:
-    """Starts a run in its directory. All workers must call it; the chief writes.
+    """Starts a run in its directory. All workers must call it; the chief writes the files.
 
     Args:
         run: the run directory, shared by all workers.
@@ -91,12 +91,12 @@ def evaluate(
     Args:
         student: any Keras classifier.
         teacher: the teacher, or None.
-        dataset: the data set; its test split is always included.
-        splits: further splits by name, such as "train" and "validation".
+        dataset: the data set; its test split is always evaluated.
+        splits: additional splits by name, such as "train" and "validation".
 
     Returns:
-        The content of metrics.json: scores by split and, with a teacher, "teacher" and "fidelity"
-        on the test split.
+        The content of metrics.json: scores by split and, with a teacher, "teacher" and "fidelity",
+        both on the test split.
     """
     classifier = compiled(logits_function(student), dataset.image_shape)
     metrics = {}
@@ -114,12 +114,12 @@ def evaluate(
 
 
 def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[str, float]]) -> None:
-    """Writes a run's scores to TensorBoard's HParams, the model card and metrics.json.
+    """Completes a run: writes its scores to TensorBoard, the model card and metrics.json.
 
     Args:
-        run: the run directory, which has the model.
-        student: that model.
-        metrics: from `evaluate`.
+        run: the run directory, which already has the model.
+        student: the trained student.
+        metrics: the result of `evaluate`.
 
     Raises:
         InputError: if a file can't be written.
@@ -132,7 +132,7 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
-    """Returns metrics as lines for a terminal, accuracies and agreement in percent."""
+    """Formats metrics for the terminal, with accuracies and agreement in percent."""
     names = {"teacher": "teacher (test)", "fidelity": "student vs. teacher"}
     lines = []
     for name, values in metrics.items():

@@ -6,14 +6,14 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class SoftTargetLoss(keras.losses.Loss):
-    """KL divergence between softened teacher and student outputs (arXiv 1503.02531).
+    """KL divergence between softened teacher and student predictions (arXiv 1503.02531).
 
     `T^2 * KL(softmax(t / T) || softmax(s / T))`, summed over the classes, computed in float32.
-    The factor T^2 keeps the size of the gradients independent of T.
+    The factor T^2 keeps the scale of the gradients roughly independent of T.
 
     Args:
         temperature: positive float, T.
-        name: string.
+        name: name of the loss.
 
     Call arguments:
         y_true: (B, C), the teacher's logits t.

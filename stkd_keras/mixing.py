@@ -6,12 +6,12 @@ import tensorflow as tf
 from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, without_removed
 from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
 
-# Options of commit 1f4727a, each with the value that means today's behavior.
+# Options that were removed after commit 1f4727a, with the values that match the current behavior.
 REMOVED = {"partners": "any", "labels": "mixed"}
 
 
 class _Mixing:
-    """Base class of mixings: draws partners and weights, and mixes labels."""
+    """Base class of mixings: draws partners and weights, and mixes the labels."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class _Mixing:
         return x, y, sample_weight
 
     def mix_outputs(self, outputs, x, y, *, seed) -> tf.Tensor:
-        """Mixes a model's outputs for a batch with the weights of `__call__`."""
+        """Mixes a model's outputs on a batch as `__call__` mixes the labels."""
         x = _as_floats(x)
         partners, weights = self.draw(tf.shape(x)[0], seed=seed)
         _, weights = self._mix_images(x, partners, weights, seed)
         return _weighted_sum(_as_floats(outputs), partners, weights)
 
     def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws the images of each mixture and their weights."""
+        """Draws the image indices and weights of each mixture, both (B, num_images)."""
         seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
         order = random_bits((self.num_images - 1, batch_size), seeds[0])
         others = tf.argsort(order, axis=1, stable=True)
@@ -62,7 +62,7 @@ class _Mixing:
 
         count = 1 if self.per_batch else batch_size
         weights = dirichlet(self.alpha, count, self.num_images, seeds[1])
-        # A uniform draw is never below 0, and always below 1.
+        # Draws are strictly between 0 and 1, so probabilities 0 and 1 are exact.
         is_mixed = uniforms((count, 1), seeds[2]) < self.probability
         unmixed = tf.one_hot([0], self.num_images, dtype=weights.dtype)
         weights = tf.where(is_mixed, weights, unmixed)
@@ -82,7 +82,7 @@ class _Mixing:
         return cls(**without_removed(config, REMOVED))
 
     def _mix_images(self, x, partners, weights, seed):
-        """Returns the mixed images, and the share of each image in them, (B, num_images)."""
+        """Returns the mixed images and the share of each source image, (B, num_images)."""
         raise NotImplementedError
 
 
@@ -92,17 +92,16 @@ class Mixup(_Mixing):
 
     With a permutation p of the batch and l ~ Beta(alpha, alpha), sample i becomes
     `l * x[i] + (1 - l) * x[p(i)]`; labels and sample weights are mixed in the same way. With more
-    than two images, the weights are drawn from Dirichlet(alpha, ..., alpha), and each further
-    image comes from a permutation of its own. Mixup is a pure function of its arguments, gives the
-    same mixtures with and without XLA, and also works in a tf.data pipeline.
+    than two images, the weights are drawn from Dirichlet(alpha, ..., alpha), and each additional
+    image has its own permutation. Mixup is a pure function of its arguments, returns the same
+    mixtures with and without XLA, and also works in a tf.data pipeline.
 
     Args:
-        alpha: positive float, the concentration of the weights: near 0 for almost unmixed samples,
-            1 for uniform weights, large for nearly equal shares.
-        num_images: integer, at least 2: the number of images in a mixture.
-        probability: float in [0, 1], the share of samples (with `per_batch`, of batches) to mix.
-        per_batch: whether to draw one weight vector for the whole batch instead of one for each
-            sample.
+        alpha: positive float, the concentration of the weights. Samples are almost unmixed near 0,
+            weights are uniform at 1, and nearly equal for large values.
+        num_images: integer, at least 2, the number of images in a mixture.
+        probability: float in [0, 1], the fraction of samples (with `per_batch`, of batches) to mix.
+        per_batch: whether to draw one weight vector per batch instead of one per sample.
 
     Raises:
         InputError: if an argument is out of range.
@@ -123,15 +122,14 @@ class Mixup(_Mixing):
 class CutMix(_Mixing):
     """Pastes a box of another image of the batch into each image (arXiv 1905.04899).
 
-    With l ~ Beta(alpha, alpha), the box has the share 1 - l of the image's area and a center that
-    is uniform over the image; the part outside of the image is cut off. The labels are mixed by
-    the remaining area. Unlike in the paper, each sample has a box of its own.
+    With l ~ Beta(alpha, alpha), the box has the share 1 - l of the image's area. Its center is
+    uniform over the image, and the box is clipped at the image's edges. The labels are mixed by
+    the clipped area. Unlike in the paper, each sample has its own box.
 
     Args:
         alpha: positive float, the concentration of the box's share.
         probability: see `Mixup`.
-        per_batch: whether to draw one share for the whole batch; the positions of the boxes still
-            differ.
+        per_batch: whether to draw one share per batch; the positions of the boxes still differ.
 
     Raises:
         InputError: if an argument is out of range.
@@ -184,7 +182,7 @@ def mix_batch(
 def mix_batch_outputs(
     mixing, mixing_steps: int | None, data_seed: int, outputs, x, y, step, replica=0
 ) -> tf.Tensor:
-    """Mixes a model's outputs (B, C) on the clean images as `mix_batch` mixes the images."""
+    """Mixes a model's outputs (B, C) on the original images as `mix_batch` mixes the labels."""
 
     def mix():
         return mixing.mix_outputs(outputs, x, y, seed=step_seed(data_seed, MIXING, step, replica))
@@ -210,7 +208,7 @@ def _check_labels(x, y) -> None:
 
 
 def _weighted_sum(values, partners, weights) -> tf.Tensor:
-    """Returns the weighted sums of each sample's and its partners' values, (B, ...)."""
+    """Returns the weighted sum of each sample and its partners, (B, ...)."""
     shape = tf.concat([tf.shape(weights)[:1], [1] * (values.shape.rank - 1)], axis=0)
     total = 0.0
     for k in range(weights.shape[1]):

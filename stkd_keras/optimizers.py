@@ -15,14 +15,14 @@ class SGD(keras.optimizers.SGD):
         weight = weight - learning_rate * (gradient + momentum * velocity)   (Nesterov)
 
     Keras's own `SGD(weight_decay=...)` decouples the decay from momentum, which makes it about ten
-    times weaker, and its velocity contains past learning rates.
+    times weaker, and its velocity includes past learning rates.
 
     Args:
         learning_rate: float or schedule.
         momentum: float in [0, 1).
         nesterov: whether to use Nesterov momentum.
-        l2: float, at least 0, the weight decay. It doesn't apply to biases and to the scales and
-            offsets of normalization: weights of these names, or with fewer than two dimensions.
+        l2: float, at least 0, the weight decay. It doesn't apply to weights named bias, gamma or
+            beta, or with fewer than two dimensions.
         **kwargs: arguments of `keras.optimizers.SGD`, such as `clipnorm` or `use_ema`.
 
     Example:
@@ -63,10 +63,10 @@ class SGD(keras.optimizers.SGD):
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW, without weight decay of biases and normalization.
+    """Keras's AdamW without weight decay of biases and normalization.
 
     The decay is decoupled (arXiv 1711.05101): in addition to Adam's step, each step subtracts
-    learning_rate * weight_decay * weight. It spares the same weights as that of `SGD`.
+    learning_rate * weight_decay * weight. It excludes the same weights as `SGD`.
 
     Args:
         **kwargs: arguments of `keras.optimizers.AdamW`.
@@ -91,7 +91,7 @@ def _decays(variable) -> bool:
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class AfterPretraining(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that starts after `steps` steps with a constant learning rate."""
+    """Uses a constant learning rate for `steps` steps, then starts a schedule."""
 
     def __init__(self, schedule, steps: int, learning_rate: float):
         super().__init__()

@@ -4,19 +4,19 @@ import math
 
 import tensorflow as tf
 
-# The purposes of draws. Draws for two purposes are independent, although they share a data_seed.
+# Random streams, which are independent of each other even with the same data_seed.
 ORDER, AUGMENTATION, MIXING, NEGATIVES = range(4)
 
-# Marsaglia and Tsang's method accepts a try with a probability of at least 0.95 if the shape is at
-# least 1, so it rejects all of these about once in 10^10 draws.
+# Marsaglia and Tsang's method accepts a try with a probability of at least 0.95 for shapes of at
+# least 1, so all of these fail about once in 10^10 draws.
 GAMMA_TRIES = 8
 
 
 def step_seed(data_seed, stream: int, step, replica=0) -> tf.Tensor:
-    """Returns the seed for one purpose at one step."""
+    """Returns the seed of a random stream at a step, int64 (2,)."""
     seed = tf.stack([tf.cast(data_seed, tf.int64), tf.constant(stream, tf.int64)])
     for number in (step, replica):
-        # "auto_select" may choose another algorithm under XLA.
+        # The default, "auto_select", may choose another algorithm under XLA.
         seed = tf.random.experimental.stateless_fold_in(
             seed, tf.cast(number, tf.int64), alg="philox"
         )

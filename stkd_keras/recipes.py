@@ -23,7 +23,7 @@ class Recipe:
     weight_decay: float = 5e-4
 
 
-# The peak learning rate and the weight decay of each optimizer.
+# Defaults of each optimizer.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
     "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
@@ -35,8 +35,7 @@ RECIPES = {
 DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
 
 MIXINGS = ("none", "mixup", "cutmix")
-# Epochs of pretraining per epoch of training: 30 before 240 in
-# github.com/HobbitLong/RepDistiller.
+# github.com/HobbitLong/RepDistiller pretrains for 30 epochs before 240 epochs of training.
 PRETRAINING_SHARE = 30 / 240
 # Methods without a loss term of their own.
 OWN_METHODS: dict[str, dict[str, Any]] = {
@@ -58,7 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "method_weight": None,
     "pretraining_epochs": None,
 }
-# Settings that may be overridden.
+# The settings of `method_settings`.
 SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
 # Settings that only matter with mixing.
 _OF_MIXING = (
@@ -85,8 +84,8 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
 
     Args:
         method: a name in `METHODS`.
-        **explicit: values for names in `SETTINGS`; None means not given. Giving a setting of the
-            mixing turns mixing on.
+        **explicit: values for names in `SETTINGS`; None means not given. Setting an option of
+            mixing enables mixing.
 
     Raises:
         InputError: if the method is unknown or settings contradict each other.
@@ -110,22 +109,22 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
 
 
 def needs_teacher(method: str, settings: dict[str, Any]) -> bool:
-    """Whether a method with these settings queries a teacher."""
+    """Whether a method with these settings needs a teacher."""
     return method not in OWN_METHODS or settings["soft_weight"] > 0
 
 
 def needs_features(method: str) -> bool:
-    """Whether a method compares features of inner layers."""
+    """Whether a method uses features of inner layers."""
     return method not in OWN_METHODS and not methods.METHODS[method].term.uses_logits_only
 
 
 def can_replay(method: str, settings: dict[str, Any]) -> bool:
-    """Whether a recording of the teacher's logits is all that training needs."""
+    """Whether training can use a recording of the teacher's logits."""
     return needs_teacher(method, settings) and not needs_features(method)
 
 
 def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
-    """Returns the mixing of the settings, or None.
+    """Returns the mixing that the settings describe, or None.
 
     Raises:
         InputError: if a setting is out of range, even without mixing.
@@ -149,14 +148,14 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
 def make_terms(
     method: str, settings: dict[str, Any], train_split: AnySplit, steps: int, data_seed: int
 ) -> list[methods.DistillationTerm]:
-    """Returns the loss terms of a published method, and [] for other methods.
+    """Returns the loss terms of a published method, or [] for other methods.
 
     Args:
         method: a name in `METHODS`.
         settings: from `method_settings`, with `pretraining_epochs` set.
         train_split: the training images.
         steps: batches per epoch.
-        data_seed: seed of a term's random draws.
+        data_seed: seed of the terms' random draws.
     """
     if method in OWN_METHODS:
         return []
@@ -187,14 +186,14 @@ def distiller_arguments(
         settings: from `method_settings`, with `pretraining_epochs` set.
         train_split: the training images.
         steps: batches per epoch.
-        data_seed: seed of mixing and of a term's random draws.
+        data_seed: seed of mixing and of the terms' random draws.
 
     Raises:
         InputError: if a setting is out of range.
     """
     mixing_steps = None
     if settings["mixing_epochs"] is not None:
-        # Epochs of pretraining don't count.
+        # Pretraining epochs don't count as mixing epochs.
         mixing_steps = ((settings["pretraining_epochs"] or 0) + settings["mixing_epochs"]) * steps
     as_they_are = "temperature", "soft_weight", "label_weight", "soft_target"
     return {
@@ -207,7 +206,7 @@ def distiller_arguments(
 
 
 def default_pretraining_epochs(method: str, epochs: int) -> int:
-    """Returns the number of pretraining epochs of a method before `epochs` of training."""
+    """Returns a method's default number of pretraining epochs for `epochs` of training."""
     if method in OWN_METHODS or not methods.METHODS[method].pretraining_epochs:
         return 0
     return max(1, round(PRETRAINING_SHARE * epochs))
@@ -237,7 +236,7 @@ def _defaults_of(method: str) -> dict[str, Any]:
 
 
 def _check_term(method: str, settings: dict[str, Any], given: dict[str, Any]) -> None:
-    """Rejects settings of a term that the method lacks, and mixing where it isn't defined."""
+    """Rejects term settings of methods without such a term, and mixing where it isn't defined."""
     entry = methods.METHODS.get(method)
     if entry is None and "method_weight" in given:
         raise InputError(

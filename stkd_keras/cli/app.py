@@ -1,4 +1,4 @@
-"""Runs a command: flags, help, and errors in one line."""
+"""Runs a command: flags, help and one-line errors."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from stkd_keras.errors import InputError, WorkerLostError, is_text
 from stkd_keras.training.signals import Interrupted, ignore_signals, leave, raise_on_signals
 
-# Kubernetes' training operator restarts processes that exit with this user-defined status.
+# Kubeflow's training operator restarts processes that exit with this status.
 WORKER_LOST = 138
 _HELP = ("-h", "-help", "--help", "--helpshort", "-helpfull", "--helpfull")
 
@@ -28,10 +28,10 @@ def run(
 ) -> None:
     """Parses the flags, runs a command, and ends the process."""
     logging.set_verbosity(logging.WARNING)
-    # A user's keras.json may set another format, which the models don't support.
+    # The models don't support channels_first, which a user's keras.json may set.
     keras.config.set_image_data_format("channels_last")
     if not sys.warnoptions:
-        # Python's warnings are meant for developers and would hide the one line.
+        # Python's warnings are for developers and would hide the one-line error.
         warnings.simplefilter("ignore")
     # File and class names may contain characters that the terminal can't encode.
     for stream in (sys.stdout, sys.stderr):
@@ -59,7 +59,7 @@ def run(
 
 
 class FlagGroup:
-    """Defines flags that `--helpfull` shows under the group's name."""
+    """Defines flags, which `--helpfull` lists under the group's name."""
 
     def __init__(self, name: str):
         self.string, self.integer, self.float, self.bool, self.enum, self.list = (
@@ -116,7 +116,7 @@ def _fail(error: Exception) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    # A file's name could contain control sequences for the terminal.
+    # A file name may contain control sequences for the terminal.
     line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     _print(f"error: {line}")
 

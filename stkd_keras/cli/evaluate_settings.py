@@ -1,4 +1,4 @@
-"""Checks the flags of evaluate.py."""
+"""Reads and checks the flags of evaluate.py."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ class Outputs:
 
     @property
     def are_scores(self) -> bool:
-        """Whether the model is scored: always, unless it is only exported."""
+        """Whether to score the model: always, unless it is only exported."""
         return self.report is not None or self.export is None
 
 
@@ -36,7 +36,7 @@ def names_a_run(model: str) -> bool:
 
 
 def outputs_from_flags() -> Outputs:
-    """Returns the files to write, once they are known to be writable."""
+    """Returns the files to write, after checking that they can be written."""
     teacher_flags = (FLAGS.teacher_weights, FLAGS.teacher_normalization, FLAGS.teacher_classes)
     if FLAGS.teacher is None and any(teacher_flags):
         raise InputError(
@@ -49,7 +49,7 @@ def outputs_from_flags() -> Outputs:
 
 
 def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
-    """Raises an error if a run of --compare has other data than the report."""
+    """Raises an InputError if a run of --compare was trained on other data."""
     described = read_json(folder / "config.json").get("data")
     described = described if isinstance(described, dict) else {}
     expected = {
@@ -82,7 +82,7 @@ def _report_file() -> str | None:
 
 
 def _compared_runs() -> dict[str, pathlib.Path]:
-    """The directories of --compare, by their last part where that is unique."""
+    """Returns the directories of --compare by their names, or by their paths if ambiguous."""
     folders = [pathlib.Path(folder) for folder in FLAGS.compare or []]
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) != len(folders):

@@ -1,4 +1,4 @@
-"""Loads the data set that flags name, for train.py and evaluate.py."""
+"""Loads the data set of train.py and evaluate.py."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from stkd_keras.errors import InputError
 
 
 def load_dataset(run: Any = None) -> data.Dataset:
-    """Loads the data set that the flags name; those that aren't given are as in the run."""
+    """Loads the data set named by the flags; missing flags default to the run's values."""
     values: list[Any] = [
         getattr(run, name, None) if flags.FLAGS[name].value is None else flags.FLAGS[name].value
         for name in ("dataset", "data_dir", "image_size", "skip_bad_images")
@@ -27,7 +27,7 @@ def load_dataset(run: Any = None) -> data.Dataset:
 
 
 def memory_limit() -> int:
-    """Returns --memory_limit in bytes, the largest integer for infinity."""
+    """Returns --memory_limit in bytes; infinity becomes a large integer."""
     gigabytes = flags.FLAGS.memory_limit
     if not gigabytes >= 0:
         raise InputError(f"--memory_limit={gigabytes} given, expected GB, 0 or more")
@@ -35,6 +35,6 @@ def memory_limit() -> int:
 
 
 def list_skipped(skipped: Sequence[str]) -> None:
-    """Prints the images that were left out of a data set."""
+    """Prints the images that were skipped."""
     if skipped:
         print("\n  ".join([f"skipped {len(skipped)} unreadable images:", *skipped]))

@@ -1,4 +1,4 @@
-"""Records what made a run."""
+"""Records the command, versions and devices of a run."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout, or None without one."""
+    """Returns the commit of this checkout, or None."""
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
         git = subprocess.run(

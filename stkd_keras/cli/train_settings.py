@@ -30,7 +30,7 @@ class Images(NamedTuple):
 
 
 def settings_from_flags() -> RunSettings:
-    """Returns the settings of the run, checked as far as possible before anything is loaded."""
+    """Returns the run's settings, with all checks that don't need the data or models."""
     data.check_name(FLAGS.dataset)
     values: dict[str, Any] = {
         field.name: FLAGS[field.name].value
@@ -50,7 +50,7 @@ def settings_from_flags() -> RunSettings:
 
 
 def features_from_flag(flag: str) -> dict[str, str]:
-    """Returns the layer names by feature that --student_features or --teacher_features gives."""
+    """Parses --student_features or --teacher_features into layer names by feature."""
     pairs = [entry.partition("=") for entry in FLAGS[flag].value or []]
     for feature, equals, layer in pairs:
         if not (feature and equals and layer):
@@ -62,7 +62,7 @@ def features_from_flag(flag: str) -> dict[str, str]:
 
 
 def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
-    """Sets up the devices. Workers other than the chief print nothing from here on."""
+    """Sets up the devices. All workers but the chief print nothing from now on."""
     if FLAGS.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(FLAGS.distribute, FLAGS.logical_devices)
@@ -140,7 +140,7 @@ def _check_values(settings: RunSettings) -> None:
 
 
 def _check_combinations(settings: RunSettings) -> None:
-    """Rejects flags of which one makes another one useless."""
+    """Rejects combinations in which a flag would have no effect or can't work."""
     for flag, purpose in (("unlabeled_dir", "labels its images"), ("replay", "is recorded")):
         if FLAGS[flag].value is not None and not settings.needs_teacher:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, as pure functions of the images and random numbers."""
+"""Batch augmentations, as pure functions of the images and random numbers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from stkd_keras.data.randaugment import MID_GRAY, NUM_DRAWS, distort
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """An augmentation of batches, in which each image has its own random numbers."""
+    """A batch augmentation that uses `num_draws` random numbers per image."""
 
     num_draws: int
     apply: Callable[[tf.Tensor, tf.Tensor, bool], tf.Tensor]
@@ -38,25 +38,25 @@ def pad_crop_flip(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
 
 
 def cutout(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Applies `pad_crop_flip` and Cutout (arXiv 1708.04552), with draws of shape (5, batch)."""
+    """Applies `pad_crop_flip`, then Cutout (arXiv 1708.04552), with draws of shape (5, batch)."""
     height, width, channels = images.shape[1:]
     side = max(1, min(height, width) // 2)
     rows = _covered(draws[3], height, side)
     columns = tf.repeat(_covered(draws[4], width, side), channels, axis=1)
     hole = rows[:, :, None] & columns[:, None, :]
-    # Broadcasting over three dimensions takes half as long as over four.
+    # Broadcasting over three dimensions is twice as fast as over four.
     cropped = tf.reshape(pad_crop_flip(images, draws[:3], flip), (-1, height, width * channels))
     covered = tf.where(hole, tf.constant(MID_GRAY, images.dtype), cropped)
     return tf.ensure_shape(tf.reshape(covered, (-1, height, width, channels)), images.shape)
 
 
 def randaugment(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Applies `pad_crop_flip` and RandAugment (arXiv 1909.13719), with draws (7, batch)."""
+    """Applies `pad_crop_flip`, then RandAugment (arXiv 1909.13719), with draws (7, batch)."""
     return distort(pad_crop_flip(images, draws[:3], flip), draws[3:])
 
 
 def unchanged(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Returns the images."""
+    """Returns the images unchanged."""
     return images
 
 
@@ -70,7 +70,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def _integers(draws: tf.Tensor, limit: int) -> tf.Tensor:
-    """Returns uniform int32 numbers below a limit."""
+    """Converts draws from [0, 1) to int32 numbers in [0, limit)."""
     # A draw is at most 1 - 2**-23, so even the rounded product is below the limit.
     return tf.cast(draws * limit, tf.int32)
 

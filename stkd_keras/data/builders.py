@@ -1,4 +1,4 @@
-"""The base class of TFDS builders of data sets that are archives of images."""
+"""Base class of TFDS builders for data sets distributed as image archives."""
 
 import hashlib
 import pathlib
@@ -13,7 +13,7 @@ from stkd_keras.errors import InputError, one_line
 
 
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Base class of TFDS builders that store the image files of an archive."""
+    """Base class of TFDS builders that store the image files of an archive as they are."""
 
     ADDRESS: str
     MD5: str | None = None
@@ -36,7 +36,7 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     ) -> Iterator[tuple[str, dict]]:
         for name, label in images:
             content = tree.read(name)
-            # TFDS would store a bad image, and fail only when the data set is read.
+            # TFDS would store a bad image and only fail when the data set is read.
             found = decode_image(content, name, None).shape
             if found != self.SHAPE:
                 raise InputError(
@@ -46,10 +46,10 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             yield name, {"image": content, "label": label}
 
     def _source(self, dl_manager: tfds.download.DownloadManager) -> pathlib.Path:
-        """Returns the folder or archive in TFDS's manual_dir, or else downloads the archive."""
+        """Finds the folder or archive in TFDS's manual_dir, or downloads the archive."""
         try:
             source = find_source(dl_manager.manual_dir, self.name)
-        except AssertionError:  # TFDS raises it if the folder doesn't exist or is empty.
+        except AssertionError:  # TFDS: manual_dir is missing or empty.
             source = None
         if source is None:
             source = _download(dl_manager, self.ADDRESS)
@@ -62,7 +62,7 @@ def _download(dl_manager, address: str) -> pathlib.Path:
     wrong_checksum = tfds.download.download_manager.NonMatchingChecksumError
     try:
         return pathlib.Path(dl_manager.download(address))
-    # The errors of requests are OSErrors.
+    # Exceptions of `requests` are OSErrors.
     except (OSError, tfds.download.DownloadError, wrong_checksum) as error:
         raise InputError(
             f"the download of {address} failed ({one_line(error)}), expected the complete archive: "
@@ -76,7 +76,7 @@ def _check_md5(path: pathlib.Path, address: str, expected: str) -> None:
     if found == expected:
         return
     size = path.stat().st_size
-    # TFDS doesn't repeat a download whose file and .INFO file exist.
+    # TFDS skips a download whose file and .INFO file exist.
     path.unlink()
     path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
     raise InputError(

@@ -16,9 +16,9 @@ from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError
 
 UNLABELED = -1
-"""The label of an image without a label."""
+"""The label of unlabeled images."""
 
-# Bytes; TensorFlow's kernels need it of arrays that TensorFlow didn't allocate.
+# Bytes. TensorFlow's kernels require it of memory that TensorFlow didn't allocate.
 ALIGNMENT = 64
 
 STATISTICS_IMAGES = 10_000
@@ -28,7 +28,7 @@ _HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class RandomAccessSplit(abc.ABC):
-    """A split that returns any of its images at any time."""
+    """A split whose images can be fetched by index."""
 
     labels: np.ndarray
     image_shape: tuple[int, int, int]
@@ -42,11 +42,11 @@ class RandomAccessSplit(abc.ABC):
 
 
 class Split(RandomAccessSplit):
-    """Images in memory, with their labels.
+    """Images and labels in memory.
 
     Attributes:
         images: uint8 array of shape (N, height, width, channels), in [0, 255].
-        labels: int32 or int64 array of shape (N,); -1 stands for no label.
+        labels: int32 or int64 array of shape (N,); -1 if unlabeled.
         image_shape: (height, width, channels).
 
     Raises:
@@ -70,7 +70,7 @@ class Split(RandomAccessSplit):
         self.image_shape = images.shape[1:]
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The images are a tensor, as a tf.data function would copy an array into its graph.
+        # Tensors, because a tf.data function would copy arrays into its graph.
         images, labels = self._tensors
         return tf.gather(images, indices), tf.gather(labels, indices)
 
@@ -82,7 +82,7 @@ class Split(RandomAccessSplit):
 
 
 class Subset(RandomAccessSplit):
-    """The images of a split at some indices, an int64 array (N,), without copying them."""
+    """A view of some of a split's images, given by an int64 array of indices (N,)."""
 
     def __init__(self, base: RandomAccessSplit, indices: np.ndarray):
         self.base, self.indices = base, indices
@@ -99,11 +99,11 @@ class Subset(RandomAccessSplit):
 
 
 class Joined(RandomAccessSplit):
-    """The images of two splits of the same image shape, one after the other.
+    """The concatenation of two splits with the same image shape.
 
     Attributes:
         first: the split with the first images.
-        second: the split with the others.
+        second: the split with the remaining images.
         labels: integer array of shape (N,).
         image_shape: (height, width, channels).
 
@@ -134,7 +134,7 @@ class Joined(RandomAccessSplit):
 
 
 AnySplit: TypeAlias = RandomAccessSplit | RecordSplit
-"""The images of a split, in memory, in files or streamed."""
+"""A split in memory, in files or streamed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,16 +142,16 @@ class Dataset:
     """An image classification data set.
 
     Attributes:
-        name: the name to load it by.
+        name: its name for `load`.
         version: the version of its images, labels and splits.
         class_names: one name for each label, starting at 0.
-        mean: mean of the training pixels, one number for each channel, in units of [0, 1].
-        std: their standard deviation.
-        flip: whether an image flipped left to right keeps its class.
+        mean: mean of the training pixels per channel, with pixels scaled to [0, 1].
+        std: their standard deviation per channel.
+        flip: whether horizontally flipped images keep their class.
         train: the training images.
         test: the test images.
-        validation: the validation images, or None if the data set has none of its own.
-        skipped: "NAME: REASON" of each image that was skipped because it couldn't be read.
+        validation: the official validation images, or None.
+        skipped: "NAME: REASON" for each unreadable image that was skipped.
 
     Raises:
         InputError: if a label has no class name, or the splits' image shapes differ.
@@ -212,12 +212,12 @@ def from_arrays(
 
     Args:
         images: training images, uint8 array of shape (N, height, width, channels) in [0, 255].
-        labels: their labels, integer array of shape (N,) or (N, 1), starting at 0.
+        labels: training labels, integer array of shape (N,) or (N, 1), starting at 0.
         test_images: test images, an array like `images`.
-        test_labels: their labels, an array like `labels`.
-        class_names: one name for each label. Defaults to the numbers.
+        test_labels: test labels, an array like `labels`.
+        class_names: one name for each label. Defaults to "0", "1", and so on.
         name: name of the data set in reports.
-        flip: whether an image flipped left to right keeps its class.
+        flip: whether horizontally flipped images keep their class.
 
     Returns:
         The `Dataset`.
@@ -243,7 +243,7 @@ def from_arrays(
 
 
 def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of each channel of (up to 10,000) images, in [0, 1]."""
+    """Returns each channel's mean and standard deviation over up to 10,000 images, in [0, 1]."""
     counts = np.zeros((split.image_shape[-1], 256), np.int64)
     for images in some_images(split):
         for channel, row in enumerate(counts):
@@ -252,14 +252,14 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
     total = counts.sum(axis=1)
     mean = counts @ values / total
     std = np.sqrt(counts @ values**2 / total - mean**2)
-    # A constant channel would be divided by 0.
+    # Avoids a division by 0 for constant channels.
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
 
 def content_hash(split: AnySplit) -> str:
-    """Returns a hash of a split's images and labels in their order, as 64 hexadecimal digits.
+    """Returns a SHA-256 hash of a split's images and labels, in order, as 64 hex digits.
 
-    It is computed once. If the images take more than 1 GB, only 10,000 of them are hashed.
+    The hash is cached. Of images that take more than 1 GB, only 10,000 are hashed.
 
     Args:
         split: the images and labels.
@@ -270,7 +270,7 @@ def content_hash(split: AnySplit) -> str:
 
 
 def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.ndarray]:
-    """Yields up to `count` images, always the same, as uint8 (batch, height, width, channels)."""
+    """Yields a fixed sample of up to `count` images, as uint8 (batch, height, width, channels)."""
     if isinstance(split, RecordSplit):
         batches = split.examples().take(count).batch(STATISTICS_BATCH)
     else:
@@ -294,7 +294,7 @@ def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def split_without(bad: Container[int], images: np.ndarray, labels: np.ndarray) -> Split:
-    """Returns a split of all images but those of bad indices, moved to the front in place."""
+    """Returns a split without the bad indices; moves the good images to the front in place."""
     good = [index for index in range(len(labels)) if index not in bad]
     for place, index in enumerate(good):
         if place != index:
@@ -312,8 +312,8 @@ def _hashed(split: AnySplit) -> str:
 
 
 def _without_copying(array: np.ndarray) -> tf.Tensor:
-    """Returns a tensor that shares the array's memory if TensorFlow supports it."""
-    # TensorFlow aborts the process for an array that isn't aligned.
+    """Returns a tensor that shares the array's memory if possible."""
+    # TensorFlow aborts the process if the array isn't aligned.
     is_usable = array.flags.c_contiguous and array.flags.writeable
     if is_usable and array.ctypes.data % ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

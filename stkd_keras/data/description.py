@@ -1,4 +1,4 @@
-"""Describes a data set in reports and in the terminal."""
+"""Data set descriptions for reports and the terminal."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from stkd_keras.data.dataset import AnySplit, Dataset
 def describe(
     dataset: Dataset, train_split: AnySplit, validation_split: AnySplit | None
 ) -> dict[str, Any]:
-    """Returns the data set's entry in a report, as JSON values."""
+    """Returns a JSON-serializable description of a data set."""
     labeled = int((train_split.labels >= 0).sum())
     counts = {
         "train": labeled,
@@ -31,7 +31,7 @@ def describe(
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """Returns the result of `describe` as one line of text."""
+    """Formats the result of `describe` as one line of text."""
     counts = ", ".join(f"{count:,} {name}" for name, count in description["images"].items())
     shape = "x".join(map(str, description["image_shape"]))
     name = f"{description['name']} {description['version']}"

@@ -32,7 +32,7 @@ from stkd_keras.data.splitting import split_train
 from stkd_keras.errors import InputError, unknown_name
 
 DEFAULT_MEMORY_LIMIT = 4 * 10**9
-"""Bytes that the decoded images of a data set may take in memory."""
+"""Maximum size of a data set's decoded images in memory, in bytes."""
 
 LARGEST_IMAGE_SIZE = 8192
 """Pixels; an image of that size takes 200 MB."""
@@ -47,7 +47,7 @@ _LAYOUTS: dict[str, Callable[[FileTree], Layout]] = {
 }
 # Commonly used values; those of other data sets are computed.
 _STATISTICS: dict[str, Any] = {name: NORMALIZATIONS[name] for name in ("cifar10", "cifar100")}
-# TFDS data sets whose images would change their class when flipped.
+# TFDS data sets in which a flip may change the class.
 _DONT_FLIP = ("mnist", "svhn", "smallnorb", "omniglot", "cmaterdb", "dsprites")
 _TEST_SHARE = 0.2
 
@@ -67,27 +67,27 @@ def load(
             "cifar10", "cifar100": from TFDS;
             "cinic10", "tiny_imagenet": from TFDS, or from a copy of the official files;
             "tfds:NAME" or "tfds:NAME/CONFIG": any image classification data set of TFDS. Its
-            test split is "test" if that has labels, or else "validation", or else a fixed fifth
+            test split is "test" if it has labels, otherwise "validation", otherwise a fixed fifth
             of "train";
             "folder": your own images, in DATA_DIR/{train,val,test}/CLASS/FILE; val is optional;
             "digits": scikit-learn's 8x8 grayscale digits, for quick experiments; a fixed fifth
             of them is the test split.
-        data_dir: for TFDS, the folder of prepared data sets, to which missing ones are downloaded.
+        data_dir: for TFDS, the folder of prepared data sets; missing ones are downloaded to it.
             Defaults to TFDS_DATA_DIR, then ~/tensorflow_datasets. For cinic10 and tiny_imagenet
             it can also be the archive, the unpacked folder, or a folder that contains either. Zip
             archives are read in place; tar archives are unpacked next to themselves first. For
-            "folder", the folder. Ignored for digits.
+            "folder", the folder that has train/ and test/. Ignored for digits.
         image_size: height and width in pixels; images are scaled to cover it and cropped around
-            their centers. By default images keep their size, which must be the same for all.
-        memory_limit: bytes. If the decoded images take more, they are read for every batch.
-        skip_bad_images: whether images that can't be read are skipped, and listed in
-            `Dataset.skipped`, instead of raising an error.
+            their centers. By default, images keep their size, which must be the same for all.
+        memory_limit: in bytes. If the decoded images take more, they are read again in every epoch.
+        skip_bad_images: whether to skip unreadable images, and list them in `Dataset.skipped`,
+            instead of raising an error.
 
     Returns:
         The `Dataset`.
 
     Raises:
-        InputError: if the name isn't known, or the data set is missing, broken, or can't be
+        InputError: if the name is unknown, or the data set is missing, broken, or can't be
             downloaded.
 
     Example:
@@ -132,7 +132,7 @@ def check_name(name: str) -> None:
         name: the name of a data set.
 
     Raises:
-        InputError: if it doesn't; the message has the most similar names.
+        InputError: if it doesn't; the message suggests similar names.
     """
     if name not in NAMES and not name.startswith(TFDS):
         raise unknown_name("data set", name, NAMES)
@@ -145,21 +145,21 @@ def join_unlabeled(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     skip_bad_images: bool = False,
 ) -> tuple[Joined, list[str]]:
-    """Appends all images in a folder to the training images, as images without labels.
+    """Appends all images in a folder to the training images, as unlabeled images.
 
     Args:
         split: the training images.
         directory: the folder; its subfolders are searched too. Images are resized to the shape of
-            the training images, as by `load`.
-        memory_limit: bytes that the decoded images of the folder may take in memory.
+            the training images, as in `load`.
+        memory_limit: maximum size of the folder's decoded images in memory, in bytes.
         skip_bad_images: see `load`.
 
     Returns:
-        (split, skipped): the images, with label -1 for those without one, and "NAME: REASON" of
+        (split, skipped): all images, with label -1 for the unlabeled ones, and "NAME: REASON" for
         each image that was skipped.
 
     Raises:
-        InputError: if there are no images, one can't be read, or `split` is streamed.
+        InputError: if the folder has no images, one can't be read, or `split` is streamed.
     """
     if isinstance(split, RecordSplit):
         raise InputError(
@@ -180,7 +180,7 @@ def join_unlabeled(
 
 
 def _load_digits() -> Dataset:
-    # Imported here because it takes seconds, and most runs don't need it.
+    # Imported here because the import takes seconds and most runs don't need it.
     import sklearn.datasets
     import sklearn.model_selection
 
@@ -201,19 +201,19 @@ def _load_digits() -> Dataset:
 
 
 def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
-    """Returns the archive or unpacked folder that `data_dir` is or contains, if any."""
+    """Returns the archive or unpacked folder at or in `data_dir`, if any."""
     if name not in _LAYOUTS:
         return None
     root = default_root() if data_dir is None else pathlib.Path(data_dir)
     if newest_version(root / name) is not None:
         return None
-    # TFDS looks for manual downloads in the second one.
+    # The second one is TFDS's folder for manual downloads.
     sources = (find_source(folder, name) for folder in (root, root / "downloads" / "manual"))
     return next(filter(None, sources), None)
 
 
 def _load_layout(name: str, tree: FileTree, layout: Layout, **options) -> Dataset:
-    """Loads the splits of a layout, each into memory if it still fits."""
+    """Loads the splits of a layout, each into memory if it fits into the remaining limit."""
     splits: dict[str, Split | FileSplit] = {}
     skipped: list[str] = []
     memory_left = options["memory_limit"]
@@ -244,14 +244,14 @@ def _load_layout(name: str, tree: FileTree, layout: Layout, **options) -> Datase
 
 
 def _fingerprint(tree: FileTree, layout: Layout) -> str:
-    """Returns a version that depends on the images and labels of this copy."""
+    """Returns a version string that depends on the files' names, sizes and labels."""
     sizes = [tree.size(name) for files in layout.splits.values() for name, _ in files]
     return hashlib.sha256(json.dumps([*layout, sizes]).encode()).hexdigest()[:8]
 
 
 def _load_tfds(name: str, data_dir: str | os.PathLike | None, **options) -> Dataset:
     loaded = load_tfds(name.removeprefix(TFDS), data_dir, **options)
-    # Some, such as imagenet2012, have test images without labels.
+    # Some test splits, such as that of imagenet2012, have no labels.
     splits = {key: split for key, split in loaded.splits.items() if (split.labels >= 0).all()}
     if "train" not in splits:
         raise InputError(f"{name} has training images without labels, expected a label for each")

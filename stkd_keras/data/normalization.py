@@ -1,4 +1,4 @@
-"""Common normalizations: means and standard deviations of pixels in units of [0, 1]."""
+"""Common normalizations: means and standard deviations of pixels scaled to [0, 1]."""
 
 import math
 from typing import TypeAlias
@@ -25,7 +25,7 @@ def parse_normalization(text: str, dataset: Dataset):
         dataset: the data set.
 
     Returns:
-        (mean, std), each a number or a tuple of one number per channel, in units of [0, 1].
+        (mean, std), each a number or a tuple of one number per channel, for pixels in [0, 1].
 
     Raises:
         InputError: if `text` is anything else.

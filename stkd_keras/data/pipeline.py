@@ -26,41 +26,41 @@ def pipeline(
     num_shards: int = 1,
     with_index: bool = False,
 ) -> tf.data.Dataset:
-    """Builds the infinite pipeline of augmented batches for training.
+    """Builds an infinite pipeline of augmented training batches.
 
-    Batch k of epoch e is a pure function of (data_seed, e, k) for given images and batch size: a
+    For given images and batch size, batch k of epoch e is a pure function of (data_seed, e, k): a
     pipeline with `start_step=s` continues one that has yielded s batches, bit for bit. Each epoch
     is a permutation of all images; its last two batches share the remaining images.
 
-    A split that is streamed from TFRecords (`RecordSplit`) keeps these promises for the same files
-    and the same shuffle buffer. Its order is only as random as files and buffer allow, and to
-    start within an epoch it reads the images before, without decoding them.
+    For a split streamed from TFRecords (`RecordSplit`), this holds for the same files and the same
+    shuffle buffer. The order is less random, and starting within an epoch reads, but doesn't
+    decode, all earlier images of the epoch.
 
     Args:
-        dataset: the data set, which tells whether images may be flipped.
+        dataset: the data set; its `flip` says whether images may be flipped.
         split: "train", "test" or "validation", or a part of one of them (`split_train`). Images
             in memory aren't copied.
         batch_size: images per batch, over all shards. The last two batches of an epoch may have
             fewer, but at least half as many.
-        data_seed: integer that decides the order and the augmentation.
+        data_seed: integer seed of the order and the augmentation.
         augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
             "cutout" or "none".
         start_step: number of the first batch, counted over all epochs.
         shard_index: which shard of every batch to return, starting at 0.
-        num_shards: number of shards, one for each worker. The shards of images in memory or in
-            files are the pieces of the batch.
-        with_index: whether to return the index of each image in the split with its label; not
-            supported for streamed images.
+        num_shards: number of shards, one for each worker. Unless images are streamed, the shards
+            together are the batch of a single worker.
+        with_index: whether to also return the index of each image in the split; not supported for
+            streamed images.
 
     Returns:
         Infinite tf.data.Dataset of (images, labels): float32 (batch, height, width, channels) in
-        [0, 255], and integers (batch,), -1 for an image without a label. With `with_index` the
-        labels are a dict of "labels" and "index", both (batch,). The batch size is static if all
-        batches have the same.
+        [0, 255], and integers (batch,), -1 for unlabeled images. With `with_index`, the labels are
+        a dict of "labels" and "index", both (batch,). The batch size is static if it is the same
+        for all batches.
 
     Raises:
-        InputError: if the batch is larger than the split, `augment` or the split's name isn't
-            known, or a number is out of range.
+        InputError: if the batch is larger than the split, `augment` or the split's name is
+            unknown, or a number is out of range.
 
     Example:
 
@@ -105,7 +105,7 @@ def pipeline(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PipelineSource:
-    """The arguments of `pipeline`, its attribute `source`, to rebuild the same batches."""
+    """The arguments of `pipeline`, kept as its `source` so that the same batches can be rebuilt."""
 
     dataset: Dataset
     split: AnySplit
@@ -122,7 +122,7 @@ class PipelineSource:
         return pipeline(**{**vars(self), "start_step": step})
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings that must be equal for two pipelines to yield the same batches."""
+        """Returns the settings that two pipelines with the same batches must share."""
         return {
             "images": content_hash(self.split),
             "batch_size": self.batch_size,
@@ -135,7 +135,7 @@ class PipelineSource:
 
 
 def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
-    """Builds the finite pipeline of all images of a split, in their order.
+    """Builds a finite pipeline of all images of a split, in order.
 
     Args:
         split: the images to evaluate on.
@@ -173,7 +173,7 @@ def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
 def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
     """Returns the setting that says how an epoch's remaining images are batched, if there are any.
 
-    It differs from that of runs and recordings by a version that left them all to the last batch.
+    Runs and recordings of an older version lack it; there, the last batch had all of them.
 
     Args:
         split: the images to train on.
@@ -183,7 +183,7 @@ def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
 
 
 class _Shard:
-    """The shard of one worker of each batch of an epoch."""
+    """One worker's shard of each batch of an epoch."""
 
     def __init__(self, num_images: int, batch_size: int, index: int = 0, of: int = 1):
         _check_positive(batch_size)
@@ -200,18 +200,18 @@ class _Shard:
         self.batch_size = batch_size
         self.starts = _batch_starts(num_images, batch_size)
         self.steps = len(self.starts) - 1
-        # Shards differ by one image at most, and none is larger in a smaller batch.
+        # The sizes of shards differ by at most one, and no shard grows when the batch shrinks.
         each, rest = np.divmod(np.diff(self.starts), of)
         self.firsts, self.ends = (i * each + np.minimum(rest, i) for i in (index, index + 1))
 
     @property
     def sizes(self) -> np.ndarray:
-        """The size of the shard of each batch."""
+        """The shard's size in each batch."""
         return self.ends - self.firsts
 
     @property
     def static_size(self) -> int | None:
-        """The size of the shard, if it is the same for every batch."""
+        """The shard's size if it is the same in every batch, otherwise None."""
         return int(self.sizes[0]) if len(set(self.sizes)) == 1 else None
 
     def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -254,10 +254,10 @@ def _fetched_batches(
 def _streamed_batches(
     split: RecordSplit, shard: _Shard, data_seed: int, start_step: int
 ) -> tf.data.Dataset:
-    """As `_fetched_batches`, for a streamed split, which is read from its start in each epoch."""
+    """Like `_fetched_batches`, but reads a streamed split from its start in each epoch."""
     start_epoch, start_batch = divmod(start_step, shard.steps)
     before = np.append(0, np.cumsum(shard.sizes))
-    # The shard of a small last batch may be empty, but all workers make the same steps.
+    # A small last batch may leave a worker without images, but all workers must do every step.
     nothing = tf.data.Dataset.from_tensors(
         (tf.zeros((0, *split.image_shape), tf.uint8), tf.zeros((0,), tf.int64))
     )
@@ -278,9 +278,9 @@ def _streamed_batches(
 
 def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns a permutation of the numbers below `size`, int32 (size,)."""
-    # Not `index_shuffle`, which needs no sort: as TensorFlow calls it (4 rounds of its cipher),
-    # neighbors avoid each other. With 50,000 images sorted by class, the variance of a class's
-    # count in a batch was 9.3 instead of 11.5. The sort takes 6 ms per epoch there.
+    # `index_shuffle` needs no sort, but it keeps neighbors apart: with 50,000 images sorted by
+    # class, the variance of a class's count in a batch was 9.3 instead of 11.5. Sorting
+    # takes 6 ms per epoch there.
     keys = tf.random.stateless_uniform(
         (size,), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
@@ -300,7 +300,7 @@ def _augmented(
     def augment(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]):
         images, labels = batch
         seed = step_seed(data_seed, AUGMENTATION, step)
-        # Drawn for the whole batch, so that the shards are the pieces of one worker's batch.
+        # Drawn for the whole batch, so that shards together equal the batch of a single worker.
         draws = tf.random.stateless_uniform(
             (augmentation.num_draws, shard.batch_size), seed, alg="philox"
         )
@@ -326,7 +326,7 @@ def _map(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
 
 def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
-    # These rewrite the graph, which copies every tensor it captures, here all the images.
+    # They rewrite the graph, which copies all captured tensors, including the images.
     options.experimental_optimization.apply_default_optimizations = False
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 

@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) for whole batches, with different operations for each image."""
+"""RandAugment (arXiv 1909.13719) on batches, with different operations for each image."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def identity(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Returns the images."""
+    """Returns the images unchanged."""
     return images
 
 
@@ -35,13 +35,13 @@ def autocontrast(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Ten
     pixels = tf.cast(images, tf.float32)
     low = tf.reduce_min(pixels, axis=(1, 2), keepdims=True)
     span = tf.reduce_max(pixels, axis=(1, 2), keepdims=True) - low
-    # Multiply first, so that only the quotient is rounded, and never up to the next integer.
+    # Multiplying first leaves a single rounding, which never reaches the next integer.
     stretched = (pixels - low) * 255.0 / tf.maximum(span, 1.0)
     return tf.where(span > 0, tf.cast(stretched, tf.uint8), images)
 
 
 def equalize(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Equalizes each channel's histogram, as Pillow does."""
+    """Equalizes each channel's histogram like Pillow."""
     height, width, channels = images.shape[1:]
     by_channel = tf.transpose(images, (0, 3, 1, 2))
     values = tf.cast(tf.reshape(by_channel, (-1, height * width)), tf.int32)
@@ -101,7 +101,7 @@ def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor
     pixels = tf.cast(images, tf.float32)
     kernel = np.ones((3, 3, channels, 1), np.float32)
     kernel[1, 1] = 5
-    # Sums of integers are exact in any order, and no integer divided by 13 is close to a half.
+    # Bit-identical on all devices: integer sums are exact, and no sum / 13 is close to a half.
     smoothed = tf.round(tf.nn.depthwise_conv2d(pixels, kernel, (1, 1, 1, 1), "SAME") / 13)
     inner = np.zeros((height, width, 1), bool)
     inner[1:-1, 1:-1] = True
@@ -109,7 +109,7 @@ def sharpness(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor
 
 
 def _affine(coefficient: int, maximum: float, axis: int | None = None) -> Operation:
-    """Returns an operation that changes one coefficient of `_transform`, relative to an axis."""
+    """Returns an operation that changes one coefficient of `_transform`, in units of `axis`."""
 
     def apply(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
         signed = [0.0] * 6
@@ -131,7 +131,7 @@ OPERATIONS: dict[str, Operation] = {
     "brightness": brightness,
     "sharpness": sharpness,
     # Shears shift each row (column) by up to 0.3 of its distance from the top (left), translations
-    # the image by up to 0.45 of its width (height): left (up) if the sign is positive.
+    # shift the image by up to 0.45 of its width (height). Positive signs shift left (up).
     "shear_x": _affine(1, 0.3),
     "shear_y": _affine(3, 0.3),
     "translate_x": _affine(2, 0.45, axis=2),
@@ -139,18 +139,18 @@ OPERATIONS: dict[str, Operation] = {
 }
 """The paper's operations by name, functions of (images, magnitude, sign).
 
-`magnitude` is a float in [0, 1], the fraction of the maximum that the docstring states, and `sign`
-is a float32 tensor of shape (batch,) of -1 and 1; operations ignore what they don't need. The
-maxima are those of timm and torchvision, arithmetic and rounding are Pillow's. Geometric operations
-use the nearest pixel, and mid gray outside of the image.
+`magnitude` is a float in [0, 1], the fraction of the maximum in the operation's docstring. `sign`
+is a float32 tensor of shape (batch,) with values -1 and 1. Some operations ignore one or both. The
+maxima are those of timm and torchvision; arithmetic and rounding match Pillow. Geometric operations
+use the nearest pixel and fill with mid gray.
 """
 
 
 def _apply(images: tf.Tensor, chosen: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
-    """Applies to each image the operation with the number `chosen`, int32 (batch,)."""
+    """Applies operation number `chosen[i]` to image i; `chosen` is int32 (batch,)."""
 
-    # Grouping by operation processes every image once. Selecting among the results of all
-    # operations would take fourteen times the work.
+    # Grouping by operation processes every image once. Applying all operations and selecting would
+    # be fourteen times the work.
     def grouped(values: tf.Tensor) -> list[tf.Tensor]:
         return tf.dynamic_partition(values, chosen, len(OPERATIONS))
 
@@ -167,7 +167,7 @@ def _transform(
     images: tf.Tensor, constant: Sequence[float], signed: Sequence[float], sign: tf.Tensor
 ) -> tf.Tensor:
     """Applies the affine map with the coefficients `constant + sign * signed` to the images."""
-    # For ImageProjectiveTransformV3 the center of the first pixel is (0, 0).
+    # ImageProjectiveTransformV3 puts (0, 0) at the center of the first pixel, not at its corner.
     to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     even = np.reshape(constant, (2, 3)) @ to_corner - [[0, 0, 0.5]]
     odd = np.reshape(signed, (2, 3)) @ to_corner
@@ -193,7 +193,7 @@ def _blend(
 
 
 def _gray(images: tf.Tensor) -> tf.Tensor:
-    """Returns the luma (ITU-R 601) of RGB, or else the channels' mean, int32 (batch, h, w, 1)."""
+    """Returns RGB's luma (ITU-R 601) or other channels' mean, int32 (batch, h, w, 1)."""
     values = tf.cast(images, tf.int32)
     channels = images.shape[3]
     if channels == 3:

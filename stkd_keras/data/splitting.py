@@ -15,24 +15,24 @@ def split_train(
     *,
     images_per_class: int | None = None,
 ) -> tuple[AnySplit, AnySplit | None]:
-    """Splits the training images into validation images and a part of the rest to train on.
+    """Splits off validation images, and optionally selects a part of the remaining images.
 
-    Both splits are stratified: the same share of each class, up to rounding. For a given seed the
-    validation images don't depend on the size of the training part, and larger training parts
-    contain smaller ones.
+    Both splits are stratified: they take the same share of each class, up to rounding. For a given
+    seed, the validation images don't depend on the size of the training part, and larger training
+    parts contain smaller ones.
 
     Args:
-        dataset: the data set whose training images are split; they keep their order.
+        dataset: the data set whose training images to split; they keep their order.
         validation_fraction: share of all training images, in [0, 1).
         train_fraction: share of the remaining images, in (0, 1].
-        seed: non-negative integer that decides which images are chosen.
+        seed: non-negative integer seed of the choice.
         images_per_class: number of training images per class, instead of `train_fraction`.
 
     Returns:
         (train, validation), where validation is None if `validation_fraction` is 0.
 
     Raises:
-        InputError: if a number is out of range, or a class would have no training image, or there
+        InputError: if a number is out of range, a class would have no training images, or there
             would be no validation images.
     """
     check_split_arguments(validation_fraction, train_fraction, seed, images_per_class)
@@ -77,7 +77,7 @@ def check_split_arguments(
         images_per_class: see `split_train`.
 
     Raises:
-        InputError: if a number is out of range, or two exclude each other.
+        InputError: if a number is out of range, or two arguments exclude each other.
     """
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction={validation_fraction} given, expected [0, 1)")
@@ -116,10 +116,10 @@ def _check_enough(dataset: Dataset, left: np.ndarray, images_per_class: int) -> 
         )
 
 
-# scikit-learn's `train_test_split(stratify=...)` refuses a split whose unused rest is smaller than
-# the number of classes, and can't take a fixed number of images per class.
+# scikit-learn's `train_test_split(stratify=...)` rejects splits that leave fewer unused images than
+# classes, and can't take a fixed number of images per class.
 def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the number of images to take from each class, by the largest remainder method."""
+    """Returns how many images to take from each class, by the largest remainder method."""
     total = round(fraction * int(counts.sum()))
     shares, remainders = np.divmod(counts * total, counts.sum())
     shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
@@ -129,7 +129,7 @@ def _equal_shares(counts: np.ndarray, fraction: float) -> np.ndarray:
 def _choose(
     labels: np.ndarray, taken: np.ndarray, shares: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Returns a mask that selects `shares[label]` images of each label that aren't taken yet."""
+    """Returns a mask of `shares[label]` random images of each label that aren't taken yet."""
     chosen = np.zeros(len(labels), bool)
     for label, share in enumerate(shares):
         candidates = np.flatnonzero((labels == label) & ~taken)

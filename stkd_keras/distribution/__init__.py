@@ -1,4 +1,4 @@
-"""Training on several devices, and (experimental) on several machines."""
+"""Training on several devices and (experimental) several machines."""
 
 from stkd_keras.distribution.strategy import largest_batch, make_strategy
 from stkd_keras.distribution.workers import is_chief, wait_for_all

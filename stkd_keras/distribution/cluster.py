@@ -26,7 +26,7 @@ _LOST = (
 
 
 class Task(NamedTuple):
-    """This process's part in a cluster: "host:port" of every task by job, and its own task."""
+    """This process's task in a cluster; `cluster` has the "host:port" of all tasks by job."""
 
     cluster: dict[str, list[str]]
     job: str
@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
 
 def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Waits for the other workers of the cluster and returns the strategy that they share."""
+    """Waits for the other workers of the cluster and returns their common strategy."""
     task = find_task()
     _check_addresses(task.cluster)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -59,7 +59,7 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
 
 
 def find_task() -> Task:
-    """Returns this process's task from TF_CONFIG or, if that isn't set, from Slurm's variables."""
+    """Returns this process's task from TF_CONFIG or, if it isn't set, from Slurm's variables."""
     if os.environ.get("TF_CONFIG"):
         return _task_from_tf_config(os.environ["TF_CONFIG"])
     if "SLURM_PROCID" in os.environ:
@@ -72,7 +72,7 @@ def find_task() -> Task:
 
 @contextlib.contextmanager
 def detect_lost_workers() -> Iterator[None]:
-    """Raises WorkerLostError instead of TensorFlow's various errors when a worker was lost."""
+    """Turns TensorFlow's various errors for a lost worker into WorkerLostError."""
     try:
         yield
     except Exception as error:
@@ -85,7 +85,7 @@ def detect_lost_workers() -> Iterator[None]:
 
 
 def _is_worker_loss(error: BaseException | None) -> bool:
-    """Whether the loss of a worker caused an error, directly or not."""
+    """Whether a lost worker caused an error, directly or indirectly."""
     while error is not None:
         if isinstance(error, _LOST) and "collective" in str(error).lower():
             return True
@@ -127,7 +127,7 @@ def _task_from_slurm() -> Task:
         raise InputError(
             f"Slurm's environment doesn't describe the workers: {error}; start them with srun"
         ) from error
-    # The resolver's `cluster_spec` sorts hosts by name (n10 before n2), unlike Slurm's ranks.
+    # The resolver's `cluster_spec` sorts hosts by name (n10 before n2), but Slurm's ranks don't.
     addresses = [
         f"{host}:{SLURM_PORT + n}"
         for host, tasks in slurm._task_configuration.items()
@@ -166,7 +166,7 @@ def _strings(values: object) -> list[str]:
 
 
 def _check_addresses(cluster: dict[str, list[str]]) -> None:
-    """Refuses addresses that would make the workers wait for each other forever."""
+    """Rejects addresses that would make the workers wait for each other forever."""
     addresses = [address for job in cluster.values() for address in job]
     for address in addresses:
         host, _, port = address.rpartition(":")

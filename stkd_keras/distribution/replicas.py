@@ -1,4 +1,4 @@
-"""What Keras leaves to do when several replicas train a model."""
+"""Workarounds for training Keras models on several replicas."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from stkd_keras.distribution.workers import is_multi_worker, means_over_workers
 def average_batch_statistics(model: keras.Model) -> None:
     """Averages the moving statistics of batch normalization over all replicas and workers.
 
-    Keras keeps them per replica, and would validate and save those of the first one.
+    Keras keeps them per replica, and validates with and saves those of the first one.
     """
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1:
@@ -27,9 +27,9 @@ def average_batch_statistics(model: keras.Model) -> None:
 
 
 def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Adds an axis to a replica's logs, over which Keras averages if there are several workers.
+    """Adds an axis to a replica's logs, because Keras averages over it with several workers.
 
-    Keras fails on scalars there (github.com/keras-team/keras/issues/20585 and issues/20329).
+    It fails on scalars (github.com/keras-team/keras/issues/20585 and issues/20329).
     """
     if not is_multi_worker(tf.distribute.get_strategy()):
         return logs
@@ -37,10 +37,10 @@ def reducible(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def first_local_batch(iterator, batch, strategy: tf.distribute.Strategy):
-    """Returns the batch of this worker's first replica, from which Keras builds the model.
+    """Returns the batch of this worker's first replica, with which Keras builds the model.
 
-    Keras itself would average the replicas' first batches. That fails if their sizes differ, and
-    always with several workers (github.com/keras-team/keras/issues/20585 and issues/20329).
+    Keras itself averages the replicas' batches, which fails if their sizes differ, and always with
+    several workers (github.com/keras-team/keras/issues/20585 and issues/20329).
     """
     for _, _, batches in iterator or ():
         batch = next(batches)
@@ -51,10 +51,10 @@ def first_local_batch(iterator, batch, strategy: tf.distribute.Strategy):
 
 
 def skip_empty_batch(function, x, outputs):
-    """Calls a model, except on the empty batch that a replica may get at the end of the data.
+    """Calls a model, unless a replica's batch is empty, as it may be at the end of the data.
 
     On the CPU, TensorFlow's convolution returns a wrong shape for an empty batch, and batch
-    normalization returns NaN statistics. Returns float32, of the shapes `outputs`.
+    normalization returns NaN statistics. Returns float32 tensors of the shapes `outputs`.
     """
 
     def call():
@@ -70,7 +70,7 @@ def skip_empty_batch(function, x, outputs):
 
 
 def assign(variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
-    """Assigns each replica's values to its variables within a training step."""
+    """Assigns each replica's values to its variables. Works inside a training step."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)

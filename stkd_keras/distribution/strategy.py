@@ -1,4 +1,4 @@
-"""The choice of a distribution strategy, and checks of what it can do."""
+"""Creates distribution strategies and checks their limits."""
 
 import keras
 import tensorflow as tf
@@ -7,7 +7,7 @@ from stkd_keras.distribution.cluster import make_multi_worker_strategy
 from stkd_keras.distribution.workers import is_multi_worker
 from stkd_keras.errors import InputError, unknown_name
 
-# Multi-worker training relies on private parts of Keras, tested with this version only.
+# Multi-worker training relies on private Keras API, tested with this version only.
 TESTED_WITH_WORKERS = "3.15"
 MOST_LOGICAL_DEVICES = 64
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
@@ -21,15 +21,15 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
             are at least two GPUs, else "none"; or "multi_worker" for the processes of a cluster,
             which must all call this function. TF_CONFIG or Slurm's environment variables describe
             the cluster. Multi-worker training is experimental: it relies on private Keras API.
-        logical_devices: if positive, splits the CPU into that many devices, to try several
-            replicas without GPUs. Requires that TensorFlow hasn't run an operation yet.
+        logical_devices: if positive, splits the CPU into that many devices, to test several
+            replicas without GPUs. Call it before TensorFlow runs any operation.
 
     Returns:
         A MirroredStrategy, a MultiWorkerMirroredStrategy, or None for a single device.
 
     Raises:
-        InputError: if `distribute` is unknown, if the CPU can't be split any more, or if the
-            environment doesn't describe a valid cluster.
+        InputError: if `distribute` is unknown, the CPU can't be split anymore, or the environment
+            doesn't describe a valid cluster.
     """
     if distribute not in STRATEGIES:
         raise unknown_name("way to distribute", distribute, STRATEGIES)
@@ -61,7 +61,7 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
 def largest_batch(
     batch_size: int, num_images: int, strategy: tf.distribute.Strategy | None = None
 ) -> int:
-    """Returns `batch_size`, or the largest batch of all images if there are fewer.
+    """Returns `batch_size`, lowered if there are fewer images.
 
     Args:
         batch_size: images per step, over all replicas.
@@ -76,7 +76,7 @@ def largest_batch(
 def check_batch_size(
     what: str, batch_size: int, strategy: tf.distribute.Strategy | None = None
 ) -> None:
-    """Refuses a batch size that doesn't split evenly over the replicas."""
+    """Rejects a batch size that doesn't split evenly over the replicas."""
     replicas = (strategy or tf.distribute.get_strategy()).num_replicas_in_sync
     if batch_size % replicas:
         raise InputError(
@@ -88,7 +88,7 @@ def check_batch_size(
 def check_compile_options(
     strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int, jit_compile
 ) -> None:
-    """Refuses arguments of `compile` with which Keras fails on several replicas."""
+    """Rejects arguments of `compile` that Keras doesn't support on several replicas."""
     if is_multi_worker(strategy) and not keras.__version__.startswith(f"{TESTED_WITH_WORKERS}."):
         raise InputError(
             f"keras is {keras.__version__}, but multi-worker training relies on internals of "

@@ -9,8 +9,8 @@ from stkd_keras.errors import InputError
 
 
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a strategy is for the workers of a cluster, even if there is only one."""
-    # Keras makes the same check before it reduces metrics.
+    """Whether a strategy is for a cluster, even one with a single worker."""
+    # The same check as in Keras, before it reduces metrics.
     return (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         and strategy.extended._in_multi_worker_mode()
@@ -18,10 +18,10 @@ def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process is the worker that writes the results.
+    """Whether this process is the worker that writes the results.
 
     Args:
-        strategy: the strategy of the training. With a single process, that process is the chief.
+        strategy: the strategy of the training. A single process is always the chief.
     """
     return strategy.extended.should_checkpoint
 
@@ -52,7 +52,7 @@ def means_over_workers(
 
 
 def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> None:
-    """Checks that all workers found the same number in a shared folder, named `what`."""
+    """Checks that all workers read the same number from the shared folder `what`."""
     if abs(mean_over_workers(number, strategy) - number) > 1e-3:
         raise InputError(
             f"the workers see different contents of {what}; put it on a file system that all of "
@@ -63,12 +63,12 @@ def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> Non
 def distributed(
     make_share: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Returns training batches for `fit`, of which each worker reads only its share.
+    """Returns training batches for `fit`, such that each worker only reads its share.
 
-    `make_share` makes a replica's share of the batches from `shard_index` and `num_shards`, and
-    whole batches without arguments.
+    `make_share(shard_index=..., num_shards=...)` makes a replica's share of the batches, and
+    `make_share()` whole batches.
     """
-    # By default, each worker would read all data and drop what belongs to the others.
+    # By default, each worker would read all data and drop the shares of the others.
     if not is_multi_worker(strategy):
         return make_share()
     return strategy.distribute_datasets_from_function(functools.partial(_worker_share, make_share))
@@ -77,7 +77,7 @@ def distributed(
 def distributed_by_example(
     batches: tf.data.Dataset, strategy: tf.distribute.Strategy
 ) -> tf.data.Dataset:
-    """Has TensorFlow shard evaluation batches by example, since there may be too few files."""
+    """Shards evaluation batches by example, because there may be fewer files than workers."""
     if not is_multi_worker(strategy):
         return batches
     options = tf.data.Options()
@@ -88,7 +88,7 @@ def distributed_by_example(
 def _worker_share(
     make_share: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
-    """Interleaves the shares of a worker's replicas, which take one element each in turn."""
+    """Interleaves the shares of a worker's replicas, which take turns reading elements."""
     replicas = context.num_replicas_in_sync
     local = replicas // context.num_input_pipelines
     first = context.input_pipeline_id * local

@@ -17,7 +17,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 50
 
 
 def num_parameters(model: keras.Model) -> int:
-    """Returns the number of trainable parameters, whether or not the model is frozen now."""
+    """Returns the number of trainable parameters, even if the model is frozen."""
     variables = {
         id(variable): math.prod(variable.shape)
         for layer in model._flatten_layers()
@@ -29,7 +29,7 @@ def num_parameters(model: keras.Model) -> int:
 def multiply_adds(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: Sequence[int]
 ) -> int | None:
-    """Counts the multiply-adds of convolutions and matrix products for one image."""
+    """Counts multiply-adds of convolutions and matrix products per image; None if unknown."""
     images = tf.TensorSpec([1, *image_shape], tf.float32)
     graph = tf.function(lambda x: classifier(x)).get_concrete_function(images).graph
     counts = [_count(operation) for operation in _operations(graph)]
@@ -48,7 +48,7 @@ def file_bytes(models: Iterable[keras.Model]) -> int:
 
 
 def median_seconds(*calls: Callable[[], object], seconds: float) -> list[float]:
-    """Returns the median duration of each call in seconds; the calls take turns."""
+    """Returns the median duration of each call in seconds. The calls take turns."""
     for call in (*calls, *calls):
         call()
     times: list[list[float]] = [[] for _ in calls]
@@ -64,7 +64,7 @@ def median_seconds(*calls: Callable[[], object], seconds: float) -> list[float]:
 
 
 def machine() -> str:
-    """Describes the GPUs that TensorFlow uses, if any, and the processor."""
+    """Returns a description of the GPUs, if any, and the CPU."""
     gpus = [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
         for gpu in tf.config.list_physical_devices("GPU")
@@ -87,13 +87,13 @@ def _operations(graph) -> Iterable[tf.Operation]:
 
 
 def _count(operation: tf.Operation) -> int | None:
-    """Counts the multiply-adds of one operation; None if they are unknown."""
+    """Counts the multiply-adds of one operation; None if unknown."""
     kind = operation.type
     if kind in _BRANCHES:
         return None
     shapes = [tensor.shape for tensor in operation.inputs]
     if kind in ("Conv2D", "Conv3D", "DepthwiseConv2dNative"):
-        # At each position, all output channels together use every kernel entry once.
+        # Each output position uses every kernel entry once.
         return _product(operation.outputs[0].shape[:-1], shapes[1])
     if kind == "Conv2DBackpropInput":  # A transposed convolution.
         return _product(shapes[2][:-1], shapes[1])

@@ -1,4 +1,4 @@
-"""Accuracy, calibration, and fidelity to a teacher, as fractions."""
+"""Accuracy, calibration and fidelity, as fractions."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ CONFIDENCE_LEVEL = 0.95
 def compiled(
     classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: tuple[int, int, int]
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Compiles a classifier into one graph for batches of any size.
+    """Compiles a classifier into a single graph for all batch sizes.
 
     Args:
         classifier: a function from images to logits: a `FrozenTeacher`, or
@@ -86,7 +86,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Sorts predictions by confidence into 15 bins of equal width.
+    """Bins predictions by confidence into 15 bins of equal width.
 
     Args:
         logits: float array (N, C).
@@ -98,7 +98,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
     correct = logits.argmax(axis=1) == labels
-    # Bins are (lower, upper]. A confidence is never 0, but is NaN after a diverged training.
+    # Bins are (lower, upper]. Confidence is never 0, but may be NaN after a diverged training.
     bins = np.ceil(np.nan_to_num(confidence, nan=1.0) * ECE_BINS).astype(int) - 1
     images = np.bincount(bins, minlength=ECE_BINS)
     sums = [np.bincount(bins, weights=each, minlength=ECE_BINS) for each in (correct, confidence)]
@@ -116,7 +116,7 @@ def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str
 
     Returns:
         "agreement", the fraction of samples for which both predict the same class, and "kl", the
-        mean of KL(teacher || student) at temperature 1, in nats.
+        mean KL(teacher || student) at temperature 1, in nats.
     """
     same = student_logits.argmax(axis=1) == teacher_logits.argmax(axis=1)
     return {
@@ -126,7 +126,7 @@ def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str
 
 
 def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
-    """Returns KL(teacher || student) at temperature 1 of each sample, in nats, float64 (N,).
+    """Returns KL(teacher || student) of each sample at temperature 1, in nats, float64 (N,).
 
     Args:
         student_logits: float array (N, C).

@@ -1,4 +1,4 @@
-"""Exports students to other runtimes and tests the files."""
+"""Exports students to other runtimes and evaluates the files."""
 
 from stkd_keras.export.formats import FORMATS, check_export, export, format_export
 

@@ -1,4 +1,4 @@
-"""Converts classifiers to files for other runtimes: pixels in, probabilities out."""
+"""Converts classifiers to files for other runtimes, from pixels to probabilities."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from stkd_keras.data.dataset import some_images
 from stkd_keras.errors import InputError, one_line
 
 LABELS = "labels.txt"
-"""The file with the class names, one per line, in a SavedModel and in a LiteRT file."""
+"""The file in a SavedModel or LiteRT file with the class names, one per line."""
 CALIBRATION_IMAGES = 300
 
 
@@ -32,7 +32,7 @@ CALIBRATION_IMAGES = 300
 def serving_model(
     student: keras.Model, image_shape: tuple[int, int, int], dtype: str
 ) -> Iterator[keras.Model]:
-    """Yields a model from `pixels` to a dict of `probabilities`, both named so in every format."""
+    """Yields a model from `pixels` to a dict of `probabilities`, the names used in every format."""
     has_softmax = resolve_outputs(student, "auto", "student") == "probabilities"
     layers = student._flatten_layers(include_self=False)
     policies = [(each, each.dtype_policy) for each in layers if not isinstance(each, keras.Model)]
@@ -53,27 +53,27 @@ def serving_model(
 def write_saved_model(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes a SavedModel, with the class names in `assets.extra/labels.txt`."""
     model.export(path, format="tf_saved_model", verbose=False)
-    # TensorFlow's folder for files that aren't part of the graph.
+    # TensorFlow's folder for additional files.
     (path / "assets.extra").mkdir()
     (path / "assets.extra" / LABELS).write_bytes(_label_lines(dataset.class_names))
 
 
 def write_litert(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
     """Writes a LiteRT file that computes in float32."""
-    # Keras would also allow TensorFlow's own operations, which plain LiteRT can't run.
+    # Keras's default also allows TensorFlow operations, which plain LiteRT can't run.
     target = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     model.export(path, format="litert", verbose=False, target_spec=target)
     _add_labels(path, dataset.class_names)
 
 
 def write_litert_int8(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None:
-    """Writes a LiteRT file that computes in 8-bit integers (Jacob et al., arXiv 1712.05877)."""
+    """Writes a LiteRT file with 8-bit integer arithmetic (Jacob et al., arXiv 1712.05877)."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: _calibration_images(dataset.train)
-        # The public way to exclude a part of a model from the quantization.
+        # The only public way to exclude a part of a model from quantization.
         options = tf.lite.experimental.QuantizationDebugOptions
         quantizer = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
@@ -110,7 +110,7 @@ def write_onnx(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None
 
 @contextlib.contextmanager
 def conversion_errors(name: str, student: keras.Model) -> Iterator[None]:
-    """Turns a converter's errors into one line that names the format; silences its messages."""
+    """Turns a converter's errors into one line with the format's name; silences its output."""
     try:
         with quiet():
             yield
@@ -130,7 +130,7 @@ def conversion_errors(name: str, student: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences standard error, warnings and logging. Failures are still raised."""
+    """Silences standard error, warnings and logging. Exceptions are still raised."""
     sys.stderr.flush()
     disabled = logging.root.manager.disable
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -148,7 +148,7 @@ def quiet() -> Iterator[None]:
 
 
 def as_text(class_names: Sequence[str]) -> list[str]:
-    """Returns the class names as valid text of one line each, as folder names may not be."""
+    """Returns the class names as one line of valid UTF-8 each; folder names may be neither."""
     return [
         " ".join(name.encode(errors="backslashreplace").decode().splitlines())
         for name in class_names
@@ -156,7 +156,7 @@ def as_text(class_names: Sequence[str]) -> list[str]:
 
 
 def _erfc_as_erf(context, node, name, arguments) -> None:
-    """Has tf2onnx write erfc(x), which Keras's GELU uses and ONNX lacks, as 1 - erf(x)."""
+    """Converts erfc(x), which Keras's GELU uses and ONNX lacks, to 1 - erf(x)."""
     erf = context.make_node("Erf", [node.input[0]])
     one = context.make_const(f"{name}_one", np.array(1, np.float32))
     node.type, node.domain = "Sub", ""
@@ -166,7 +166,7 @@ def _erfc_as_erf(context, node, name, arguments) -> None:
 def _calibration_images(split: AnySplit) -> Iterator[list[np.ndarray]]:
     pixels = (image for images in some_images(split, CALIBRATION_IMAGES) for image in images)
     first = next(pixels).copy()
-    # With this range the scale of the pixels is exactly 1.
+    # Covers the full range, so that the quantization scale of the pixels is exactly 1.
     first.flat[:2] = 0, 255
     yield [first[None]]
     yield from ([image[None]] for image in pixels)
@@ -191,10 +191,10 @@ def _head(content: bytes) -> list[str]:
 
 
 def _add_labels(path: pathlib.Path, class_names: Sequence[str]) -> None:
-    """Appends the labels as TensorFlow Lite's metadata does: a zip archive after the model."""
+    """Appends the labels as a zip archive after the model, like TensorFlow Lite metadata."""
     file = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(file, "a") as archive:
-        # ZipInfo has a fixed time, so that equal models give equal files.
+        # ZipInfo has a fixed timestamp, so that equal models give equal files.
         archive.writestr(zipfile.ZipInfo(LABELS), _label_lines(class_names))
     path.write_bytes(file.getvalue())
 

@@ -32,7 +32,7 @@ from stkd_keras.files.json_files import write_json
 from stkd_keras.files.write_errors import check_folder, unwritable
 
 BATCH = 128
-"""Images per batch when a file is evaluated and when its throughput is measured."""
+"""Images per batch, both for evaluation and for throughput."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,34 +73,35 @@ def export(
     formats: Sequence[str],
     folder: str | os.PathLike,
 ) -> dict[str, Any]:
-    """Exports a student, and evaluates each file in its own runtime on all test images.
+    """Exports a student and evaluates each file in its own runtime on all test images.
 
     Every file takes `pixels` in [0, 255] of shape (batch, height, width, channels), with any batch
-    size, and gives `probabilities`, float32 (batch, classes). Pixels are float32, or uint8 for
-    "litert_int8". Each file holds the class names. docs/export.md shows how to run the files.
+    size, and returns `probabilities`, float32 (batch, classes). Pixels are float32, or uint8 for
+    "litert_int8". Each file contains the class names. docs/export.md shows how to run the files.
 
-    The folder gets all the files and export.json, or none of them if anything fails. Files of other
+    Writes all files and export.json, or none of them if anything fails. Existing files of other
     formats are kept.
 
     Args:
         student: any Keras classifier.
-        dataset: its test images are for the evaluation, and its training images for the
-            quantization ranges of "litert_int8".
+        dataset: the data set. Evaluation uses its test images; "litert_int8" takes its quantization
+            ranges from training images.
         formats: names from `FORMATS`: "saved_model", "litert" (`student.tflite`), "litert_int8"
             (`student_int8.tflite`) and "onnx" (`student.onnx`).
         folder: the folder to write to. It is created if it doesn't exist.
 
     Returns:
-        The content of export.json: "student", the scores of the Keras model; "formats", for each
-        its "file", what it "takes" and "gives", where its class names are ("labels"), its
-        "runtime", and its scores; "dataset", the number of test "images", "class_names" and
-        "machine". Scores are "bytes", "accuracy", "latency_ms" (median, one image per call),
-        "images_per_second" (128 per call) and, for files, "agreement", the fraction of images for
-        which file and student predict the same class, and "largest_difference" of probabilities.
+        The content of export.json: "student", the scores of the Keras model; "formats", a dict of
+        each format's "file", its inputs ("takes") and outputs ("gives"), the location of its class
+        names ("labels"), its "runtime" and its scores; "dataset"; "images", the number of test
+        images; "class_names"; and "machine". Scores are "bytes", "accuracy", "latency_ms" (median,
+        one image per call), "images_per_second" (128 per call) and, for files, "agreement", the
+        fraction of images for which file and student predict the same class, and
+        "largest_difference", the largest difference between their probabilities.
 
     Raises:
-        InputError: for an unknown format or one whose packages aren't installed, a student that
-            doesn't fit the data set or the format, or a folder that can't be written.
+        InputError: if a format is unknown or its packages aren't installed, the student doesn't fit
+            the data set or the format, or the folder can't be written.
 
     Example:
 
@@ -127,7 +128,7 @@ def export(
 
 
 def check_export(formats: Sequence[str], folder: str | os.PathLike) -> list[str]:
-    """Raises an `InputError` if an export is impossible; returns the distinct formats in order."""
+    """Checks the formats and the folder of an export; returns the distinct formats in order."""
     if not formats:
         raise InputError(f"no export format is given; expected some of {', '.join(FORMATS)}")
     for name in formats:
@@ -143,7 +144,7 @@ def check_export(formats: Sequence[str], folder: str | os.PathLike) -> list[str]
 
 
 def format_export(content: dict[str, Any]) -> str:
-    """Returns the result of `export` as a table for a terminal, fractions in percent."""
+    """Formats the result of `export` as a table for the terminal, with fractions in percent."""
     rows = [["", "size", "accuracy", "agreement", "difference", "latency", "images/s", "runtime"]]
     for name, scores in {"student.keras": content["student"], **content["formats"]}.items():
         rows.append(
@@ -165,7 +166,7 @@ def format_export(content: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _new_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder, whose files replace those of another folder at the end."""
+    """Yields a temporary folder, whose content moves to `folder` at the end."""
     temporary = folder / ".unfinished-export"
     new, old = temporary / "new", temporary / "old"
     try:
@@ -227,7 +228,7 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
 def _evaluate_all(
     formats: Sequence[str], folder: pathlib.Path, student: keras.Model, dataset: Dataset
 ) -> dict[str, Any]:
-    """Evaluates the student and the files, and returns the content of export.json."""
+    """Evaluates the student and all files; returns the content of export.json."""
     classifier = compiled(logits_function(student), dataset.image_shape)
 
     def run_student(pixels: np.ndarray) -> np.ndarray:
@@ -287,6 +288,6 @@ def _evaluate(
 
 
 def _size(path: pathlib.Path) -> int:
-    """Returns the bytes of a file, or of all files in a folder."""
+    """Returns the size of a file, or of all files in a folder, in bytes."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""From pixels (batch, height, width, channels) to probabilities, float32 (batch, classes)."""
+"""Maps pixels (batch, height, width, channels) to probabilities, float32 (batch, classes)."""
 
 
 def run_saved_model(path: pathlib.Path) -> Run:

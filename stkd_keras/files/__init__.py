@@ -1,1 +1,1 @@
-"""Safe file access: atomic writes, locks, JSON and checks of untrusted files."""
+"""Atomic writes, locks, JSON, and checks of untrusted files."""

@@ -14,7 +14,7 @@ _UNFINISHED = ".unfinished-"
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of a file, and renames it to the file at the end."""
+    """Yields a temporary path in the same folder, and renames it to `path` at the end."""
     path = pathlib.Path(path)
     temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
     try:
@@ -40,7 +40,7 @@ def write_model(path: pathlib.Path, model: keras.Model) -> None:
     with atomic_path(path) as temporary:
         try:
             model.save(temporary)
-        except (RuntimeError, ValueError) as error:  # HDF5 raises them on a full disk.
+        except (RuntimeError, ValueError) as error:  # HDF5 raises these if the disk is full.
             raise unwritable(path, error) from error
 
 
@@ -56,7 +56,7 @@ def is_unfinished(path: pathlib.Path) -> bool:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Writes a file's content to the disk, so that it survives a loss of power."""
+    """Flushes a file or folder to the disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Locks that the operating system releases when their process ends."""
+"""File locks, which the operating system releases when the process ends."""
 
 import fcntl
 import os
@@ -9,12 +9,12 @@ from typing import IO
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.files.write_errors import unwritable
 
-# By file: closing any handle of a file releases the process's lock on it.
+# Kept open by real path: closing any handle of a file would release the process's lock on it.
 _held: dict[str, IO] = {}
 
 
 def lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Locks a file for this process until it ends; `what` it protects is for the error."""
+    """Locks a file until this process ends; the error names `what`, the path it protects."""
     key = os.path.realpath(path)
     if key in _held:
         return
@@ -26,13 +26,13 @@ def lock(path: pathlib.Path, what: pathlib.Path) -> None:
 
 
 def check_lock(path: pathlib.Path, what: pathlib.Path) -> None:
-    """Checks that no other process holds a lock, without taking it."""
+    """Checks that no other process holds a lock, without keeping it."""
     if path.is_file() and os.path.realpath(path) not in _held:
         _claimed(path, what, "r+").close()
 
 
 def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None:
-    """Locks an open file until it is closed."""
+    """Locks an open file until it is closed, or raises that `holder` is writing `what`."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
@@ -44,7 +44,7 @@ def claim(file: IO, what: pathlib.Path, holder: str = "another process") -> None
 
 
 def _claimed(path: pathlib.Path, what: pathlib.Path, mode: str) -> IO:
-    """Opens and locks a file, whose content names the last holder."""
+    """Opens and locks a file whose content names its last holder."""
     try:
         file = open(path, mode, errors="replace")  # noqa: SIM115
     except OSError as error:

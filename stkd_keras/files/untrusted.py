@@ -1,4 +1,4 @@
-"""Checks of files from others. docs/security.md says what they protect from."""
+"""Checks of untrusted files; docs/security.md describes the threats."""
 
 import contextlib
 import importlib
@@ -14,14 +14,14 @@ import keras
 
 from stkd_keras.errors import InputError, one_line
 
-# Bytes of a data set's archive and of one file in it, unpacked.
+# Unpacked bytes of a data set's archive, and of one file in it.
 LARGEST_ARCHIVE, LARGEST_MEMBER = 10 * 10**9, 100 * 10**6
 # Bytes of a JSON or text file, including a model's config.json.
 LARGEST_TEXT = 20 * 10**6
 
 
 def check_keras_file(path: str | os.PathLike) -> None:
-    """Checks that the configuration in a `.keras` file names nothing but parts of models."""
+    """Checks that the configuration in a `.keras` file names only parts of models."""
     path = os.fspath(path)
     name = f"{path}/config.json"
     try:
@@ -30,7 +30,7 @@ def check_keras_file(path: str | os.PathLike) -> None:
             _check_parts(path, parse_json(name, archive.read("config.json")))
     except InputError:
         raise
-    except Exception as error:  # Which kind depends on the damaged byte.
+    except Exception as error:  # The type depends on the damaged byte.
         raise InputError(
             f"can't read {path} ({one_line(error)}); expected a file written by "
             "model.save: get a new copy"
@@ -38,8 +38,8 @@ def check_keras_file(path: str | os.PathLike) -> None:
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
-    """Checks that a prepared data set has TFDS's own features only."""
-    # FOLDER/VERSION or FOLDER/CONFIG/VERSION, through links too, as TFDS finds them.
+    """Checks that a prepared data set only has TFDS's own features."""
+    # In FOLDER/VERSION or FOLDER/CONFIG/VERSION. Follows links, as TFDS does.
     for depth in range(4):
         for file in folder.glob("*/" * depth + "features.json"):
             for part in _objects(parse_json(str(file), read_text(file))):
@@ -53,7 +53,7 @@ def check_tfds_features(folder: pathlib.Path) -> None:
 
 
 def check_pytorch_zip(path: str, archive: zipfile.ZipFile) -> None:
-    """Checks that a PyTorch file unpacks to no more than its own size: PyTorch never compresses."""
+    """Checks that a PyTorch file isn't larger unpacked, because PyTorch never compresses."""
     compressed = [entry.filename for entry in archive.infolist() if entry.compress_type]
     size, limit = sum(entry.file_size for entry in archive.infolist()), os.path.getsize(path)
     if compressed or size > limit:
@@ -65,11 +65,11 @@ def check_pytorch_zip(path: str, archive: zipfile.ZipFile) -> None:
 
 
 def zip_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the files of a zip archive by name, if it has no other entries."""
+    """Returns the files of a zip archive by name; raises if it has unsafe entries."""
     members: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for entry in archive.infolist():
-        # Zero if the archive was made on a system without Unix's file types.
+        # Zero if the archive was made on a system without Unix file types.
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise refused_member(path, entry.filename, "is a link or a device")
@@ -87,7 +87,7 @@ def zip_members(path: str, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
 
 
 def check_member_size(path: str, name: str, size: int, total: int) -> None:
-    """Checks the unpacked size of a file in a data set's archive, and of all up to it."""
+    """Checks the unpacked size of a file in a data set's archive, and the total so far."""
     if size > LARGEST_MEMBER:
         why = f"unpacks to {size / 1e6:,.0f} MB (at most {LARGEST_MEMBER / 1e6:,.0f} are read)"
         raise refused_member(path, name, why)
@@ -99,7 +99,7 @@ def check_member_size(path: str, name: str, size: int, total: int) -> None:
 
 
 def member_name(path: str, name: str) -> str:
-    """Returns the name of an archive's entry without "./", if it stays in the archive."""
+    """Normalizes an entry's name; raises if it points outside the archive."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         raise refused_member(path, name, "points outside the archive")
@@ -107,7 +107,7 @@ def member_name(path: str, name: str) -> str:
 
 
 def refused_member(path: str, name: str, why: str) -> InputError:
-    """Returns the error for an archive's entry."""
+    """Returns the error for an unsafe entry of an archive."""
     return InputError(
         f"{path!r} holds {one_line(name)!r}, which {why}, expected files and folders inside the "
         "archive only: get it from a source you trust, or pack it again without it"
@@ -121,7 +121,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(path: str, content: str | bytes) -> Any:
-    """Parses JSON, which may be broken or nested too deeply; `path` names it in the error."""
+    """Parses JSON; raises an InputError with `path` if it is broken or nested too deeply."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -133,10 +133,10 @@ def parse_json(path: str, content: str | bytes) -> Any:
 
 # Layers that hold or load code, and Python functions.
 _CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__")
-# Encoded values.
+# Serialized values.
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
-# Keras's public modules with parts of models. Its safe mode allows any public name that isn't
-# on a list of forbidden ones, including functions that read and write files.
+# Keras's public modules with parts of models. Keras's safe mode allows every public name that
+# isn't on its denylist, including functions that read and write files.
 _CLASSES_FROM = (
     "keras", "keras.constraints", "keras.dtype_policies", "keras.initializers", "keras.layers",
     "keras.losses", "keras.metrics", "keras.models", "keras.optimizers",
@@ -147,7 +147,7 @@ _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.
 
 
 def _check_parts(path: str, config: Any) -> None:
-    """Checks that a model's configuration names parts of models only."""
+    """Checks that a model's configuration only names parts of models."""
     for part in _objects(config):
         if "class_name" not in part or "config" not in part:
             continue
@@ -169,28 +169,28 @@ def _check_parts(path: str, config: Any) -> None:
 
 
 def _is_harmless(part: dict) -> bool:
-    """Whether an object of a configuration is a part of models, or outside of Keras."""
+    """Whether an object in a configuration is a part of models, or isn't from Keras."""
     name, module = part["class_name"], part.get("module")
     if name in _VALUES:
         return True
-    if not isinstance(name, str) or "module" not in part:  # Keras 2 looked names up loosely.
+    if not isinstance(name, str) or "module" not in part:  # Keras 2 resolved names loosely.
         return False
     if not isinstance(module, str) or module.partition(".")[0] not in _IMPORTED_BY_KERAS:
         return True
     if module.startswith("keras_hub."):
         with contextlib.suppress(ImportError):
-            importlib.import_module("keras_hub")  # It registers its classes.
+            importlib.import_module("keras_hub")  # Registers its classes.
     if name != "function" and keras.saving.get_registered_object(part.get("registered_name")):
         return True
     if name == "function":
         return module in _FUNCTIONS_FROM or module.startswith("keras.ops.")
     if module in _CLASSES_FROM:
         return isinstance(getattr(importlib.import_module(module), name, None), type)
-    return module.startswith("keras.src.")  # Keras allows only saveable classes there.
+    return module.startswith("keras.src.")  # Keras only allows saveable classes there.
 
 
 def _objects(content: Any) -> Iterator[dict]:
-    """Yields the JSON objects in a JSON value, at any depth."""
+    """Yields all JSON objects in a JSON value, at any depth."""
     waiting = [content]
     while waiting:
         node = waiting.pop()

@@ -12,9 +12,9 @@ from stkd_keras.errors import InputError, one_line
 
 
 def check_folder(what: str, path: str | os.PathLike) -> None:
-    """Checks that a folder can be created and written to; `what` goes there is for the error."""
+    """Checks that a folder can be created and written to; the error starts with `what`."""
     path = pathlib.Path(os.path.abspath(path))
-    # A broken link exists, too.
+    # `lexists` also finds broken links.
     nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not nearest.is_dir():
         raise InputError(f"{what} can't be created: {nearest} isn't a folder; choose another path")
@@ -36,10 +36,10 @@ def unwritable(path: str | os.PathLike, error: BaseException) -> InputError:
 
 @contextlib.contextmanager
 def unwritable_named(folder: pathlib.Path) -> Iterator[None]:
-    """Turns the write errors of Keras's callbacks into `unwritable`."""
+    """Turns write errors of Keras's callbacks into the error of `unwritable`."""
     try:
         yield
-    except BrokenPipeError:  # The terminal's, not a file's.
+    except BrokenPipeError:  # Of the terminal, not of a file.
         raise
     except OSError as error:
         raise unwritable(error.filename or folder, error) from error

@@ -1,4 +1,4 @@
-"""Reports on students as single HTML files."""
+"""Self-contained HTML reports on students."""
 
 from stkd_keras.report.page import Student, check_report_file, report
 

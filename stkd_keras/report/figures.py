@@ -1,4 +1,4 @@
-"""Draws the figures of a report as SVG, in the page's colors, with a text alternative for each."""
+"""Draws a report's figures as SVG in the page's colors, with text alternatives."""
 
 import io
 import math
@@ -18,23 +18,23 @@ from matplotlib.ticker import MaxNLocator
 from stkd_keras.report.measurements import largest_entries, off_diagonal
 
 WIDTH = 340
-"""CSS pixels: what a phone of 390 pixels has without margins. One is a point of matplotlib."""
+"""CSS pixels: the width of a 390-pixel phone without margins. One pixel is one matplotlib point."""
 FONT_SIZE = 11.5
-# Class counts up to which a matrix has names on its axes, and numbers in its cells.
+# The largest class counts for which a matrix has names on its axes, and numbers in its cells.
 MOST_NAMED_CLASSES = 20
 MOST_WRITTEN_CLASSES = 12
 MOST_VECTOR_POINTS = 1_000
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = "osD^vP"
-# Opacity shows the value, so that one blue suits a light and a dark page. Text in the page's color
-# has a contrast of at least 4.5 up to the limit, and white text above it.
+# Values are drawn as opacity, so that one blue works on light and dark pages. Text has a contrast
+# of at least 4.5: in the page's color up to the limit, in white above it.
 CELL_COLOR = "#1f6fb2"
 WHITE_TEXT_FROM = 0.93
 
-# Placeholders for the colors of the page, light or dark.
+# Placeholders for the colors of the light or dark page.
 INK, FAINT, CELL_INK = "#010203", "#040506", "#070809"
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
-"""The first is the student's, the second the teacher's."""
+"""The first color is the student's, the second one the teacher's."""
 _VARIABLES = {
     INK: "currentColor",
     FAINT: "var(--line)",
@@ -53,7 +53,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "text.color": INK,
-    "text.parse_math": False,  # A class may be called $x$.
+    "text.parse_math": False,  # A class name may contain "$".
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -63,7 +63,7 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 def draw_figures(
     models: Sequence[dict], histories: Sequence[Mapping], class_names: Sequence[str]
 ) -> dict[str, list[dict]]:
-    """Draws the figures of each section, with the histories of the students' runs."""
+    """Draws the figures of each section; `histories` are those of the students' runs."""
     with matplotlib.rc_context(_STYLE):
         each = list(enumerate(models))
         highest = max(np.nanmax(off_diagonal(m["similarity"]), initial=0) for m in models)
@@ -80,7 +80,7 @@ def draw_figures(
 
 
 def _draw_accuracies(models: Sequence[Mapping]) -> dict:
-    """Draws the accuracy of each model with its interval."""
+    """Draws each model's accuracy with its confidence interval."""
     figure = _new_figure(46 + 26 * len(models))
     axes = figure.subplots()
     said = []
@@ -102,7 +102,7 @@ def _draw_accuracies(models: Sequence[Mapping]) -> dict:
 
 
 def _draw_reliability(number: int, model: Mapping) -> dict:
-    """Draws accuracy by confidence, and the fraction of images by confidence."""
+    """Draws accuracy and the fraction of images by confidence."""
     bins = [each for each in model["reliability"] if each["images"]]
     left, accuracy, confidence, images = (
         np.array([each[key] for each in bins])
@@ -132,7 +132,7 @@ def _draw_reliability(number: int, model: Mapping) -> dict:
 
 
 def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
-    """Draws the percentages of each class's images that are predicted as each class."""
+    """Draws the confusion matrix, in percent of each true class."""
     counts = model["confusion"]
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(totals > 0, totals, math.nan)
@@ -154,7 +154,7 @@ def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> 
 def _draw_similarity(
     number: int, model: Mapping, highest: float, class_names: Sequence[str]
 ) -> dict:
-    """Draws a model's class similarity; the entry `highest` gets the strongest color."""
+    """Draws a model's class similarity; `highest` gets the strongest color."""
     matrix = model["similarity"]
     largest = [
         f"{100 * matrix[true, other]:.1f} % {class_names[other]} for images of {class_names[true]}"
@@ -177,7 +177,7 @@ def _draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
     axes = figure.subplots()
     highest = 1.05 * max(np.nanmax(x, initial=0), np.nanmax(y, initial=0), 1e-6)
     many = len(x) > MOST_VECTOR_POINTS
-    # A rasterized color can't follow the page.
+    # Rasterized dots can't use the page's colors.
     color = "#8c6bb1" if many else SERIES[0]
     size, alpha = (6, 0.35) if many else (16, 0.75)
     axes.scatter(x, y, s=size, linewidths=0, alpha=alpha, color=color, rasterized=many)
@@ -195,7 +195,7 @@ def _draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
 
 
 def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> list[dict]:
-    """Draws the first run's history, and the validation accuracy of all runs."""
+    """Draws the first run's history and the validation accuracy of all runs."""
     history, remaining = histories[0], iter(histories)
     shares = {
         "validation accuracy": history.get("val_accuracy"),
@@ -224,7 +224,7 @@ def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> li
 def _draw_curves(
     name: str, curves: Mapping[str, Sequence[float] | None], label: str, caption: str
 ) -> dict | None:
-    """Draws values by epoch, where NaN means none; returns None if there are no values."""
+    """Draws curves by epoch, skipping NaN; returns None if there are no values."""
     unit, factor = (" %", 100) if "%" in label else ("", 1)
     figure = _new_figure(240)
     axes = figure.subplots()
@@ -254,7 +254,7 @@ def _draw_curves(
 def _draw_matrix(
     values: np.ndarray, highest: float, class_names: Sequence[str], across: str
 ) -> Figure:
-    """Draws percentages (C, C) by true class; NaN cells are empty."""
+    """Draws a matrix of percentages (C, C) by true class; NaN cells stay empty."""
     count, down = len(values), "true class"
     figure = _new_figure(WIDTH + (0 if count <= MOST_WRITTEN_CLASSES else 50))
     axes = figure.subplots()
@@ -277,14 +277,14 @@ def _draw_matrix(
     if count <= MOST_WRITTEN_CLASSES:
         digits = 1 if highest < 10 and count <= 8 else 0
         for (row, column), value in np.ndenumerate(values):
-            if value > 0 and round(value, digits) > 0:  # Not NaN either.
+            if value > 0 and round(value, digits) > 0:  # False for NaN.
                 color = "#ffffff" if value / highest > WHITE_TEXT_FROM else CELL_INK
                 label = f"{value:.{digits}f}"
                 axes.text(column, row, label, ha="center", va="center", color=color)
     else:
         scale = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=30)
         if scale.solids is not None:
-            scale.solids.set_rasterized(True)  # Vector steps would show through each other.
+            scale.solids.set_rasterized(True)  # Translucent vector steps would overlap.
         scale.set_ticks([0, highest], labels=["0 %", f"{highest:.3g} %"])
         scale.outline.set_edgecolor(FAINT)
     return figure
@@ -302,7 +302,7 @@ def _drawn(figure: Figure, name: str, text: str, caption: str) -> dict:
     """Returns a figure as an `<svg>` element with a text alternative, and its caption."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": name}):
-        # The browser's fonts have the characters that matplotlib's lacks.
+        # The browser has fonts for characters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=none)
@@ -316,7 +316,7 @@ def _drawn(figure: Figure, name: str, text: str, caption: str) -> dict:
 
 
 def _clean(root: ElementTree.Element) -> None:
-    """Uses the page's colors, and removes global styles and unused identifiers."""
+    """Uses the page's colors; removes global styles and unused IDs."""
     values = [value for element in root.iter() for value in element.attrib.values()]
     used = set(re.findall(r"(?m)^#(.+)$|url\(#([^)]*)\)", "\n".join(values)))
     used = {identifier for pair in used for identifier in pair}

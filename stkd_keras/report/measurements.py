@@ -1,4 +1,4 @@
-"""Measures the models of a report: predictions, scores and costs. Fractions, not percent."""
+"""Measures a report's models: predictions, scores (as fractions) and costs."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ Classifier = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of several models on the same images."""
+    """Logits of several models on the same data, and the first images."""
 
     labels: np.ndarray
     logits: list[np.ndarray]
@@ -49,7 +49,7 @@ def measure(
     data_seed: int,
     temperature: float,
 ) -> tuple[list[dict[str, Any]], Predictions, Predictions]:
-    """Measures models on the test split, and on virtual samples made from it."""
+    """Measures models on the test split and on virtual samples made from it."""
     classifiers = _classifiers(compared.values(), dataset)
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
@@ -82,7 +82,7 @@ def measure(
 
 
 def metrics_of(models: list[dict]) -> dict[str, dict[str, float]]:
-    """Returns the scores of student and teacher as `stkd_keras.experiment.evaluate` does."""
+    """Returns the scores of student and teacher in the format of `experiment.evaluate`."""
     names = {"student": "test", "teacher": "teacher"}
     keys = ("accuracy", "top5_accuracy", "nll", "ece")
     metrics = {
@@ -109,7 +109,7 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
 
 
 def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
-    """Returns the report's scores of one model on the test split."""
+    """Returns one model's scores on the test split."""
     classes = logits.shape[1]
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -138,7 +138,7 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
 
 
 def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
-    """Returns the mean soft outputs on the images of each class."""
+    """Returns the mean softened probabilities on the images of each class, (C, C)."""
     sums = np.zeros((logits.shape[1], logits.shape[1]))
     np.add.at(sums, labels, np.exp(log_softmax(logits.astype(np.float64) / temperature)))
     counts = np.bincount(labels, minlength=len(sums))[:, None]
@@ -146,12 +146,12 @@ def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """Returns the entries of a square matrix except its diagonal, (C * (C - 1),)."""
+    """Returns the off-diagonal entries of a square matrix, (C * (C - 1),)."""
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
 def similarity_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Returns Pearson's correlation of two class similarities, without their diagonals."""
+    """Returns Pearson's correlation of two class similarities, or None if it is undefined."""
     x, y = off_diagonal(one), off_diagonal(other)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
@@ -178,7 +178,7 @@ def most_different(
 
 
 def largest_entries(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Returns the (row, column) of a matrix's largest positive entries off the diagonal."""
+    """Returns the (row, column) of the largest positive off-diagonal entries."""
     values = np.where(np.eye(len(matrix), dtype=bool), 0, np.nan_to_num(matrix))
     order = np.argsort(-values, axis=None, kind="stable")[:count]
     places = [divmod(int(place), len(matrix)) for place in order]
@@ -226,7 +226,7 @@ def _predict(classifiers: Sequence[Classifier], batches: Iterable, count: int) -
 def _costs(
     models: Sequence[keras.Model | FrozenTeacher], dataset: Dataset
 ) -> list[dict[str, float | None]]:
-    """Returns the costs of each model, all as `FrozenTeacher`s: parameters, files and times."""
+    """Returns each model's parameters, file size and speed, all measured as `FrozenTeacher`s."""
     frozen = [m if isinstance(m, FrozenTeacher) else FrozenTeacher(m) for m in models]
     classifiers = _classifiers(frozen, dataset)
     seconds = []

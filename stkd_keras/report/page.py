@@ -1,4 +1,4 @@
-"""Writes the page of a report."""
+"""Writes a report's HTML page."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ from stkd_keras.report.run_files import printable, read_run_files
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.training.timing import in_words
 
-# Larger matrices are only drawn: as numbers, those of 200 classes have megabytes.
+# Larger matrices are only drawn: for 200 classes, their numbers would take megabytes.
 MOST_CLASSES_IN_JSON = 100
 UNKNOWN = "–"  # noqa: RUF001
 
@@ -46,8 +46,8 @@ class Student:
     Attributes:
         name: its name in the report.
         model: any Keras classifier.
-        run: the directory of the run that trained it, or None.
-        exported: the folder it was exported to (default: `export/` in the run's directory).
+        run: its run directory, or None.
+        exported: the folder it was exported to (default: `export/` in the run directory).
     """
 
     name: str
@@ -57,7 +57,7 @@ class Student:
 
 
 def check_report_file(file: str | os.PathLike) -> None:
-    """Raises an `InputError` if the file's folder doesn't exist, or the file is a folder."""
+    """Raises an `InputError` if the file is a folder, or its folder doesn't exist."""
     path = pathlib.Path(file)
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"is in {path.parent}, which isn't a folder"
@@ -71,14 +71,14 @@ def report(
     dataset: Dataset,
     teacher_name: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes a self-contained HTML report on students, and on their teacher if there is one.
+    """Writes a self-contained HTML report on students and, optionally, their teacher.
 
-    Evaluates every model on the test split and on virtual samples made from it, and measures its
-    cost. docs/report.md describes the page.
+    Evaluates all models on the test split and on virtual samples made from it, and measures their
+    costs. docs/report.md describes the page.
 
     Args:
         file: the file to write or replace.
-        students: at least one. The report is about the first one, and compares it with the others.
+        students: at least one. The report compares the first one with the others.
         teacher: the teacher, or None.
         dataset: the data set.
         teacher_name: the teacher's name in the report (default: its name in the first student's
@@ -88,8 +88,7 @@ def report(
         The scores of the first student, as `evaluate` returns them.
 
     Raises:
-        InputError: if the file can't be written, or a run's directory has content that no run
-            writes.
+        InputError: if the file can't be written, or a run directory has unexpected content.
 
     Example:
 
@@ -166,7 +165,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _rank_classes(per_class: Sequence[dict]) -> list[int]:
-    """Returns the classes with test images, those with the lowest accuracy first."""
+    """Returns the classes that have test images, lowest accuracy first."""
     tested = [number for number, row in enumerate(per_class) if row["images"]]
     return sorted(tested, key=lambda number: per_class[number]["accuracy"])
 
@@ -230,7 +229,7 @@ def _data_uri(image: np.ndarray) -> str:
 
 
 def _for_json(content: Any) -> Any:
-    """Makes NaN None, arrays lists (large ones None), and NumPy's numbers Python's."""
+    """Converts values for JSON: NaN and large arrays become None, arrays become lists."""
     if isinstance(content, dict):
         return {key: _for_json(value) for key, value in content.items()}
     if isinstance(content, np.ndarray):
@@ -239,7 +238,7 @@ def _for_json(content: Any) -> Any:
         return [_for_json(value) for value in content]
     if isinstance(content, np.integer):
         return int(content)
-    if isinstance(content, float):  # NumPy's floats too.
+    if isinstance(content, float):  # Includes np.float64.
         return round(float(content), 9) if math.isfinite(content) else None
     return content
 
@@ -253,7 +252,7 @@ def _nats(value: float | None) -> str:
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:
-    """Formats an integer with thousands separators, and other numbers to three digits."""
+    """Formats integers with thousands separators, other numbers with three digits."""
     if isinstance(value, int) and unit == 1:
         return f"{value:,}"
     return _formatted(value, lambda x: f"{x / unit:{',.0f' if x >= 1000 * unit else '.3g'}}")

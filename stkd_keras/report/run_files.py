@@ -1,4 +1,4 @@
-"""Reads what a run's directory says about the run. The files may come from others."""
+"""Reads the files of a run directory, which may be untrusted."""
 
 import collections
 import contextlib
@@ -35,7 +35,7 @@ _EXPORT_NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """What the report shows about a run."""
+    """The information about a run in a report."""
 
     command: tuple[str, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ class RunFiles:
 def read_run_files(
     folder: str | os.PathLike | None, exported: str | os.PathLike | None = None
 ) -> RunFiles:
-    """Reads a run's directory, and the folder with export.json (default: its `export/`)."""
+    """Reads a run directory and the folder with export.json (default: its `export/`)."""
     if folder is None:
         return RunFiles(export=_read_export(exported) if exported else None)
     run = RunDirectory(folder)
@@ -76,13 +76,13 @@ def read_run_files(
 
 
 def printable(text: str) -> str:
-    """Replaces characters that control a terminal or the direction of a line."""
+    """Replaces control characters, including those for text direction."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @contextlib.contextmanager
 def _explained(file: pathlib.Path) -> Iterator[None]:
-    """Names the file that has an unexpected content."""
+    """Turns errors on unexpected content into an InputError that names the file."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -93,12 +93,12 @@ def _explained(file: pathlib.Path) -> Iterator[None]:
 
 
 def _make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
-    """Checks the settings that the report uses, and returns their mixing."""
+    """Checks the settings that the report uses, and returns the mixing."""
     settings = {**recipes.method_settings("ce"), "temperature": 1.0, "data_seed": 0, **settings}
     for name, is_valid in _SETTINGS.items():
         if not is_valid(settings[name]):
             raise ValueError(f"{name} is {settings[name]!r}")
-    # A run of commit 1f4727a may have mixed in a way that no longer exists.
+    # Runs of commit 1f4727a may use mixing options that were removed.
     if any(settings.get(f"mixing_{name}", value) != value for name, value in REMOVED.items()):
         return None
     return recipes.make_mixing(settings)
@@ -139,7 +139,7 @@ def _as_number(text: str) -> float:
 
 
 def _training_seconds(events: pathlib.Path) -> float | None:
-    """Adds up the time spans of TensorBoard's event files: an interrupted run has several."""
+    """Sums the time spans of TensorBoard's event files; resumed runs have several."""
     spans = []
     for file in events.glob("events.out.tfevents.*"):
         try:
@@ -147,10 +147,10 @@ def _training_seconds(events: pathlib.Path) -> float | None:
             first = next(records)
             *_, last = collections.deque(records, maxlen=1) or [first]
             spans.append(tuple(tf.compat.v1.Event.FromString(e).wall_time for e in (first, last)))
-        except Exception:  # The duration is optional, and broken files raise many exceptions.
+        except Exception:  # Broken files raise many exceptions, and the duration is optional.
             return None
     total, end = 0.0, -math.inf
-    for start, stop in sorted(spans):  # Spans of curves and images overlap.
+    for start, stop in sorted(spans):  # The spans of scalars and images overlap.
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return total if 0 < total < math.inf else None

@@ -1,1 +1,1 @@
-"""A training run: its loop, checkpoints, directory, logs and model card."""
+"""Training runs: loop, checkpoints, directory, logs and model card."""

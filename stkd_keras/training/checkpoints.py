@@ -1,4 +1,4 @@
-"""Backups of a training: one `.npz` file each, in which every array has a checksum."""
+"""Training checkpoints: `.npz` files, in which every array has a checksum."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from stkd_keras.files.atomic import atomic_path
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a training is, apart from its variables."""
+    """The state of a training apart from its variables."""
 
     epoch: int = 0  # Complete epochs.
-    steps: int = 0  # Steps of the epoch that follows.
+    steps: int = 0  # Steps done of the next epoch.
     stopped: bool = False  # By a callback.
     history: str = ""  # The content of history.csv.
-    callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # By attribute.
+    callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # Attributes by name.
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of the run.
 
 
@@ -35,14 +35,14 @@ class Backup:
             with np.load(path, allow_pickle=False) as file:
                 self._values = {name: file[name] for name in file.files}
             progress = json.loads(self._values.pop("progress").item())
-            if progress.pop("arrays") != len(self._values):  # Zip files don't check their index.
+            if progress.pop("arrays") != len(self._values):  # Zip has no checksum of its index.
                 raise ValueError("arrays are missing")
             self.progress = Progress(**progress)
-        except Exception as error:  # Which kind depends on the damaged byte.
+        except Exception as error:  # The type depends on the damaged byte.
             raise InputError(f"{path} isn't a complete checkpoint ({one_line(error)})") from error
 
     def restore(self, distiller: keras.Model) -> None:
-        """Assigns all variables of a compiled distiller whose optimizer is built."""
+        """Restores all variables of a compiled distiller, whose optimizer must be built."""
         variables = _variables(distiller)
         expected = {name: tuple(v.shape) for name, v in variables.items()}
         found = {n: v.shape for n, v in self._values.items() if n.startswith(("model/", "opt"))}
@@ -75,7 +75,7 @@ def write_backup(
     groups: dict[str, list[np.ndarray]],
     writes: bool = True,
 ) -> None:
-    """Writes a backup with further groups of arrays, and removes all but the one before it."""
+    """Writes a backup with additional groups of arrays; keeps only the backup before it."""
     values = {name: np.asarray(v) for name, v in _variables(distiller).items()}
     if not writes:
         return
@@ -88,13 +88,13 @@ def write_backup(
     with atomic_path(path) as temporary:
         np.savez(temporary, **values)  # type: ignore[arg-type]
     others = _files(folder) - {path}
-    # The one before is a reserve. Later ones are damaged: the run resumed from before them.
+    # The previous one is a reserve. Later ones are damaged, since the run resumed before them.
     for other in others - {max((o for o in others if o < path), default=path)}:
         other.unlink(missing_ok=True)
 
 
 def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | None:
-    """Returns the newest complete backup of a run with these settings, or None without backups."""
+    """Returns the newest undamaged backup, which must have these settings, if there is any."""
     damaged: list[InputError] = []
     for path in sorted(_files(folder), reverse=True):
         try:
@@ -121,12 +121,12 @@ def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | No
 
 
 def newest_step(folder: pathlib.Path) -> int:
-    """Returns the step of the newest backup, complete or not, or 0."""
+    """Returns the step of the newest backup, damaged or not, or 0."""
     return max((int(path.stem.removeprefix("step-")) for path in _files(folder)), default=0)
 
 
 def metrics_of(distiller: keras.Model) -> list[np.ndarray]:
-    """Returns the running sums of the metrics. All workers have to call it."""
+    """Returns the values of the metrics' variables. All workers must call it."""
     return [np.asarray(variable) for variable in distiller.metrics_variables]
 
 
@@ -142,7 +142,7 @@ def build_metrics(distiller: keras.Model) -> None:
 
 
 def has_finite_weights(distiller: keras.Model) -> bool:
-    """Whether all weights are finite: an update may spoil them after a finite loss."""
+    """Whether all weights are finite; an update can break them even if the loss is finite."""
     return all(
         bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v))))
         for v in distiller.weights
@@ -155,10 +155,10 @@ def _files(folder: pathlib.Path) -> set[pathlib.Path]:
 
 
 def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:
-    """All variables that training changes but the step and the metrics."""
-    # `variables` includes the seeds of random layers, which `save_weights` leaves out.
+    """Returns all variables that training changes, except the step and the metrics."""
+    # Includes the seeds of random layers, unlike `save_weights`.
     groups = {"model": distiller.variables, "optimizer": distiller.optimizer.variables}
-    # Numbers, not paths: Keras counts the models of a process in them ("adam_w_8").
+    # Not by path: paths depend on the models created before in the process ("adam_w_8").
     return {
         f"{group}/{n:05d}": variable
         for group, variables in groups.items()

@@ -1,4 +1,4 @@
-"""A `fit` that resumes from backups, also within an epoch."""
+"""A `fit` that can resume from a backup, even within an epoch."""
 
 import math
 import pathlib
@@ -19,18 +19,18 @@ from stkd_keras.training.checkpoints import Backup, Progress
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.signals import DeferredSignals, Interrupted, deferred_signals
 
-# Workers tell each other about signals only so often, because that takes a message.
+# Workers share signals only every few steps, because each check is an all-reduce.
 STEPS_BETWEEN_SIGNAL_CHECKS = 10
-# Attributes that Keras's callbacks keep from one epoch to the next.
+# State of Keras's callbacks that lasts across epochs.
 CALLBACK_STATE = ("wait", "stopped_epoch", "best", "best_epoch", "cooldown_counter")
 
 
 class Training(NamedTuple):
-    """What `fit_resumably` trains."""
+    """The arguments of a training by `fit_resumably`."""
 
     distiller: keras.Model
-    compile: Callable[[int], None]  # Given the number of steps already done of an epoch.
-    batches: Callable[[int], Any]  # The training batches from a step on.
+    compile: Callable[[int], None]  # Takes the number of steps done in the epoch.
+    batches: Callable[[int], Any]  # Takes the first step.
     validation: Any
     epochs: int
     steps: int  # Per epoch.
@@ -44,7 +44,7 @@ def fit_resumably(
     loggers: Callable[[bool], list],
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains from the newest backup, or from the start, and writes backups."""
+    """Trains from the newest backup or from the start, and writes backups."""
     is_first = True
     with deferred_signals() as signals:
         while True:
@@ -65,7 +65,7 @@ def fit_resumably(
 
 
 def fit_remaining_steps(training: Training, progress: Progress, callbacks: list) -> None:
-    """Trains the rest of a broken epoch, or all remaining epochs."""
+    """Trains the rest of an interrupted epoch, or all remaining epochs."""
     distiller, epoch = training.distiller, progress.epoch
     rest = training.steps - progress.steps
     if progress.stopped or epoch == training.epochs or not rest:
@@ -91,7 +91,7 @@ def largest_divisor(most: int, *numbers: int) -> int:
 
 
 class _BackupCallback(keras.callbacks.Callback):
-    """Writes backups. It has to be the last callback, to see the state of all others."""
+    """Writes backups. Must be the last callback, to see the state of all others."""
 
     def __init__(
         self,
@@ -113,13 +113,13 @@ class _BackupCallback(keras.callbacks.Callback):
         self.is_done = self._progress.stopped or self._epoch >= training.epochs
 
     def place(self) -> str:
-        """Returns how far which run is, in words."""
+        """Returns a text with the run's path and progress."""
         steps = f" and {self._steps} steps of the next" if self._steps else ""
         where = f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self._total})"
         return f"{where} of {self._run.path}"
 
     def on_train_begin(self, logs=None):
-        """Restores the callbacks' state, or backs up the very start."""
+        """Restores the callbacks' state, or writes the first backup."""
         if self._backup is None:
             self._write()
             return
@@ -132,7 +132,7 @@ class _BackupCallback(keras.callbacks.Callback):
                 callback.best_weights = weights
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Restores the metrics of a broken epoch, which Keras has just reset."""
+        """Restores the metrics of an interrupted epoch, which Keras has just reset."""
         self._epoch = epoch
         if not self._steps:
             return
@@ -148,18 +148,18 @@ class _BackupCallback(keras.callbacks.Callback):
         is_last = self._steps == self._training.steps
         if is_last:
             self._check_weights()  # Before the loggers log the epoch.
-            # The validation resets the metrics, and a signal may interrupt it.
+            # Validation resets the metrics, and a signal may interrupt it.
             self._sums = checkpoints.metrics_of(self.model)
         self._stop_if_signaled(self._total)
         if not is_last and self._total - self._backed_up >= self._training.backup_steps:
             self._write()
 
     def on_test_batch_end(self, batch, logs=None):
-        """Handles signals during the validation."""
+        """Handles signals during validation."""
         self._stop_if_signaled(batch)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Backs up the end of the epoch."""
+        """Writes a backup after the epoch."""
         self._sums, self._epoch, self._steps = [], epoch + 1, 0
         part, self._first = self._first, 0
         stopped = self.model.stop_training
@@ -167,7 +167,7 @@ class _BackupCallback(keras.callbacks.Callback):
         if self._is_signaled(0):
             raise Interrupted(self._signals.number, self.place())
         self.is_done = stopped or self._epoch == self._training.epochs
-        # Keras would give all following epochs the length of a broken epoch's rest.
+        # Stop after an interrupted epoch: `fit` would use its remaining steps for all epochs.
         self.model.stop_training = stopped or part > 0
 
     @property
@@ -183,7 +183,7 @@ class _BackupCallback(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         if not is_multi_worker(strategy):
             return bool(self._signals.number)
-        # All workers have to stop after the same step, since a step takes all of them.
+        # All workers must stop after the same step, because each step needs all of them.
         if count % STEPS_BETWEEN_SIGNAL_CHECKS:
             return False
         signaled = mean_over_workers(self._signals.number, strategy) > 0
@@ -241,7 +241,7 @@ class _BackupCallback(keras.callbacks.Callback):
 
 
 def _restore(training: Training, run: RunDirectory) -> Backup | None:
-    """Compiles the distiller, and restores it and history.csv from the newest backup."""
+    """Compiles the distiller; restores it and history.csv from the newest backup, if any."""
     distiller = training.distiller
     backup = checkpoints.newest_backup(run.backup, run.settings)
     progress = backup.progress if backup else Progress()
@@ -258,7 +258,7 @@ def _restore(training: Training, run: RunDirectory) -> Backup | None:
 
 
 def _end_without_steps(training: Training, progress: Progress, callbacks: list) -> None:
-    """Does what `fit` does after its last step, for `fit` can't run without steps."""
+    """Does the work of `fit` after the last step, because `fit` can't run without steps."""
     distiller = training.distiller
     listed = keras.callbacks.CallbackList(callbacks, model=distiller, epochs=training.epochs)
     distiller.stop_training = False
@@ -279,8 +279,8 @@ def _end_without_steps(training: Training, progress: Progress, callbacks: list) 
 
 
 def _restore_history(history: pathlib.Path, content: str) -> None:
-    # A run may have been killed between an epoch's line and its backup, or lost the line with
-    # the power.
+    # A killed process may have written an epoch's line but not its backup, and a power failure may
+    # have lost lines.
     if not content:
         history.unlink(missing_ok=True)
     elif content != _content(history):

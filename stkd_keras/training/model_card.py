@@ -22,7 +22,7 @@ def model_card(
     """Returns a model card in Markdown (Mitchell et al., arXiv 1810.03993)."""
     try:
         output = resolve_outputs(student, "auto", "student")
-    except InputError:  # The user told the distiller.
+    except InputError:  # Undetectable; the user told the distiller.
         output = "outputs"
     settings, data = config.get("settings", {}), config.get("data", {})
     environment = jinja2.Environment(
@@ -49,12 +49,12 @@ def model_card(
 
 
 def student_name(config: dict[str, Any]) -> str | None:
-    """Returns the display name of a run's student, such as resnet8, from its config.json."""
+    """Returns the display name of a run's student from its config.json, such as resnet8."""
     return _display_name(config, "student")
 
 
 def teacher_name(config: dict[str, Any]) -> str | None:
-    """Returns the display name of a run's teachers from its config.json, or None without any."""
+    """Returns the display name of a run's teachers from its config.json, if it has any."""
     if config.get("settings", {}).get("teacher_weights") is None:
         return None
     sources = [each.get("source") for each in config.get("teachers", [])]
@@ -62,7 +62,7 @@ def teacher_name(config: dict[str, Any]) -> str | None:
 
 
 def model_name(source: str) -> str:
-    """Returns the display name of a model's file; other names are returned as they are."""
+    """Returns the display name of a model file; other names are returned unchanged."""
     path = pathlib.PurePath(source)
     if path.suffix not in (".keras", ".h5"):
         return source
@@ -72,7 +72,7 @@ def model_name(source: str) -> str:
 
 def _display_name(config: dict[str, Any], role: str) -> str | None:
     given = config.get("flags", {}).get(role) or config.get("settings", {}).get(role)
-    # The settings have the hash of a file in place of its name.
+    # The settings store a hash in place of a file name.
     if not isinstance(given, str) or is_sha256(given):
         return None
     return " + ".join(map(model_name, given.split(",")))

@@ -1,4 +1,4 @@
-"""Trains a distiller and writes the files of its run."""
+"""Trains a distiller and writes its run's files."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -39,15 +39,15 @@ def make_optimizer(
     pretraining_steps: int = 0,
     highest_pretraining_learning_rate: float | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Returns an optimizer with a linear warm-up and a cosine decay to 0.
+    """Returns an optimizer with linear warm-up and cosine decay to 0.
 
     Args:
-        learning_rate: the highest learning rate, which the warm-up reaches after 5 % of the steps.
-        weight_decay: decay of the kernels: L2 added to the gradient with "sgd", decoupled with
-            "adamw".
-        total_steps: steps of the training after the pretraining.
+        learning_rate: the peak learning rate, reached after 5 % of the steps.
+        weight_decay: weight decay of the kernels: L2 added to the gradient with "sgd", decoupled
+            with "adamw".
+        total_steps: training steps, without pretraining.
         optimizer: "sgd" (with Nesterov momentum 0.9) or "adamw".
-        pretraining_steps: steps before them, with a constant learning rate.
+        pretraining_steps: pretraining steps, at a constant learning rate.
         highest_pretraining_learning_rate: upper bound on the learning rate during pretraining, or
             None.
 
@@ -90,33 +90,33 @@ def train(
 ) -> None:
     """Trains a distiller's student, resuming from the run's last backup, and saves it.
 
-    All workers have to call it; the chief writes the files.
+    All workers must call it; the chief writes the files.
 
     Args:
-        distiller: the distiller, created under the strategy to train with.
+        distiller: the distiller, created in the scope of its distribution strategy.
         dataset: the data set of the splits.
         train_split: the training images; unlabeled ones have the label -1.
         validation_split: the validation images, or None.
-        run: the run's directory, which `start` has created.
-        epochs: passes over the training images, after those of the pretraining.
+        run: the run directory, created by `start`.
+        epochs: training epochs, without pretraining.
         batch_size: images per step, over all replicas.
-        learning_rate: the highest learning rate.
+        learning_rate: the peak learning rate.
         weight_decay: as in `make_optimizer`.
         optimizer: as in `make_optimizer`.
         augment: as in `stkd_keras.data.pipeline`.
         steps_per_execution: as in `keras.Model.compile`, but lowered to a divisor of the steps per
             epoch.
-        backup_steps: steps between two backups within an epoch; each epoch also ends with one.
-        validation_freq: validate, and draw virtual samples, every so many epochs.
-        histogram_freq: log histograms of the weights every so many epochs; 0 for never.
-        profile_steps: number of steps to profile, from the third on.
-        callbacks: further callbacks. The state of Keras's EarlyStopping, ModelCheckpoint and
+        backup_steps: steps between backups within an epoch; each epoch also ends with one.
+        validation_freq: epochs between validations and between images of virtual samples.
+        histogram_freq: epochs between weight histograms; 0 for none.
+        profile_steps: number of steps to profile, starting at the third.
+        callbacks: additional callbacks. The state of Keras's EarlyStopping, ModelCheckpoint and
             ReduceLROnPlateau is backed up.
 
     Raises:
-        InputError: if a number is out of range, the loss stops being finite, or a file can't be
-            written.
-        Interrupted: after SIGTERM or SIGINT, once the current step is done and backed up.
+        InputError: if a number is out of range, the loss or a weight isn't finite, or a file can't
+            be written.
+        Interrupted: after SIGTERM or SIGINT, once the current step is backed up.
     """
     _check_at_least(1, backup_steps=backup_steps, validation_freq=validation_freq)
     _check_at_least(0, histogram_freq=histogram_freq, profile_steps=profile_steps)
@@ -194,7 +194,7 @@ def training_batches(
     augment: str,
     first_step: int = 0,
 ) -> Any:
-    """Returns the training batches from a step on, for this worker."""
+    """Returns this worker's training batches, starting at `first_step`."""
     share_of = functools.partial(
         pipeline, dataset, train_split, batch_size, distiller.data_seed, augment,
         start_step=first_step, with_index=any(t.needs_index for t in distiller.terms),

@@ -18,15 +18,15 @@ _ARTIFACTS = ("metrics.json", "model_card.md", "history.csv", "tensorboard", "ex
 
 
 class RunDirectory:
-    """The files of one training.
+    """The files of one training run.
 
-    These are `config.json`, `history.csv` (a line per epoch), `tensorboard/`, `backup/` (to
-    resume from), the model, `model_card.md` and `metrics.json`, which completes the run.
+    These are `config.json`, `history.csv` (a line per epoch), `tensorboard/`, `backup/` (the
+    checkpoints), the model, `model_card.md`, and `metrics.json`, which is written last.
 
     Args:
         path: the directory. `start` creates it.
-        model_name: name of the model's file.
-        flag: the flag by which a user names the directory or its parent, for messages.
+        model_name: name of the model file.
+        flag: the flag that sets the directory or its parent, for messages.
     """
 
     def __init__(self, path, model_name: str = "student.keras", flag: str = "--run_dir"):
@@ -48,7 +48,7 @@ class RunDirectory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings in config.json, on which the run's result depends."""
+        """The settings in config.json, which determine the run's result."""
         try:
             return read_json(self.config).get("settings", {})
         except InputError as error:
@@ -58,12 +58,12 @@ class RunDirectory:
         """Checks that a run with these settings may write here, without changing anything.
 
         Args:
-            settings: the settings on which the run's result depends, or those known so far.
+            settings: the settings that determine the run's result, or those known so far.
             overwrite: whether an existing run may be replaced.
 
         Raises:
             InputError: if the directory holds a complete run, an unfinished run with other
-                settings, or something that isn't a run, or if another process writes to it.
+                settings, or something else, or if another process writes to it.
         """
         check_folder(f"{self._flag}={self.path}", self.path)
         if not self.path.exists():
@@ -94,7 +94,7 @@ class RunDirectory:
             overwrite: whether to remove an existing run.
 
         Raises:
-            InputError: as `check`, or if the directory can't be written.
+            InputError: as in `check`, or if the directory can't be written.
         """
         try:
             self.backup.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class RunDirectory:
         remove_unfinished(self.path)
         remove_unfinished(self.backup)
         with atomic_path(self.config) as temporary:
-            # Before anything is removed: the disk may be full.
+            # Written before anything is removed, in case the disk is full.
             temporary.write_bytes(to_json(config))
             if overwrite:
                 self._remove_run()
@@ -116,16 +116,16 @@ class RunDirectory:
         write_model(self.model, model)
 
     def _is_run(self) -> bool:
-        """Whether the directory is a run's: other programs write a config.json, too."""
+        """Whether this is a run directory; a config.json alone may be another program's."""
         if not self.path.is_dir():
             return False
         is_ours = self.config.is_file() and (self.backup.is_dir() or self.is_complete)
-        # A run that was killed before it wrote config.json leaves the empty backup folder.
+        # A run killed before it wrote config.json leaves only its backup folder.
         names = {path.name for path in self.path.iterdir() if not is_unfinished(path)}
         return is_ours or names <= {"backup"}
 
     def _remove_run(self) -> None:
-        """Removes everything but the lock and config.json, which mark the folder as a run's."""
+        """Removes all files but the lock and config.json, which identify a run directory."""
         names = (*_ARTIFACTS, self.model.name)
         for path in (*(self.path / name for name in names), *self.backup.iterdir()):
             if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""TensorBoard images of virtual samples, with the teacher's and the student's predictions."""
+"""TensorBoard images of virtual samples with teacher and student predictions."""
 
 import functools
 
@@ -18,7 +18,7 @@ NAME_LENGTH = 12
 
 
 class SamplePanel(keras.callbacks.Callback):
-    """Logs an image of eight virtual samples and their likeliest classes every `freq` epochs."""
+    """Logs an image of eight virtual samples and their top classes every `freq` epochs."""
 
     def __init__(
         self, log_dir, dataset: tf.data.Dataset, class_names: tuple[str, ...], freq: int = 1
@@ -50,19 +50,19 @@ class SamplePanel(keras.callbacks.Callback):
 
 
 def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step):
-    """Mixes images (B, H, W, channels), B >= 8, with labels (B,) as in a step of the training."""
+    """Mixes images (B, H, W, channels) and labels (B,) as training does; predicts the first 8."""
     soft_labels = tf.one_hot(labels, distiller.num_classes)
     images, soft_labels, _ = distiller.virtual_samples(images, soft_labels, None, step)
     images = images[:NUM_SAMPLES]
     probabilities = {"mixed label": soft_labels[:NUM_SAMPLES]}
-    if isinstance(distiller.teacher, FrozenTeacher):  # A recording has no logits of these images.
+    if isinstance(distiller.teacher, FrozenTeacher):  # A recording lacks these images.
         probabilities["teacher"] = tf.nn.softmax(distiller.teacher(images))
     probabilities["student"] = tf.nn.softmax(distiller.student_logits(images))
     return images, probabilities
 
 
 def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
-    """Draws what `predict_samples` returns: each sample above its five likeliest classes."""
+    """Draws the result of `predict_samples`: each sample above its top five classes."""
     rows = NUM_SAMPLES // SAMPLES_PER_ROW
     figure = Figure((1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows), dpi=80)
     figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)
@@ -78,7 +78,7 @@ def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
 
 
 def _table(probabilities: dict[str, np.ndarray], class_names: tuple[str, ...]) -> str:
-    """Columns such as "0.62 cat", likeliest class first."""
+    """Formats columns such as "0.62 cat", most probable class first."""
     columns = []
     for title, column in probabilities.items():
         likeliest = np.argsort(-column)[:NUM_CLASSES_SHOWN]

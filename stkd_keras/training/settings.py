@@ -9,9 +9,9 @@ from typing import Any
 from stkd_keras import data, recipes
 from stkd_keras.data import AnySplit
 
-# Settings whose values may name files, of which the content counts and not the path.
+# Settings that may name files; the content of a file matters, not its path.
 _MAY_NAME_FILES = ("teacher", "teacher_classes", "student", "student_weights")
-# Settings that are only known once images and teacher are loaded.
+# Settings that are unknown until the images and the teacher are loaded.
 _KNOWN_LATER = ("images", "left_over", "replicas", "teacher_weights")
 
 
@@ -19,8 +19,8 @@ _KNOWN_LATER = ("images", "left_over", "replicas", "teacher_weights")
 class RunSettings:
     """Every setting that a run's result depends on.
 
-    config.json stores them, and a run resumes only with equal ones. Each attribute up to `replay`
-    has the name and the meaning of a flag of train.py.
+    config.json stores them, and a run only resumes with the same settings. Attributes up to
+    `replay` are named after flags of train.py.
     """
 
     dataset: str
@@ -70,13 +70,13 @@ class RunSettings:
     replay: bool
 
     images: str | None = None  # A hash of the training images and labels.
-    left_over: str | None = None  # How an epoch is cut into batches.
+    left_over: str | None = None  # See `stkd_keras.data.left_over`.
     replicas: int | None = None
     teacher_weights: str | None = None  # A hash.
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether training queries a teacher."""
+        """Whether training needs a teacher."""
         return recipes.needs_teacher(self.method, vars(self))
 
     @property
@@ -91,21 +91,21 @@ class RunSettings:
         )
 
     def with_images(self, train_split: AnySplit, batch_size: int, replicas: int) -> "RunSettings":
-        """Adds what is known once the images are loaded."""
+        """Adds the settings that depend on the loaded images."""
         left_over = data.left_over(train_split, batch_size).get("left_over")
         return dataclasses.replace(
             self, images=data.content_hash(train_split), left_over=left_over, replicas=replicas
         )
 
     def recorded_samples(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Returns which of the distiller's arguments say what a recorded teacher is queried on."""
+        """Returns the distiller arguments that determine the images of a recording."""
         samples = {name: arguments[name] for name in ("mixing", "mixing_steps", "data_seed")}
-        if self.soft_target == "mixed":  # The teacher is queried on the original images.
+        if self.soft_target == "mixed":  # The recording is of the original images.
             samples |= {"mixing": None, "mixing_steps": None}
         return samples
 
     def stored(self) -> dict[str, Any]:
-        """Returns the settings as config.json stores them, those known so far."""
+        """Returns the settings known so far, as stored in config.json."""
         values = {
             name: value
             for name, value in dataclasses.asdict(self).items()
@@ -118,12 +118,12 @@ class RunSettings:
 
 
 def is_sha256(value: Any) -> bool:
-    """Whether a setting's value is a hash."""
+    """Whether a value is a SHA-256 hash."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _hash_of_file(name: str) -> str:
-    """Returns a hash of the content if this is the name of a file, else the name."""
+    """Returns a file's hash, or the name itself if there is no such file."""
     if not os.path.isfile(name):
         return name
     with open(name, "rb") as file:

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised after SIGTERM or SIGINT; its message says how far the work is."""
+    """Raised after SIGTERM or SIGINT; the message says how far the run got."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DeferredSignals:
-    """A signal that waits until the current step is done."""
+    """The number of a signal to handle after the current step, or 0."""
 
     def __init__(self):
         self.number = 0
@@ -32,7 +32,7 @@ class DeferredSignals:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[DeferredSignals]:
-    """Notes the first SIGTERM or SIGINT instead of interrupting; a second one ends the process."""
+    """Defers the first SIGTERM or SIGINT; a second one ends the process."""
     deferred = DeferredSignals()
 
     def handle(number, frame):
@@ -49,7 +49,7 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     if threading.current_thread() is not threading.main_thread():
         yield deferred
         return
-    # None is the handler of a C library, which Python can't put back.
+    # None means a handler that wasn't set from Python, which can't be restored.
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, handle)
@@ -71,7 +71,7 @@ def raise_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores SIGTERM and SIGINT from here on."""
+    """Ignores SIGTERM and SIGINT from now on."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

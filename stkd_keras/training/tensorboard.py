@@ -1,4 +1,4 @@
-"""The TensorBoard logs of a run, apart from the images in sample_panel.py."""
+"""TensorBoard logs of a run, except the images of sample_panel.py."""
 
 import ctypes
 import gc
@@ -11,12 +11,12 @@ from tensorboard.plugins.hparams import api as hparams
 
 from stkd_keras.training.settings import is_sha256
 
-# The first two steps are slow: they trace the step and let TensorFlow choose its kernels.
+# The first two steps are slow: they trace the graph, and TensorFlow picks kernels.
 FIRST_PROFILED_STEP = 3
 
 
 class RunTensorBoard(keras.callbacks.TensorBoard):
-    """Keras's TensorBoard, but written to the disk before an epoch's backup."""
+    """Keras's TensorBoard, flushed at the end of each epoch, before its backup."""
 
     def __init__(self, log_dir, histogram_freq: int = 0, profile_steps: int = 0):
         last = FIRST_PROFILED_STEP + profile_steps - 1
@@ -60,7 +60,7 @@ def write_result(
     log_dir: pathlib.Path, name: str, settings: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> None:
     """Logs settings and the metrics of `evaluate` for TensorBoard's HParams tab."""
-    # Without fingerprints, and values of types that HParams has no column for.
+    # Leaves out hashes and types that HParams doesn't support.
     shown = {
         key: float(value) if type(value) is int else value
         for key, value in settings.items()

@@ -1,4 +1,4 @@
-"""Estimates the duration of a training from a few of its steps."""
+"""Estimates the duration of a training from a few steps."""
 
 import json
 import time
@@ -32,24 +32,24 @@ def time_training(
     evaluated: int,
     started: float,
 ) -> dict[str, float]:
-    """Times a few training steps. They change the student, but write no file.
+    """Times a few training steps. They change the student, but write no files.
 
     Args:
-        distiller: the distiller, with the teacher itself and not a recording.
+        distiller: the distiller, with a teacher that isn't a recording.
         teacher: the teacher to evaluate on the test split, or None.
         dataset: the data set.
-        train_split: the images to train on.
+        train_split: the training images.
         epochs: as in `stkd_keras.experiment.train`.
         batch_size: as in `stkd_keras.experiment.train`.
         augment: as in `stkd_keras.experiment.train`.
-        evaluated: how many images the student is evaluated on, during and after the training.
-        started: the start of the process, by `time.monotonic()`.
+        evaluated: number of images to evaluate the student on, during and after training.
+        started: `time.monotonic()` at the start of the process.
 
     Returns:
-        "steps", the number of steps, and durations in seconds: "step_seconds" of a step,
-        "teacher_seconds" of the teacher's forward pass in it, "start_seconds" before the first
-        step (imports, images, compilation), and "evaluation_seconds" of all evaluations, where a
-        batch of the student is estimated as a third of its training step.
+        "steps", the number of steps, and durations in seconds: "step_seconds" per step, of which
+        "teacher_seconds" for the teacher's forward pass, "start_seconds" before the first step
+        (imports, images, compilation), and "evaluation_seconds" of all evaluations. A student's
+        forward pass is estimated as a third of its training step.
     """
     step = _time_steps(distiller, dataset, train_split, batch_size, augment)
     start = time.monotonic() - started - (_WARM_UP_STEPS + _TIMED_STEPS) * step
@@ -68,7 +68,7 @@ def time_training(
 
 
 def say(timing: dict[str, float]) -> None:
-    """Prints a summary of what `time_training` returned, and a JSON line."""
+    """Prints the result of `time_training` as a summary and a JSON line."""
     step = timing["step_seconds"]
     share = f", {100 * timing['teacher_seconds'] / step:.0f} % of it for the teacher"
     print(
@@ -85,7 +85,7 @@ def say_untrained(teachers: Sequence[str], epochs: int) -> None:
 
 
 def training_seconds(timing: dict[str, float]) -> float:
-    """Returns the duration of the whole training, with startup and evaluations."""
+    """Returns the total duration, including startup and evaluations."""
     steps = timing["steps"] * timing["step_seconds"]
     return timing["start_seconds"] + steps + timing["evaluation_seconds"]
 
@@ -103,7 +103,7 @@ def _time_steps(distiller, dataset, train_split, batch_size: int, augment: str) 
         on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
     )
     with distiller.distribute_strategy.scope():
-        # The choice of the optimizer makes no measurable difference.
+        # The optimizer's choice makes no measurable difference.
         distiller.compile(SGD(0.01, momentum=0.9, l2=5e-4), metrics=["accuracy"])
     distiller.fit(
         training_batches(distiller, dataset, train_split, batch_size, augment),

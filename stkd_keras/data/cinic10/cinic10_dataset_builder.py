@@ -1,4 +1,4 @@
-"""CINIC-10: the layout of its files, and a TFDS builder."""
+"""File layout and TFDS builder of CINIC-10."""
 
 import functools
 
@@ -10,7 +10,7 @@ from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Returns the images of CINIC-10 and their labels; the folder valid is the validation split."""
+    """Returns the images and labels of CINIC-10, with its folder valid as validation split."""
     splits = {
         split: label_folders(
             tree,
@@ -27,8 +27,8 @@ class Cinic10(ArchiveBuilder):
     """TFDS builder that stores the original PNG files."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Of the item https://datashare.ed.ac.uk/handle/10283/3192. The often quoted addresses with
-    # bitstream/handle no longer return the archive.
+    # From https://datashare.ed.ac.uk/handle/10283/3192. The commonly used bitstream/handle URLs no
+    # longer return the archive.
     ADDRESS = (
         "https://datashare.ed.ac.uk/server/api/core/bitstreams/"
         "e8e186cc-2688-48f1-aa5a-3fda1a43f8b6/content"

@@ -1,4 +1,4 @@
-"""Finds the archives of data sets, and unpacks tar archives."""
+"""Finds data set archives and unpacks tar archives."""
 
 import bz2
 import contextlib
@@ -22,19 +22,19 @@ from stkd_keras.files.untrusted import (
 )
 
 UNPACKED = ".unpacked-"
-"""Part of the names of unpacked folders, complete or not."""
+"""Marks the names of unpacked folders, complete or not."""
 
 _COMPRESSIONS: dict[bytes, Any] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
 }
-_LONGEST_HEADER = 1_000_000  # Bytes, long names and sparse maps included.
+_LONGEST_HEADER = 1_000_000  # Bytes, including long names and sparse maps.
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
-    """Finds a data set's unpacked folder (it has a folder "train") or archive."""
+    """Finds a data set's unpacked folder (one that contains "train") or archive."""
     path = pathlib.Path(path)
     if path.is_file() or (path / "train").is_dir():
         return path
@@ -45,14 +45,14 @@ def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
     named = [
         entry for entry in entries if _alphanumeric(entry.name).startswith(_alphanumeric(name))
     ]
-    # `unpack_tar` knows which of its folders are complete and up to date.
+    # Skips folders of `unpack_tar`, which checks itself whether they are up to date.
     folders = (find_source(e, name) for e in named if e.is_dir() and UNPACKED not in e.name)
     archives = (e for e in named if e.is_file() and e.name.lower().endswith(_SUFFIXES))
     return next(filter(None, (*folders, *archives)), None)
 
 
 def unpack_tar(path: str) -> str:
-    """Unpacks a tar archive, compressed or not, next to itself and returns the folder."""
+    """Unpacks a tar archive, compressed or not, to a folder next to it and returns the folder."""
     status = os.stat(path)
     version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
     folder = f"{path}{UNPACKED}{version}"
@@ -67,10 +67,10 @@ def unpack_tar(path: str) -> str:
             try:
                 os.rename(content, folder)
             except OSError:
-                if not os.path.isdir(folder):  # Another process may have been faster.
+                if not os.path.isdir(folder):  # Unless another process was faster.
                     raise
     except OSError as error:
-        if error.errno is None:  # A broken archive, for gzip and bz2.
+        if error.errno is None:  # gzip and bz2 raise it for broken archives.
             raise
         raise InputError(
             f"can't unpack {path!r} to {folder!r} ({error.strerror}), expected space and "
@@ -100,7 +100,7 @@ def _open(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
 
 
 class _LimitedReader:
-    """Limits how much is read for an entry, as TarFile trusts any size stated in a header."""
+    """Limits how much is read per entry, because TarFile trusts any size in a header."""
 
     def __init__(self, file: IO[bytes]):
         self.tell, self.seek = file.tell, file.seek
@@ -117,7 +117,7 @@ class _LimitedReader:
 def _checked_members(
     path: str, archive: tarfile.TarFile, reader: _LimitedReader
 ) -> Iterator[tarfile.TarInfo]:
-    """Yields the entries, or raises an InputError for the first that is unsafe."""
+    """Yields the entries; raises an InputError at the first unsafe one."""
     names, total = set(), 0
     for entry in archive:
         if not entry.isfile() and not entry.isdir():
@@ -133,7 +133,7 @@ def _checked_members(
 
 
 def _check_end(file: IO[bytes]) -> None:
-    """Raises if an archive doesn't end with the blocks of zeros that close it."""
+    """Raises if an archive doesn't end with blocks of zeros, as complete ones do."""
     size = 0
     while block := file.read(1 << 20):
         if block.strip(b"\0"):

@@ -7,17 +7,17 @@ from PIL import Image, ImageOps
 
 from stkd_keras.errors import InputError, one_line
 
-# Pillow knows more, but runs an external program for one, and can't recognize others reliably.
+# Pillow has more, but runs an external program for one and doesn't detect others reliably.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-# Otherwise several threads would do it at once, and might miss a format.
+# Otherwise, threads would initialize Pillow concurrently and might miss a format.
 Image.init()
 
 
 def decode_image(
     content: bytes, name: str, size: tuple[int, int] | None, channels: int = 3
 ) -> np.ndarray:
-    """Decodes an image file; raises an InputError "NAME: REASON" if it can't."""
+    """Decodes an image file; raises an InputError "NAME: REASON" on failure."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
@@ -48,7 +48,7 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips: almost all pixels of a 16-bit PNG would be white.
+    # Pillow's own conversion clips, which makes 16-bit PNGs almost white.
     values = np.asarray(image, np.float32)
     darkest = min(values.min(), 0.0)
     brightest = max(values.max(), 1.0 if image.mode == "F" else 65535.0)

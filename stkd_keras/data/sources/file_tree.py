@@ -1,4 +1,4 @@
-"""The files of a folder or an archive, by name."""
+"""Access to the files of a folder or an archive, by name."""
 
 import abc
 import os
@@ -17,14 +17,14 @@ _SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 class Layout(NamedTuple):
-    """The images of a data set's files, with their labels."""
+    """The class names of a data set, and the (name, label) of each image file by split."""
 
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]
 
 
 class FileTree(abc.ABC):
-    """The files of a folder or an archive, by their relative names with "/" separators."""
+    """The files of a folder or an archive, by relative names with "/" separators."""
 
     def __init__(self, path: str, entries: dict[str, Any]):
         self.path = path
@@ -53,7 +53,7 @@ class FileTree(abc.ABC):
 
 
 def open_tree(path: str | os.PathLike) -> FileTree:
-    """Opens a folder, a zip archive or a tar archive, which is unpacked first (`unpack_tar`)."""
+    """Opens a folder, a zip archive or a tar archive. Tar archives are unpacked first."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return _FolderTree(path)
@@ -74,9 +74,9 @@ def open_tree(path: str | os.PathLike) -> FileTree:
 def label_folders(
     tree: FileTree, folders: Sequence[str], ending: str, broken: Callable[[str], InputError]
 ) -> list[tuple[str, int]]:
-    """Returns the files with an ending in each of a split's class folders, with their labels.
+    """Returns (name, label) for the files with an ending in a split's class folders.
 
-    Raises what `broken` returns if a folder has none, or another folder of the split has some.
+    Raises the error that `broken` makes if a class folder has no such file, or another folder does.
     """
     labels = {folder: label for label, folder in enumerate(folders)}
     split = folders[0].partition("/")[0]
@@ -96,7 +96,7 @@ def label_folders(
 
 
 def is_visible(name: str) -> bool:
-    """Returns whether a file is neither hidden nor created by the operating system."""
+    """Whether a file is neither hidden nor created by the operating system."""
     return not any(part.startswith(".") or part in _SYSTEM_FILES for part in name.split("/"))
 
 
@@ -124,7 +124,7 @@ class _ZipTree(FileTree):
 
     def _read(self, entry: zipfile.ZipInfo) -> bytes:
         with self._lock, self._archive.open(entry) as file:
-            # The size bounds what is decompressed, even if the entry understates it.
+            # Limits the decompressed size even if the entry understates it.
             return file.read(entry.file_size)
 
 
@@ -152,7 +152,7 @@ def _walk(
 
 
 def _strip_top_folder(entries: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Returns the parts of the top folder's path, and the sorted entries relative to it."""
+    """Strips single top folders; returns their names, and the sorted entries below them."""
     path = []
     while (top := _top_folder(entries)) is not None:
         path.append(top)

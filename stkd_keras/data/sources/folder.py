@@ -1,4 +1,4 @@
-"""The user's own images: one folder for each split, with one folder for each class."""
+"""The user's own images: one folder per split, with one folder per class in it."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 def folder_layout(directory: str | os.PathLike) -> Layout:
-    """Finds the images of DIRECTORY/{train,val,test}/CLASS/FILE, in subfolders of CLASS too."""
+    """Finds the images in DIRECTORY/{train,val,test}/CLASS, including its subfolders."""
     root = pathlib.Path(directory)
     folders = _split_folders(root)
     class_names = _class_folders(root / "train")
@@ -27,7 +27,7 @@ def folder_layout(directory: str | os.PathLike) -> Layout:
 
 
 def unlabeled_files(directory: str | os.PathLike) -> list[str]:
-    """Returns the sorted names of all images below a folder, or raises an InputError if none."""
+    """Returns the sorted names of all images below a folder; raises if there are none."""
     names = _image_names(pathlib.Path(directory))
     if not names:
         raise InputError(f"{directory} and its subfolders contain no images")
@@ -35,7 +35,7 @@ def unlabeled_files(directory: str | os.PathLike) -> list[str]:
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, str]:
-    """Returns the name of each split's folder; validation is optional."""
+    """Returns each split's folder name; validation is optional."""
     if not root.is_dir():
         raise InputError(f"{root} isn't a folder, expected one with train/CLASS/FILE and test/...")
     validation = [name for name in VALIDATION_FOLDERS if (root / name).is_dir()]

@@ -1,4 +1,4 @@
-"""Images in files, decoded once into memory or again for every batch."""
+"""Images in files, decoded into memory once, or again for every batch."""
 
 import concurrent.futures
 import math
@@ -20,7 +20,7 @@ from stkd_keras.errors import InputError
 
 
 class FileSplit(RandomAccessSplit):
-    """Images that are read and decoded for every batch, because they don't fit in memory."""
+    """Images that don't fit in memory and are read and decoded for every batch."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class FileSplit(RandomAccessSplit):
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS)
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # A stateful function would run one batch at a time with deterministic ops.
+        # With deterministic ops, a stateful function would run on one batch at a time.
         images, labels = tf.numpy_function(
             self._fetch, [indices], [tf.uint8, tf.int64], stateful=False
         )
@@ -47,7 +47,7 @@ class FileSplit(RandomAccessSplit):
         with calls_from_tensorflow:
             images = aligned_empty((len(indices), *self.image_shape))
             names = [self._names[index] for index in indices]
-            # The list raises the errors of the threads.
+            # Iterating raises the errors of the threads.
             list(self._threads.map(self._decode_into, images, names))
             return images, self.labels[indices]
 
@@ -66,7 +66,7 @@ def load_files(
     channels: int = 3,
     what: str = "images",
 ) -> tuple[Split | FileSplit, list[str]]:
-    """Loads images into memory, or prepares to read them for every batch if they don't fit."""
+    """Loads images into memory if they fit; otherwise, they are read for every batch."""
     if not files:
         raise InputError(f"{tree.path} has no {what}, expected at least one")
     names = [name for name, _ in files]
@@ -87,7 +87,7 @@ def load_files(
 
 
 def _first_size(tree: FileTree, names: Sequence[str], what: str) -> tuple[str, tuple[int, int]]:
-    """Returns the name and the (height, width) of the first file that is an image."""
+    """Returns the name and (height, width) of the first readable image."""
     reasons = []
     for name in names:
         try:
@@ -107,7 +107,7 @@ def _decode_all(
     what: str,
     same_size_as: str | None,
 ) -> dict[int, str]:
-    """Decodes all files into `images`, if given, and returns the errors by index."""
+    """Decodes all files, into `images` if given, and returns the errors by index."""
     size = (shape[0], shape[1]) if same_size_as is None else None
 
     def decode(index: int, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Finds data sets prepared by TensorFlow Datasets (TFDS), or downloads them."""
+"""Finds or downloads data sets of TensorFlow Datasets (TFDS)."""
 
 import http.client
 import os
@@ -21,7 +21,7 @@ def prepared_builder(
     data_dir: str | os.PathLike | None,
     check: Callable[[tfds.core.DatasetBuilder], object],
 ) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a data set, after downloading it if necessary."""
+    """Returns the builder of a data set, which is downloaded if necessary."""
     root = _tfds_root(data_dir)
     check_tfds_features(root / re.split("[:/]", name)[0])
     folder = newest_version(root / name)
@@ -51,7 +51,7 @@ def default_root() -> pathlib.Path:
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the newest prepared version, if any."""
-    # TFDS names folders that aren't complete yet incomplete.XYZ_VERSION.
+    # TFDS names incomplete folders incomplete.XYZ_VERSION.
     versions = [path for path in folder.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
 
@@ -65,7 +65,7 @@ def broken(folder: os.PathLike, name: str, error: Exception) -> InputError:
 
 
 def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder of the prepared data sets; only the default one needn't exist."""
+    """Returns the folder of the prepared data sets, which must exist unless it is the default."""
     root = default_root() if data_dir is None else pathlib.Path(data_dir).expanduser()
     if not root.is_dir() and (data_dir is not None or root.exists()):
         state = "isn't a folder" if root.exists() else "doesn't exist"
@@ -77,9 +77,9 @@ def _tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def _download(builder, name: str, root: pathlib.Path) -> None:
-    """Downloads and prepares a data set, or raises within seconds if the host is unreachable."""
-    # TFDS itself retries for over three minutes.
-    # Our own builders have an address. Those of TFDS have checksums by address.
+    """Downloads and prepares a data set; fails within seconds if the host is unreachable."""
+    # TFDS would retry for over three minutes. Our builders have an address, those of TFDS have
+    # checksums by address.
     address = getattr(builder, "ADDRESS", None) or next(iter(builder.url_infos or ()), None)
     if address is not None and not _is_reachable(address):
         host = urllib.parse.urlsplit(address).hostname
@@ -103,7 +103,7 @@ def _download(builder, name: str, root: pathlib.Path) -> None:
 
 
 def _is_reachable(address: str, seconds: float = 3.0) -> bool:
-    """Returns whether the host of an address responds in time, through a proxy if one is set."""
+    """Whether the host of an address responds in time, through a proxy if one is set."""
     responded = threading.Event()
 
     def ask() -> None:
@@ -116,7 +116,7 @@ def _is_reachable(address: str, seconds: float = 3.0) -> bool:
             return
         responded.set()
 
-    # A thread, because urlopen's timeout doesn't include looking up the host's name.
+    # A thread, because urlopen's timeout doesn't cover the DNS lookup.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)

@@ -1,4 +1,4 @@
-"""Loads data sets of TensorFlow Datasets (TFDS) into memory, or streams them."""
+"""Loads or streams data sets of TensorFlow Datasets (TFDS)."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ BATCH = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A data set's splits by TFDS's names, and "NAME: REASON" of each image that was skipped."""
+    """A data set's splits by TFDS's names, and "NAME: REASON" for each skipped image."""
 
     version: str
     class_names: tuple[str, ...]
@@ -38,7 +38,7 @@ def load_tfds(
     memory_limit: int,
     skip_bad_images: bool,
 ) -> Loaded:
-    """Loads an image classification data set, which is downloaded if it isn't prepared yet."""
+    """Loads an image classification data set; downloads it if it isn't prepared yet."""
     builder = prepared_builder(name, data_dir, lambda each: _Reader(each, name, size))
     skipped: list[str] = []
     splits: dict[str, AnySplit] = {}
@@ -62,7 +62,7 @@ def load_tfds(
 
 
 class _Reader:
-    """Reads the splits of a prepared builder, or raises an InputError if it has no images."""
+    """Reads the splits of a prepared builder, which must have images and class labels."""
 
     def __init__(self, builder, name: str, size: tuple[int, int] | None):
         features = dict(builder.info.features.items())
@@ -89,7 +89,7 @@ class _Reader:
         self.image_shape = (*(size or (height, width)), 1 if stored_channels == 1 else 3)
         self.class_names = tuple(label.names or map(str, range(label.num_classes or 0)))
         self.needs_decoding = self.image_shape != image.shape
-        # All images, including masks, are left undecoded if they aren't needed.
+        # For reading labels only: decodes no image, including masks.
         self.undecoded = {
             key: tfds.decode.SkipDecoding()
             for key, feature in features.items()
@@ -104,7 +104,7 @@ class _Reader:
         return num_examples * math.prod(self.image_shape)
 
     def read(self, split: str) -> tuple[Split, list[str]]:
-        """Reads a split into memory; returns it and "NAME: REASON" of each bad image."""
+        """Reads a split into memory; returns it and "NAME: REASON" for each bad image."""
         examples = self.builder.as_dataset(
             split=split,
             decoders=self.decoders,
@@ -128,7 +128,7 @@ class _Reader:
     def _decode_all(
         self, pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray, what: str
     ) -> list[str | None]:
-        """Decodes (file, label) pairs into arrays, and returns the error of each or None."""
+        """Decodes (file, label) pairs into arrays; returns an error or None for each."""
 
         def decode(number: int, content: bytes) -> str | None:
             try:
@@ -174,7 +174,7 @@ class _Reader:
         return tf.ensure_shape(image, self.image_shape), tf.cast(label, tf.int64)
 
     def _labels(self, split: str, info) -> np.ndarray:
-        """Reads the labels of all records in file order."""
+        """Reads all labels in file order."""
         features = self.builder.info.features
         records = tf.data.TFRecordDataset([str(file) for file in info.filepaths]).map(
             lambda record: features.deserialize_example(record, decoders=self.undecoded)[
@@ -201,7 +201,7 @@ class _Reader:
 
 
 def _copy(pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray) -> list[None]:
-    """Copies (image, label) pairs into arrays, and returns a None for each."""
+    """Copies (image, label) pairs into arrays; returns None for each, as `_decode_all` may."""
     done = 0
     for some_images, some_labels in tfds.as_numpy(pairs.batch(BATCH).prefetch(1)):
         stop = done + len(some_labels)
@@ -214,15 +214,15 @@ def _copy(pairs: tf.data.Dataset, images: np.ndarray, labels: np.ndarray) -> lis
 def _exact_decoder() -> tfds.decode.Decoder:
     @tfds.decode.make_decoder()
     def decode(example, feature):
-        # TFDS decodes JPEGs faster but less exactly than Pillow, which most models were trained
-        # with: pixels differ by up to 4. PNGs are decoded as usual.
+        # TFDS decodes JPEGs faster, but its pixels differ by up to 4 from Pillow's, with which most
+        # models were trained. PNGs are decoded as usual.
         return tf.io.decode_jpeg(example, channels=feature.shape[-1], dct_method="INTEGER_ACCURATE")
 
     return decode()
 
 
 def _useful_splits(builder, name: str) -> list[str]:
-    # TFDS's mock has no list of splits and returns any.
+    # TFDS's mock (tfds.testing) lists no splits, but returns any.
     names = [each for each in ("train", "validation", "test") if each in builder.info.splits]
     if not builder.info.splits:
         return ["train", "test"]

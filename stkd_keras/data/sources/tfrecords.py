@@ -1,4 +1,4 @@
-"""Images that are streamed from TFRecords, because they don't fit in memory."""
+"""Images that don't fit in memory and are streamed from TFRecords."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ LARGEST_BUFFER = 16_384
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordSplit:
-    """Images in TFRecord files, which are read again in each epoch.
+    """Images in TFRecord files, which are read in every epoch.
 
     Attributes:
         files: the names of the TFRecord files.
@@ -23,7 +23,7 @@ class RecordSplit:
             shape `image_shape` and an integer.
         image_shape: (height, width, channels).
         all_labels: int64 array, the labels of all records in the order of the files.
-        selected: bool array, whether each record belongs to the split.
+        selected: bool array, True for the records that belong to the split.
         buffer_size: number of records in the shuffle buffer.
     """
 
@@ -44,7 +44,7 @@ class RecordSplit:
         return self.all_labels[self.selected]
 
     def take(self, mask: np.ndarray) -> "RecordSplit":
-        """Returns the split of the images that a bool array of shape (N,) selects."""
+        """Returns the part of the split that a bool array of shape (N,) selects."""
         selected = self.selected.copy()
         selected[selected] = mask
         return dataclasses.replace(self, selected=selected)
@@ -58,15 +58,15 @@ class RecordSplit:
     ) -> tf.data.Dataset:
         """Returns (image, label) of images `start` to `stop`, in file order or shuffled.
 
-        To shuffle, the files are permuted, sixteen are read in turn, and a buffer of `buffer_size`
-        records is shuffled. The order is a pure function of the seed, the range, the files and
-        `buffer_size`.
+        Shuffling permutes the files, interleaves sixteen of them, and passes the records through a
+        shuffle buffer of `buffer_size`. The order is a pure function of the seed, the
+        range, the files and `buffer_size`.
 
         Args:
-            seed: int64 tensor of shape (2,), in a tf.data function; None for the file order.
+            seed: int64 tensor of shape (2,), inside a tf.data function; None for file order.
             start: first image of the range, in file order.
             stop: end of the range. Defaults to the end of the split.
-            skip: number of images to skip in the resulting order. They are read, but not decoded.
+            skip: number of images to skip in the resulting order; they are read, but not decoded.
         """
         inside = np.zeros_like(self.selected)
         inside[np.flatnonzero(self.selected)[start:stop]] = True
@@ -98,12 +98,12 @@ class RecordSplit:
 
 
 def buffer_size(memory_limit: int, bytes_per_record: float) -> int:
-    """Returns how many records the shuffle buffer holds: at most a quarter of the memory."""
+    """Returns the number of records in the shuffle buffer, which takes up to 1/4 of the limit."""
     return int(min(LARGEST_BUFFER, max(1, memory_limit / 4 // max(1, bytes_per_record))))
 
 
 def _shuffled(records: tf.data.Dataset, size: int, seed: tf.Tensor) -> tf.data.Dataset:
-    # `shuffle` mixes TensorFlow's global seed into its own, but the order must not depend on it.
-    # In a tf.data function the default graph is that of the function alone.
+    # `shuffle` also uses TensorFlow's global seed, on which the order must not depend. In a tf.data
+    # function, this sets the seed of that function's graph only.
     tf.compat.v1.get_default_graph().seed = 1
     return records.shuffle(size, seed=seed[0] ^ seed[1], reshuffle_each_iteration=False)

@@ -1,4 +1,4 @@
-"""Runs Python functions in threads, with a progress bar, and as part of a tf.data pipeline."""
+"""Threads and a progress bar for reading images, also inside tf.data pipelines."""
 
 import atexit
 import collections
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 import keras
 
-# More than cores, because reading waits for the disk or the network.
+# More threads than cores, because they wait for the disk or the network.
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 
 PROGRESS_AFTER = 3.0
 PROGRESS_INTERVAL = 0.5
 SILENCE = 0.5
-"""Seconds, all three."""
+"""All three in seconds."""
 
 
 def in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Calls a function with each job's arguments in threads; yields the results in order."""
+    """Calls a function in threads with the arguments of each job; yields the results in order."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         for job in jobs:
@@ -33,7 +33,7 @@ def in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
 
 
 def with_progress(results: Iterable, total: int | None, what: str, unit: str = "image") -> Iterator:
-    """Yields the results, with Keras's progress bar if it takes more than three seconds."""
+    """Yields the results; shows Keras's progress bar if they take more than three seconds."""
     progress = keras.utils.Progbar(total, interval=PROGRESS_INTERVAL, unit_name=unit)
     start = time.monotonic()
     is_shown = False
@@ -47,7 +47,7 @@ def with_progress(results: Iterable, total: int | None, what: str, unit: str = "
 
 
 class _Calls:
-    """Counts running calls from TensorFlow's threads, so that the process can wait for them."""
+    """Counts running calls from TensorFlow's threads, so that the process can wait at exit."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class _Calls:
             self._last = time.monotonic()
 
     def wait(self) -> None:
-        """Makes all further calls fail, and waits until there are no more."""
+        """Makes further calls fail, and waits until none are running."""
         self._is_exiting = True
         deadline = time.monotonic() + 20 * SILENCE
         while time.monotonic() < min(deadline, self._last + SILENCE) or self._running:
@@ -76,6 +76,6 @@ class _Calls:
 
 
 calls_from_tensorflow = _Calls()
-"""The context that any function called by `tf.numpy_function` runs in."""
+"""Context manager for the body of every function called by `tf.numpy_function`."""
 
 atexit.register(calls_from_tensorflow.wait)

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet-200: the layout of its files, and a TFDS builder."""
+"""File layout and TFDS builder of Tiny-ImageNet-200."""
 
 import functools
 
@@ -10,7 +10,7 @@ from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Returns the images of Tiny-ImageNet-200 and their labels."""
+    """Returns the images and labels of Tiny-ImageNet-200."""
     texts = _read_texts(tree)
     wnids = sorted(set(texts["wnids.txt"].split()))
     if len(wnids) != _NUM_CLASSES:
@@ -71,7 +71,7 @@ def _read_texts(tree: FileTree) -> dict[str, str]:
     for name in files:
         if name not in present:
             raise _broken(tree, f"has no {name}")
-    # words.txt covers all of WordNet, whose other words needn't be UTF-8.
+    # words.txt covers all of WordNet; the words of other classes may not be UTF-8.
     return {name: tree.read(name).decode(errors="replace") for name in files}
 
 

@@ -76,7 +76,7 @@ def train_all(table: Table, folder: Folder) -> list[str]:
     remove_unfinished(folder.path)
     failures = Trainer(table, folder, JOBS.value).train()
     if not KEEP_RECORDINGS.value:
-        # Including those of runs that were already complete.
+        # Also removes the recordings of runs that were already complete.
         folder.remove_recordings()
     return failures
 
@@ -88,8 +88,8 @@ class Process:
     Attributes:
         run: the run.
         popen: its process.
-        log: the file of its output.
-        started: its start, by `time.monotonic()`.
+        log: its log file.
+        started: its start time, from `time.monotonic()`.
         expected: its estimated duration in seconds, 0 if unknown, None if it resumed.
     """
 
@@ -106,7 +106,7 @@ class Process:
 
 
 class Trainer:
-    """Trains the runs of a table that aren't complete, `jobs` at the same time."""
+    """Trains the runs of a table that aren't complete, `jobs` at a time."""
 
     def __init__(self, table: Table, folder: Folder, jobs: int):
         self._table, self._folder, self._jobs = table, folder, jobs

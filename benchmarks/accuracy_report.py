@@ -33,7 +33,7 @@ class Estimate:
         unit: what the interval is taken over, "data seeds" or "seeds".
         count: the number of units.
         mean: the mean over the units.
-        deviation: the standard deviation over the values, None for a single one.
+        deviation: the standard deviation of the values, None for a single one.
         interval: Student's interval, None for a single unit.
         p: p-value of a t-test that the mean is 0, None for a single unit.
     """
@@ -59,7 +59,7 @@ def write_report(table: Table, runs: pathlib.Path, output: pathlib.Path, command
         command: the command that makes the table, for table.md.
 
     Raises:
-        InputError: if a run has no such score, or if a file can't be written.
+        InputError: if a run lacks the score, or if a file can't be written.
     """
     values = {
         name: {

@@ -37,7 +37,7 @@ class Folder:
         return self.path / run.name
 
     def log(self, run: Run) -> pathlib.Path:
-        """Returns the file of a run's output."""
+        """Returns a run's log file."""
         return self.path / f"{run.name}.log"
 
     def is_begun(self, run: Run) -> bool:
@@ -54,7 +54,7 @@ class Folder:
         return None if name is None else self.path / "recordings" / f"{name}.safetensors"
 
     def check(self) -> None:
-        """Refuses complete runs that were trained with other flags than the table's.
+        """Refuses complete runs that were trained with flags other than the table's.
 
         Raises:
             InputError: with the run, the flag, and both values.
@@ -103,7 +103,7 @@ class Estimates:
 
     Args:
         folder: the folder of the runs, which also keeps the results of the dry runs.
-        jobs: the number of runs at the same time.
+        jobs: the number of runs that train at the same time.
     """
 
     def __init__(self, folder: Folder, jobs: int):
@@ -132,7 +132,7 @@ class Estimates:
     def seconds(self, runs: Iterable[Run]) -> tuple[float, list[Run]]:
         """Returns the sum of the runs' durations, and the runs whose duration is unknown.
 
-        The first run that needs a missing recording makes it.
+        The first run that needs a missing recording also makes it.
         """
         total, unknown = 0.0, []
         recordings = set()
@@ -166,7 +166,7 @@ class Estimates:
         printed = process.communicate()[0].decode(errors="replace")
         if process.returncode != 0:
             raise InputError(f"{run.name} can't be trained: {last_error(printed)}")
-        # A device's driver may print more lines after it.
+        # A GPU driver may print more lines after the JSON.
         return json.loads([line for line in printed.splitlines() if line.startswith("{")][-1])
 
     def _kind(self, run: Run) -> str:
@@ -185,7 +185,7 @@ def start_train(given: dict[str, str], jobs: int, **streams) -> subprocess.Popen
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return subprocess.Popen(
         [sys.executable, "train.py", *(f"--{name}={value}" for name, value in given.items())],
-        # Relative paths in a table start here.
+        # Paths in a table are relative to the repository.
         cwd=REPOSITORY,
         env={**os.environ, **dict.fromkeys(names, threads)},
         stdin=subprocess.DEVNULL,
@@ -219,7 +219,7 @@ def _die_with_parent() -> None:
 def _check_flags(run: Run, directory: pathlib.Path) -> None:
     recorded = read_json(directory / "config.json").get("flags", {})
     for name, value in run.flags.items():
-        # Before a flag was added, train.py behaved like its default.
+        # Before a flag was added, train.py behaved as with the flag's default.
         before = recorded.get(name, None if name in run.given else value)
         if name not in ASIDE and before != value:
             raise InputError(

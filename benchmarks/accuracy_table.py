@@ -53,13 +53,13 @@ _MIXING = (
     *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),
     "mixing_per_batch",
 )
-# Flags that train.py had until that commit. Rows that need them can be reported, but not trained.
+# Flags that train.py had until the commit below. Rows with them can be reported, but not trained.
 REMOVED_FLAGS = ("clean_soft_weight", "mixing_partners", "mixing_labels")
 COMMIT_WITH_REMOVED_FLAGS = "1f4727a"
-# Names become names of folders and files.
+# Names are used in paths.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 
-# Stands for the pairs of a table without pairs.
+# Takes the place of `pairs` in a table that has none.
 _NO_PAIR: list[dict[str, Any]] = [{"name": ""}]
 
 
@@ -74,7 +74,7 @@ _FLAGS = _flags_of_train()
 
 
 def hide_flags_of_train() -> None:
-    """Removes train.py's flags from those of this process, for a command with other flags."""
+    """Removes train.py's flags from this process, for a command that has its own flags."""
     flags.FLAGS.remove_flag_values(_FLAGS)
 
 
@@ -193,7 +193,7 @@ def _method_settings(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that refuses duplicate keys, of which PyYAML would take the last one."""
+    """A YAML loader that refuses duplicate keys; PyYAML would keep the last one."""
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]

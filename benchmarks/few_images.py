@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train(method: str, seed: int, dataset, few, teacher) -> float:
-    """Trains one student and returns its accuracy on the test split, a fraction."""
+    """Trains one student and returns its test accuracy, from 0 to 1."""
     settings = recipes.method_settings(method)
     keras.utils.set_random_seed(seed)
     student = models.build(

@@ -1,4 +1,4 @@
-"""Estimates the GPU hours of a table of benchmarks/accuracy.py, without a measurement.
+"""Estimates the GPU hours of a table of benchmarks/accuracy.py without measuring anything.
 
     python benchmarks/gpu_hours.py --table=benchmarks/tables/cifar10.yaml
 

@@ -2,10 +2,9 @@
 
     python benchmarks/input_pipeline.py --data_dir=../shared/data/tfds
 
-trains a resnet8 with the pipeline and, alternating in the same process, for the same number of
-steps on one cached batch, and prints the ratio of the median times. Then it prints the pipeline's
-images per second with each augmentation, and those of the standard augmentation written as a
-function of one image, as in tutorials.
+trains a resnet8 in epochs that alternate between the pipeline and one cached batch, and prints the
+ratio of the median times. Then it prints the pipeline's images per second with each augmentation,
+and with the standard augmentation mapped over single images, as tutorials write it.
 """
 
 import itertools
@@ -77,7 +76,7 @@ def report_epochs(dataset: data.Dataset, feeds: dict[str, tf.data.Dataset]) -> N
 
 
 def report_images(dataset: data.Dataset) -> None:
-    """Prints the images per second of each augmentation, and of the one-image form."""
+    """Prints the images per second of each augmentation, and of one that maps over images."""
     feeds = {
         name: data.pipeline(dataset, "train", BATCH_SIZE.value, 0, name)
         for name in data.AUGMENTATIONS
@@ -92,7 +91,7 @@ def report_images(dataset: data.Dataset) -> None:
 
 
 def images_per_second(feed: tf.data.Dataset) -> float:
-    """Returns the throughput, without the start of the iterator."""
+    """Returns the throughput, not counting the iterator's first batches."""
     iterator = iter(feed)
     for _ in range(20):
         next(iterator)
@@ -108,7 +107,7 @@ def one_batch(batch: tuple[tf.Tensor, tf.Tensor]) -> tf.data.Dataset:
 
 
 def one_image_at_a_time(dataset: data.Dataset) -> tf.data.Dataset:
-    """Returns batches with the standard augmentation as a `map` over single images."""
+    """Returns batches whose standard augmentation is a `map` over single images."""
     height, width, channels = dataset.image_shape
     padding = min(height, width) // 8
 

@@ -68,7 +68,7 @@ def print_table() -> None:
 
 
 def in_a_process(argument: str):
-    """Returns the result of one process of this benchmark."""
+    """Runs one measurement in a process of its own and returns the result."""
     arguments = [argument, f"--steps={STEPS.value}"]
     arguments += [f"--teacher={TEACHER.value}", f"--student={STUDENT.value}"]
     process = subprocess.run(
@@ -80,7 +80,7 @@ def in_a_process(argument: str):
 
 
 def seconds_by_turns(name: str) -> list[float]:
-    """Returns the median seconds of a step of the method and of kd."""
+    """Returns the median step times of the method and of kd in seconds."""
     steps = [make_step(name), make_step("kd")]
     seconds: list[list[float]] = [[], []]
     for number in range(NOT_COUNTED + STEPS.value):
@@ -93,7 +93,7 @@ def seconds_by_turns(name: str) -> list[float]:
 
 
 def peak_of(name: str) -> float:
-    """Returns the peak memory of some steps of the method in MB."""
+    """Returns the peak memory of the method's steps in MB."""
     before = peak_megabytes()
     step = make_step(name)
     for _ in range(NOT_COUNTED + STEPS.value):

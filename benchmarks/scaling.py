@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py
 
-prints a Markdown table of the median step and the peak of resident memory (MB, in addition to the
+prints a Markdown table of median step times and peak resident memory (MB, in addition to the
 imports) for batch sizes, numbers of classes, images per mixture, teachers, replicas on one
 machine, and workers; then for the parts of a step, with --deterministic, and over 500 steps. Each
 row is a separate process. It takes about ten minutes on two cores.

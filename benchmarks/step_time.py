@@ -4,7 +4,7 @@
 
 prints a Markdown table for each pair of teacher and student, followed by ratios. All contenders
 alternate in this process, one step each, on one cached batch of noise. They use the same
-architectures, with projection shortcuts, in float32. The rows of PyTorch need PyTorch. It takes
+architectures, with projection shortcuts, in float32. PyTorch's rows need PyTorch. It takes
 about six minutes on two cores.
 """
 
@@ -118,7 +118,7 @@ def build(name: str) -> keras.Model:
 
 
 def with_statistics(model: keras.Model, images: np.ndarray) -> keras.Model:
-    """Sets the statistics of a batch, since those of a new model let the logits explode."""
+    """Sets batch statistics, because with the initial ones the logits explode."""
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0
@@ -201,7 +201,7 @@ def keras_step(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], obj
 
 
 def alternate(steps: dict[str, Callable]) -> dict[str, list[float]]:
-    """Returns the seconds of each step, in rounds of random order, without the first rounds."""
+    """Times the steps in rounds of random order, and returns seconds without the first rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(NOT_COUNTED + ROUNDS.value):
         # PyTorch's threads keep spinning for a while, which would slow down the next step.

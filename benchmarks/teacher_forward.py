@@ -89,7 +89,7 @@ def in_inference(model: keras.Model):
 
 
 def alternate(calls: list, images: tf.Tensor) -> list[list[float]]:
-    """Returns the seconds of each call, without the first rounds."""
+    """Times the calls in turn, and returns seconds without the first rounds."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(NOT_COUNTED + ROUNDS.value):
         for call, seconds in zip(calls, times, strict=True):

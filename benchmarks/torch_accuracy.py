@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         fractions: the fractions of the training images, with a run for each.
-        mixing: the fraction of the steps, from the start, with mixed images.
+        mixing: the fraction of the steps that mix images; the rest follow without mixing.
         clean_soft_weight: weight of a soft loss on the unmixed images, which train.py had until
             commit 1f4727a.
     """

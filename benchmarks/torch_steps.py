@@ -82,7 +82,7 @@ def steps(teacher_name: str, student_name: str, images, labels) -> dict[str, Cal
 
 
 def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
-    """Returns the optimizer of published recipes."""
+    """Returns SGD with the settings of published recipes."""
     return torch.optim.SGD(
         network.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
     )

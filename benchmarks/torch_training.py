@@ -1,4 +1,4 @@
-"""Distillation of many students at the same time in PyTorch, for torch_accuracy.py."""
+"""Distills many students at once in PyTorch, for torch_accuracy.py."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ def load(images: str, weights: str):
 
 
 def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, float, float]]:
-    """Trains several students at the same time.
+    """Trains several students at once.
 
     Args:
         wave: the runs, each with `fraction`, `data_seed` and `seed`.
@@ -105,7 +105,7 @@ class Batches:
         self.places = [torch.tensor(each, device=device) for each in places]
 
     def draw(self, counter, data: dict):
-        """Returns virtual samples then clean images, soft labels, and the places of each run."""
+        """Returns virtual samples and clean images, soft labels, and each run's positions."""
         index = self.order[counter][0]
         clean = pixels(augmented(data["train_images"][index]))
         labels = one_hot(data["train_labels"][index].long(), 10).float()
@@ -132,7 +132,7 @@ class Learner:
         self.rates = torch.tensor(rates, device=device)
 
     def learn(self, images, soft_labels, teacher_logits, counter) -> None:
-        """Takes a step, with the losses of `SimilarityTransferDistiller` and `stkd_keras.SGD`."""
+        """Trains one step with the losses of `SimilarityTransferDistiller` and `stkd_keras.SGD`."""
         logits = self.network(images)
         size = len(soft_labels)
         loss = self.row.label_weight * cross_entropy(logits[:size], soft_labels)
@@ -170,7 +170,7 @@ class Learner:
 
 
 def split(labels: np.ndarray, run) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of the training and held-out images, stratified by class."""
+    """Returns the indices of the training and held-out images, stratified by class."""
     generator = np.random.default_rng(run.data_seed)
     chosen, held_out = [], []
     for label in range(10):
@@ -182,7 +182,7 @@ def split(labels: np.ndarray, run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def order(indices: np.ndarray, batch_size: int, steps: int, data_seed: int) -> np.ndarray:
-    """Returns the images of all steps (steps, batch_size), from shuffled epochs."""
+    """Returns the image indices of all steps (steps, batch_size), from shuffled epochs."""
     generator = np.random.default_rng((data_seed, 1))
     epochs = math.ceil(steps * batch_size / len(indices))
     images = np.concatenate([generator.permutation(indices) for _ in range(epochs)])
@@ -190,7 +190,7 @@ def order(indices: np.ndarray, batch_size: int, steps: int, data_seed: int) -> n
 
 
 def schedule(progress: float) -> float:
-    """Returns linear warm-up followed by cosine decay, for progress in [0, 1)."""
+    """Returns the learning rate's factor: linear warm-up, then cosine decay."""
     if progress < WARM_UP:
         return progress / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
@@ -226,7 +226,7 @@ def frozen(module, weights: str, device):
 
 
 def augmented(images):
-    """Crops at random from images padded with black, and mirrors half of them."""
+    """Crops images at random after padding with black, and flips half of them."""
     device, (size, side) = images.device, images.shape[:2]
     padded = pad(images, (0, 0, *[PADDING] * 4))
     top, left = torch.randint(0, 2 * PADDING + 1, (2, size, 1), device=device)
@@ -243,7 +243,7 @@ def pixels(images):
 
 
 def normalized(images, statistics):
-    """Normalizes images by channel means and deviations."""
+    """Normalizes images by channel means and standard deviations."""
     mean, deviation = (channels(each, images.device) for each in statistics)
     return (images - mean) / deviation
 

@@ -1,9 +1,9 @@
-"""Writes training images without their labels, to distil with `train.py --unlabeled_dir`.
+"""Writes training images without their labels, to distill with `train.py --unlabeled_dir`.
 
     python benchmarks/unlabeled_images.py --dataset=cifar10 --data_dir=../shared/data/tfds \
         --folder=unlabeled
 
-writes PNG files of the images that someone would have who could label only a tenth of them: of
+simulates a user who could label only a tenth of the images, and writes the others as PNG files: in
 each class the 1,000 images of `train.py --train_images_per_class=1000 --validation_fraction=0`,
 without the 100 that `--train_images_per_class=100` trains on.
 """

@@ -98,7 +98,7 @@ def draw_temperatures(mixture, teacher, names) -> Figure:
 
 
 def draw_alphas() -> Figure:
-    """Draws the distribution of a pair's mixing weight: 100,000 draws of Mixup."""
+    """Draws the distribution of a pair's mixing weight, from 100,000 draws of Mixup."""
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for axis, alpha in zip(axes, (0.2, 1.0, 4.0), strict=True):

@@ -108,7 +108,7 @@ def shoot(chromium: webdriver.Chrome, file: pathlib.Path, width: int, height: in
 
 @contextlib.contextmanager
 def tensorboard(folder: pathlib.Path) -> Iterator[str]:
-    """Runs TensorBoard for this machine only, and yields its address when it is ready."""
+    """Runs TensorBoard on this machine only, and yields its address once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -144,11 +144,11 @@ def wait_for_charts(chromium: webdriver.Chrome) -> None:
         "[...document.querySelectorAll('button')]"
         ".find(button => button.textContent.includes('Settings'))?.click()"
     )  # Closes the settings pane.
-    time.sleep(10)  # Nothing tells when the last chart has been drawn.
+    time.sleep(10)  # TensorBoard doesn't signal its last chart.
 
 
 def wait_until(condition, error: str) -> None:
-    """Waits for a condition, for at most two minutes."""
+    """Waits up to two minutes for a condition."""
     end = time.monotonic() + TENSORBOARD_SECONDS
     while not condition():
         if time.monotonic() > end:

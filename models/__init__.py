@@ -1,7 +1,7 @@
 """The zoo: classifiers for small images, their weights, and their files.
 
 A model of the zoo takes raw pixels, float32 in [0, 255], normalizes them in its first layer, and
-returns logits. It has Keras's own layers only, so its file loads in plain Keras.
+returns logits. It contains only Keras's own layers, so its file loads in plain Keras.
 
 ```python
 student = models.build("resnet20", input_shape=(32, 32, 3), num_classes=10)

@@ -45,7 +45,7 @@ def check_name(source: str) -> None:
 def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> keras.Model:
     """Builds an application with fresh weights, from pixels in [0, 255] to logits.
 
-    Layers and weights have the names of the application's.
+    Layers and weights keep the application's names.
     """
     check_name(source)
     check_images(source, input_shape)
@@ -89,7 +89,7 @@ def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def restore_scale(model: keras.Model, file: str) -> None:
-    """Corrects the scale of an EfficientNet that was filled from a file of ImageNet's weights."""
+    """Corrects the scale of an EfficientNet loaded from a file of ImageNet weights."""
     norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
     scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
     if len(norms) != 1 or len(scales) != 1 or not model.name.startswith("efficientnetb"):
@@ -114,7 +114,7 @@ def check_images(source: str, image_shape: Sequence[int | None]) -> None:
 
 
 def _call(source: str, **arguments: Any) -> keras.Model:
-    """Calls Keras's function without its warnings about sizes that no weights were made for."""
+    """Calls Keras's function without its warnings about sizes without pretrained weights."""
     function = _FUNCTIONS[source.removeprefix(PREFIX)]
     try:
         with warnings.catch_warnings():

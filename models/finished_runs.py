@@ -22,7 +22,7 @@ class FinishedRun:
         student: the student's `.keras` file.
         dataset: the data set's name, as in `stkd_keras.data.load`.
         data_dir: the folder of its images, or None for TFDS's own.
-        image_size: height and width in pixels that images were resized to; None for their own.
+        image_size: height and width in pixels that images were resized to; None if they weren't.
         skip_bad_images: whether unreadable images were left out.
         teachers: the teachers; empty for a run without any.
         teacher_dtype: the precision of the teachers, as in `FrozenTeacher`.

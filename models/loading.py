@@ -193,9 +193,9 @@ def fill(model: keras.Model, name: str, file: str) -> keras.Model:
     _check_file(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of what the error says anyway.
+            warnings.simplefilter("ignore")  # The error says what Keras warns of.
             model.load_weights(file)
-    except Exception as error:  # The class depends on what in the file is broken.
+    except Exception as error:  # The class depends on where the file is broken.
         raise InputError(
             f"can't load {file} into {name} ({one_line(error)}); expected the weights of the same "
             "architecture: check the name, its options and num_classes"
@@ -218,7 +218,7 @@ def _load_keras_file(
     check_keras_file(file)
     try:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:  # The class depends on what in the file is broken.
+    except Exception as error:  # The class depends on where the file is broken.
         raise InputError(
             f"can't load {file} ({one_line(error)}); expected a file written by model.save: import "
             "and register your own classes first"

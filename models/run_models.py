@@ -23,7 +23,7 @@ from stkd_keras.training.settings import RunSettings
 def find_teachers(
     settings: RunSettings, weights: str | None, teacher_dir: str
 ) -> list[TeacherSource]:
-    """Returns where the teachers are, once every model that the flags name is known to exist."""
+    """Returns the teachers, after checking that every model named by a flag exists."""
     student = settings.student, settings.student_weights
     check_normalization("student", settings.student_normalization, *student)
     check_source(*student)
@@ -85,7 +85,7 @@ def get_teacher(
     strategy: tf.distribute.Strategy,
     **training: Any,
 ) -> tuple[FrozenTeacher | None, list[TeacherSource]]:
-    """Loads the teachers, training those without weights first if they are needed."""
+    """Loads the teachers; if they are needed, first trains those without weights."""
     if not settings.needs_teacher and not all(source.is_trained for source in sources):
         return None, []
     train = functools.partial(

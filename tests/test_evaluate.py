@@ -1,4 +1,4 @@
-"""evaluate.py: scores of runs and files, with and without teachers."""
+"""evaluate.py scores runs and files, with and without teachers."""
 
 import json
 import pathlib

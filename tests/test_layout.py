@@ -1,4 +1,4 @@
-"""The limits of docs/decisions/0016 on the layout of the code."""
+"""The code keeps to the layout rules of docs/decisions/0016."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""The soft loss is the formula, and PyTorch's value of it."""
+"""The soft loss matches its formula and PyTorch's implementation."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def test_half_precision_logits_are_compared_in_float32():
     np.testing.assert_allclose(loss, 20.0, rtol=1e-5)
 
 
-def test_sample_weights_weigh_samples():
+def test_sample_weights_scale_the_losses_of_samples():
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 4, 3)).astype("float32")
     weights = np.array([0.0, 1.0, 2.0, 0.5], "float32")

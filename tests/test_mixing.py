@@ -113,7 +113,7 @@ def test_integer_pixels_become_float32_and_other_floats_stay():
 
 
 @pytest.mark.parametrize("mixing", [CutMix(0.3, 0.5), Mixup(0.3, 3, 0.5, True)])
-def test_a_config_makes_the_same_mixing(mixing):
+def test_a_mixing_is_restored_from_its_config(mixing):
     config = mixing.get_config()
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixing))
     assert again.get_config() == config

@@ -43,7 +43,7 @@ def batch_normalization(x, name: str) -> keras.KerasTensor:
 def conv_bn(
     x, width: int, block: str, number: int, kernel_size: int = 3, strides: int = 1
 ) -> keras.KerasTensor:
-    """Applies a block's convolution of this number and the batch normalization after it."""
+    """Applies a block's numbered convolution and its batch normalization."""
     x = convolution(x, width, f"{block}_conv{number}", kernel_size, strides)
     return batch_normalization(x, f"{block}_bn{number}")
 
@@ -104,7 +104,7 @@ def end_of_stage(preactivation, name: str, stage: str) -> keras.KerasTensor:
 def classifier(x, num_classes: int, name: str) -> keras.KerasTensor:
     """Returns the logits, float32 (B, num_classes), from global average pooling of x."""
     x = layers.GlobalAveragePooling2D(name="embedding")(x)
-    # The loss needs more than half precision, also under a mixed-precision policy.
+    # The loss needs more than half precision, even under a mixed-precision policy.
     return layers.Dense(num_classes, kernel_initializer="he_normal", dtype="float32", name=name)(x)
 
 

@@ -2,7 +2,8 @@
 
 Five blocks of 3x3 convolutions with pooling between them; Simonyan and Zisserman, "Very Deep
 Convolutional Networks for Large-Scale Image Recognition" (arXiv 1409.1556), table 1 (A, B, D, E),
-and RepDistiller's VGG-8. As there, images are pooled three times, and four times if 64 high.
+and RepDistiller's VGG-8. As there, images are pooled three times, and four times if
+they are 64 pixels high.
 
 Layers have the names of the modules in github.com/HobbitLong/RepDistiller's vgg.py, with "_" for
 ".".

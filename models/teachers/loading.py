@@ -25,7 +25,7 @@ def load_teachers(
     dtype: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
-    """Loads the teachers for a data set, trains missing ones, and prints a line on each.
+    """Loads the teachers for a data set, trains missing ones, and prints a line about each.
 
     Args:
         dataset: the data set.
@@ -65,7 +65,7 @@ def load_teachers(
 def load_teacher(
     dataset: Dataset, source: TeacherSource, name: str | None = None, dtype: str | None = None
 ) -> FrozenTeacher:
-    """Loads one trained teacher, which resizes images if necessary, and prints a line on it."""
+    """Loads one trained teacher, which resizes images if necessary, and prints a line about it."""
     indices, count = None, dataset.num_classes
     if source.classes is not None:
         names = read_class_names(source.classes)

@@ -19,7 +19,7 @@ from stkd_keras.distribution.workers import check_alike, is_chief, wait_for_all
 from stkd_keras.files.json_files import write_json
 from stkd_keras.training.run_directory import RunDirectory
 
-# Every teacher that is trained here has this recipe; its directory's name depends on it.
+# The recipe of every teacher trained here. The names of their directories depend on it.
 TEACHER_SEED = 0
 TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 
@@ -36,7 +36,7 @@ def train_teacher(
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = experiment.BACKUP_STEPS,
 ) -> pathlib.Path:
-    """Trains a teacher by cross-entropy, or finds the one that was trained before.
+    """Trains a teacher with cross-entropy, or finds one that was trained before.
 
     It never sees the validation images. An interrupted training is resumed. With several workers,
     all have to call it, outside the strategy's scope.

@@ -44,8 +44,8 @@ def load_pytorch(model: keras.Model, path: str | pathlib.Path) -> keras.Model:
 
     Tensors are matched to layers by name: "layer1.0.conv1.weight" is the kernel of the layer
     "layer1_0_conv1". The head may be called `fc` or `linear`, and a shortcut `downsample` or
-    `shortcut`, so that checkpoints of RepDistiller, mdistiller and akamaster fit, and those of
-    plain modules. Every tensor (except `num_batches_tracked`) and every weight has to be matched;
+    `shortcut`, so that checkpoints of RepDistiller, mdistiller, akamaster and plain modules
+    fit. Every tensor (except `num_batches_tracked`) and every weight has to be matched;
     otherwise the model is left unchanged.
 
     Args:
@@ -70,7 +70,7 @@ def save_pytorch(model: keras.Model, path: str | pathlib.Path) -> None:
     """Writes a model's weights as the state dict of the corresponding PyTorch module.
 
     The module of the same name in github.com/HobbitLong/RepDistiller loads the file with
-    `load_state_dict(strict=True)`; for ResNets with `shortcut="identity"` that of
+    `load_state_dict(strict=True)`; for ResNets with `shortcut="identity"`, the module of
     github.com/akamaster/pytorch_resnet_cifar10 does. The module takes normalized images: the
     file's metadata has "mean" and "std" as JSON lists, for pixels in [0, 1].
 

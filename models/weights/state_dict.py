@@ -47,7 +47,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
-    except Exception as error:  # The class depends on the byte at which a file is broken.
+    except Exception as error:  # The class depends on where the file is broken.
         raise InputError(
             f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
             "tensors: get a new copy"
@@ -66,9 +66,9 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     _check_zip(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # About old pickle protocols, of no use to a user.
+            warnings.simplefilter("ignore")  # They concern old pickle protocols.
             state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # The class depends on the byte at which a file is broken.
+    except Exception as error:  # The class depends on where the file is broken.
         # PyTorch's own message explains how to run the code in an untrusted file.
         raise InputError(
             f"can't read {path} ({type(error).__name__}); expected a PyTorch file with only "

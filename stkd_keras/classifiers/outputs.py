@@ -164,7 +164,7 @@ def _layer_before(layer):
 
 
 def _producer(tensors):
-    """Returns the layer that computes the one tensor, skipping transparent layers."""
+    """Returns the layer that computes a single tensor, skipping transparent layers."""
     if len(tensors) != 1:
         return None
     layer = tensors[0]._keras_history.operation

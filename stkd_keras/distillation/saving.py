@@ -17,7 +17,7 @@ _ARGUMENTS = (
     "soft_target", "terms", "student_features", "teacher_features", "data_seed", "student_outputs",
     "name",
 )  # fmt: skip
-# Options of commit 1f4727a, each with the value that means today's behavior.
+# Options that commit 1f4727a still had, each with the value that gives today's behavior.
 _REMOVED = {"clean_soft_weight": 0.0}
 
 

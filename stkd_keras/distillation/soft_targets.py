@@ -16,7 +16,7 @@ def freeze(
 ) -> FrozenTeacher | RecordedTeacher | None:
     """Returns the teacher as a FrozenTeacher, or a recording that fits the distiller."""
     if isinstance(teacher, RecordedTeacher):
-        if soft_target == "mixed":  # It is then recorded on the clean images.
+        if soft_target == "mixed":  # It was recorded on the clean images.
             mixing = mixing_steps = None
         teacher.check_distiller(mixing, mixing_steps, data_seed)
     elif teacher is not None and not isinstance(teacher, FrozenTeacher):

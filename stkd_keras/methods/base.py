@@ -46,7 +46,7 @@ class DistillationTerm(keras.layers.Layer):
     needs_index = False
     # Whether the term keeps a state that several replicas can't share.
     needs_one_replica = False
-    # Whether the teacher's logits are enough, so that a recording of them will do.
+    # Whether the term needs only the teacher's logits, so that a recording is enough.
     uses_logits_only = False
     # The number of steps at the start of training in which only `pretraining_loss` counts.
     pretraining_steps = 0
@@ -124,8 +124,8 @@ class PretrainedTerm(DistillationTerm):
     """Base class of terms with a pretraining stage before the main training.
 
     In the first `pretraining_steps` steps, `pretraining_loss` (without `weight`) is the only loss.
-    Then the term counts like any other; or not at all, if the stage trains the student with the
-    term itself.
+    After that the term counts like any other, or not at all if the stage trained the student with
+    the term itself.
 
     Args:
         features: see `DistillationTerm`, also for `weight` and `name`.

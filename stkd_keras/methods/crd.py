@@ -29,14 +29,14 @@ class CRD(DistillationTerm):
         -log(P(v, m_i) / (P(v, m_i) + K / N)) - sum over negatives j of
             log((K / N) / (P(v, m_j) + K / N))
 
-    summed over both directions: v is the student's embedding and m the teacher's bank, and vice
+    summed over both directions: the student's embedding v with the teacher's bank m, and vice
     versa. Z is N times the mean of exp(a . b / temperature) in the first batch. After each step,
     the image's vector in the bank becomes momentum * old + (1 - momentum) * new, divided by its
     norm.
 
     This follows github.com/HobbitLong/RepDistiller (mode "exact"), but draws negatives with
     replacement. They are a pure function of `seed` and the number of batches seen. An image may
-    appear once per batch.
+    appear at most once per batch.
 
     Args:
         num_images: integer, the number of training images; `index` runs from 0 to num_images - 1.

@@ -24,7 +24,7 @@ class FitNet(DistillationTerm):
         mean over positions and channels of (r(s) - t)^2
 
     The regressor r is a convolution to the teacher's shape with batch normalization and ReLU, as
-    in github.com/HobbitLong/RepDistiller (ConvReg). As there, the term counts in the whole
+    in github.com/HobbitLong/RepDistiller (ConvReg). As there, the term counts throughout
     training; the paper first trains the lower half of the student with it.
 
     Args:

@@ -14,7 +14,7 @@ RKD_EPSILON = 1e-12
 
 @keras.saving.register_keras_serializable("stkd_keras")
 class SP(DistillationTerm):
-    """Similarity preservation: samples that are similar to the teacher are so to the student.
+    """Similarity preservation: samples similar for the teacher are similar for the student.
 
     Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682. The loss of a
     batch of B samples, summed over the features, is

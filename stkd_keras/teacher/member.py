@@ -48,7 +48,7 @@ class Member:
         self.class_indices: list[int] | None = None
         layers = model._flatten_layers()
         self.supports_jit = all(layer.supports_jit for layer in layers)
-        # For the fingerprint. Names of layers depend on how many the process made before.
+        # For the fingerprint. Layer names depend on how many layers the process made before.
         self._layer_types = [type(layer).__name__ for layer in layers]
         self._precision = dtype or sorted({x.compute_dtype for x in layers} - {"float32"})
         self.num_normalizations = sum(
@@ -96,7 +96,7 @@ class Member:
         return logits_and_features, shapes
 
     def select(self, class_indices: Sequence[int]) -> "Member":
-        """Returns the same classifier with only these classes, in this order."""
+        """Returns the classifier restricted to these classes, in this order."""
         indices = _checked_indices(class_indices, self.num_classes)
         selected = copy.copy(self)
         before = self.class_indices

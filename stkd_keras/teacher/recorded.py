@@ -1,7 +1,7 @@
 """A teacher whose logits were recorded.
 
-Every virtual sample is a pure function of (data_seed, step, replica), so one recording serves any
-number of students, initial weights, temperatures and loss weights.
+Every virtual sample is a pure function of (data_seed, step, replica), so one recording works for
+any number of students, initial weights, temperatures and loss weights.
 """
 
 import os

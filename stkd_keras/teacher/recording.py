@@ -41,7 +41,7 @@ def record_teacher(
 ) -> "RecordedTeacher":
     """Records a teacher's logits for the virtual samples of the first training steps.
 
-    An interrupted recording resumes, and a complete one is left as it is. Under a
+    An interrupted recording resumes, and a complete one isn't changed. Under a
     `tf.distribute.Strategy`, the recording is for its number of replicas.
 
     Args:
@@ -65,7 +65,7 @@ def record_teacher(
 
     Raises:
         InputError: if an argument is out of range, if the file can't be written, or if it holds
-            fewer steps or was recorded with other settings, which the message names.
+            fewer steps or was recorded with other settings; the message names them.
 
     Example:
 
@@ -141,7 +141,7 @@ def check_existing_recording(
 
 
 def _logits_from(step: int, source, mix: Callable, predict: Callable) -> Iterator[np.ndarray]:
-    """Yields the logits (B, C) of each step from a given one on, for all replicas."""
+    """Yields the logits (B, C) of all replicas for each step, starting at a given one."""
     strategy = tf.distribute.get_strategy()
 
     def mix_replica(images, labels, step):
@@ -169,7 +169,7 @@ class _Recorder:
         self._step_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
 
     def record(self, logits_from: Callable[[int], Iterator[np.ndarray]], verbose: bool) -> None:
-        """Writes the logits that `logits_from` yields from a given step on."""
+        """Writes the logits that `logits_from` yields, starting at the first missing step."""
         try:
             self._unfinished.parent.mkdir(parents=True, exist_ok=True)
             self._check_free_space()

@@ -10,7 +10,7 @@ import safetensors
 from stkd_keras.errors import InputError, differences, without_removed
 from stkd_keras.mixing import REMOVED
 
-# Our names of dtypes and those of safetensors.
+# Our dtype names and those of safetensors.
 SAFETENSORS_DTYPES = {"float16": "F16", "float32": "F32"}
 _TENSOR, _SETTINGS = "logits", "stkd_keras"
 _MAX_HEADER_BYTES = 1_000_000

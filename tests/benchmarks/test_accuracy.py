@@ -1,4 +1,4 @@
-"""Tests of the command that trains a table: what it shares, resumes and refuses."""
+"""Tests of the command that trains a table of runs."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ FLAGS = {
 }  # fmt: skip
 STEPS = 100
 COMMAND = "benchmarks/accuracy.py"
-# Only ends a process that hangs: a busy machine may be many times slower.
+# Only guards against hangs, since a busy machine may be many times slower.
 LIMIT_S = 1800
 
 

@@ -26,7 +26,7 @@ SCORES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a table of several data seeds, and the files of its runs that count."""
+    """A folder with a table of several data seeds, and the run files that a report reads."""
     rows = [
         {"name": "a", "flags": {}},
         {"name": "b", "flags": {"method": "kd"}},
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 
 def write_table(folder, **changes):
-    """Writes a table, or changes the one that is there. JSON is valid YAML."""
+    """Writes a table, or changes the existing one. JSON is valid YAML."""
     path = folder / "table.yaml"
     before = json.loads(path.read_text()) if path.exists() else {"title": "Digits"}
     path.write_text(json.dumps(before | changes))

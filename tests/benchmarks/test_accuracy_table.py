@@ -33,7 +33,7 @@ def test_our_tables_are_valid(path):
     assert has_removed_flags == ("commit 1f4727a" in path.read_text())
 
 
-def test_runs_share_a_recording_if_they_ask_the_teacher_the_same(tmp_path):
+def test_runs_share_a_recording_if_they_need_the_same_teacher_logits(tmp_path):
     shared = {
         "kd": [
             {"method": "kd"},

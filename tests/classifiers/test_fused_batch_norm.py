@@ -173,7 +173,7 @@ def test_a_fused_model_can_be_part_of_another():
     ("dtype", "jit_compile"),
     [("float32", None), ("float32", True), ("mixed_float16", True), ("mixed_bfloat16", False)],
 )
-def test_zero_examples_leave_statistics_alone_and_gradients_finite(dtype, jit_compile):
+def test_an_empty_batch_keeps_statistics_and_finite_gradients(dtype, jit_compile):
     model = fuse_batch_normalization(_model(dtype=dtype))
     before = model.get_weights()
     results = _train(model, (0, *SHAPE[1:]), steps=1, jit_compile=jit_compile)

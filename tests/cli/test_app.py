@@ -1,4 +1,4 @@
-"""What both commands have in common: flags, help, and the environment."""
+"""Tests of the flags, help and environment of both commands."""
 
 import re
 
@@ -49,7 +49,7 @@ def test_helpfull_shows_every_flag_once_in_its_group(script, commands, tmp_path)
         assert not re.search(r"(.{30,}).*\1", words), f"says something twice: {words}"
 
 
-def test_a_forked_command_says_what_a_new_process_says(commands, tmp_path):
+def test_a_forked_command_prints_what_a_new_process_prints(commands, tmp_path):
     forked = commands.run("evaluate.py", "--batch_size=3", cwd=tmp_path)
     assert forked == commands.run_alone("evaluate.py", "--batch_size=3", cwd=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Every augmentation is what its docstring says, image by image."""
+"""Every augmentation does to each image what its docstring says."""
 
 import numpy as np
 import pytest

@@ -98,7 +98,7 @@ class TestManualDir:
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server of its `content`, or of the first `sent` bytes of it."""
+    """Serves `content`, or only its first `sent` bytes."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

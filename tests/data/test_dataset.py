@@ -68,7 +68,7 @@ def test_from_arrays():
 
 @pytest.mark.parametrize("aligned", [False, True])
 def test_fetches_from_arrays_of_any_alignment(aligned):
-    # TensorFlow ends the process where it is given memory that doesn't begin at the right place.
+    # TensorFlow aborts the process if it gets misaligned memory.
     buffer = data.aligned_empty((10 * 60 + 1,))
     start = 0 if aligned else 1
     buffer[:] = np.arange(601) % 251

@@ -42,7 +42,7 @@ class TestSplit:
 
 
 class TestDigits:
-    def test_every_image_of_sklearn_is_there_once(self):
+    def test_every_image_of_sklearn_is_loaded_once(self):
         digits = data.load("digits")
         ours = np.concatenate([digits.train.images, digits.test.images])
         labels = np.concatenate([digits.train.labels, digits.test.labels])

@@ -14,7 +14,7 @@ def one_line(error) -> str:
 
 
 def labeled(labels) -> data.Dataset:
-    """A data set whose image number i is black but for i, written in its four pixels."""
+    """A data set whose images store their index in their four pixels."""
     labels = np.asarray(labels)
     images = np.arange(len(labels), dtype=np.uint32).view(np.uint8).reshape(-1, 2, 2, 1)
     split = data.Split(images, labels)

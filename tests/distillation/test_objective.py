@@ -127,7 +127,7 @@ def test_a_mixed_soft_target_mixes_the_softened_outputs_for_the_clean_images():
     np.testing.assert_allclose(history["soft_loss"][0], 16 * divergence.mean(), rtol=1e-3)
 
 
-def test_a_recording_on_clean_images_serves_a_mixed_soft_target(tmp_path):
+def test_a_recording_on_clean_images_works_for_a_mixed_soft_target(tmp_path):
     batches = data.pipeline(DIGITS, "train", 16, data_seed=0)
     recorded = record_teacher(
         tmp_path / "clean", linear_model(2), batches, None, 0, steps=2, dtype="float32"

@@ -62,7 +62,7 @@ def test_the_distiller_loads_and_continues_training(expected):
     assert int(distiller.step) == expected["step"] + 4
 
 
-def test_the_recording_serves_a_training():
+def test_a_student_trains_with_the_recording():
     pixels, labels = training_data()
     dataset = stkd_keras.data.from_arrays(
         pixels, labels, pixels[:8], labels[:8], class_names=["a", "b", "c", "d"], name="tiny"

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "support" / "two_replicas.py"
-# Only ends a process that hangs: a busy machine may be many times slower.
+# Only guards against hangs, since a busy machine may be many times slower.
 LIMIT_S = 1800
 
 pytestmark = pytest.mark.process

@@ -1,6 +1,6 @@
 """Tests of the workers of a cluster, which train like the devices of one process.
 
-Processes on this machine take the place of machines.
+Processes on this machine stand in for machines.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from stkd_keras.distribution.workers import _worker_share
 
 TWO_WORKERS = pathlib.Path(__file__).parents[1] / "support" / "two_workers.py"
 QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": "1"}
-# Only ends a process that hangs: a busy machine may be many times slower.
+# Only guards against hangs, since a busy machine may be many times slower.
 LIMIT_S = 1800
 
 

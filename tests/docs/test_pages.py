@@ -170,7 +170,7 @@ def test_commands_within_sentences_have_correct_flags(commands, clone):
     found = inline_commands(REPOSITORY)
     assert len(found) > 10
     for page, command in found:
-        # --method=NAME stands for any name.
+        # In --method=NAME, NAME is a placeholder.
         command = [word for word in command if not re.fullmatch(r"--\w+=[A-Z]+", word)]
         check_command(command, commands, clone, page, dry_run=False)
 
@@ -270,7 +270,7 @@ def test_nothing_refers_to_files_outside_of_the_repository():
         for name in models.available()
     ],
 )
-def test_the_table_of_the_zoo_is_what_the_code_computes(name):
+def test_the_table_of_the_zoo_matches_the_code(name):
     text = (REPOSITORY / "docs" / "zoo.md").read_text()
     table = re.search(r"<!-- table of the zoo -->\n(.*?)<!--", text, re.DOTALL)[1]
     rows = {re.search(r"`(\w+)`", row)[1]: row for row in table.splitlines()[2:] if row}

@@ -1,4 +1,4 @@
-"""evaluate.py --export, as a person types it, and the code of docs/export.md."""
+"""evaluate.py --export, run as a user would, and the code of docs/export.md."""
 
 import json
 import re

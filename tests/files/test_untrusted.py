@@ -249,7 +249,7 @@ def absent_numbers(file, folder):
         (absent_numbers, "bomb"),
     ],
 )
-def test_keras_refuses_weights_that_are_elsewhere_or_nowhere(make, named, tmp_path):
+def test_weights_outside_the_file_or_absent_are_refused(make, named, tmp_path):
     file = tmp_path / "m.weights.h5"
     with h5py.File(file, "w") as content:
         make(content.create_group("layers/conv2d/vars"), tmp_path)
@@ -260,7 +260,7 @@ def test_keras_refuses_weights_that_are_elsewhere_or_nowhere(make, named, tmp_pa
     assert "m.keras (Not allowed: " in refusal(models.load, tmp_path / "m.keras")
 
 
-def test_keras_refuses_links_in_older_weights_too(tmp_path):
+def test_links_in_older_weights_are_refused(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["model_weights"] = h5py.ExternalLink("other.h5", "x")
     name = "keras.applications:MobileNetV3Small"
@@ -289,7 +289,7 @@ def test_code_in_any_kind_of_pytorch_file_is_refused(tmp_path):
         assert not marker.exists()
 
 
-def test_that_pytorch_would_run_such_code(tmp_path):
+def test_pytorch_itself_would_run_such_code(tmp_path):
     torch = pytest.importorskip("torch")
     marker = tmp_path / "marker"
     torch.save({"fc.weight": RunsCode(marker)}, tmp_path / "m.pth")

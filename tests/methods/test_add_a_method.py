@@ -1,4 +1,4 @@
-"""The method on the page about adding one is a method."""
+"""The method in docs/add-a-method.md works."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "add-a-method.md"
 def test_the_method_of_the_page_registers_and_passes_its_own_test(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 2
-    # What the page adds to the table goes again when the test is over.
+    # monkeypatch undoes the page's registration after the test.
     monkeypatch.setitem(METHODS, "pefd", METHODS["at"])
     names: dict = {}
     exec("\n".join(blocks), names)

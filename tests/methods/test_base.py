@@ -1,4 +1,4 @@
-"""Tests of what terms refuse: arguments out of range, and features that don't fit."""
+"""Terms refuse arguments out of range and features that don't fit."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests of the table of methods, and of what every method in it must do."""
+"""Tests of the table of methods, and of the properties that every method has."""
 
 import keras
 import numpy as np

@@ -69,7 +69,7 @@ def test_a_student_is_the_application_with_its_preprocessing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MobileNetV3Small", "MobileNetV2"])
-def test_as_published_it_takes_images_of_its_own_size_and_gives_logits(name):
+def test_a_published_application_takes_its_own_image_size_and_gives_logits(name):
     model = applications.build_as_published(applications.PREFIX + name, 7)
     assert model.input_shape == (None, 224, 224, 3)
     assert model.output_shape == (None, 7)

@@ -30,7 +30,7 @@ def write(model, path):
     return path
 
 
-def test_without_weights_load_is_build():
+def test_load_without_weights_equals_build():
     settings = {**SMALL, "mean": 0.3, "std": 0.2, "shortcut": "projection"}
     loaded = []
     for function in (models.build, models.load):

@@ -1,4 +1,4 @@
-"""evaluate.py --report, as a person types it."""
+"""evaluate.py --report, run as a user would."""
 
 import json
 import shutil

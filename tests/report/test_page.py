@@ -90,7 +90,7 @@ def browser():
     browser.quit()
 
 
-def test_the_teacher_has_its_name_from_the_runs_config(page):
+def test_the_teacher_is_named_as_in_the_runs_config(page):
     assert [model["name"] for model in page.numbers["models"]] == [
         "<i>small</i>", "resnet20", "s" * 90
     ]  # fmt: skip

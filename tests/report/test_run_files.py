@@ -1,4 +1,4 @@
-"""A run's files are read with care: they may come from others."""
+"""A run's files are checked, since they may come from someone else."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_the_history_has_nan_for_epochs_without_validation(tmp_path):
     assert history["val_accuracy"][1] == 0.3
 
 
-def test_the_duration_has_no_pauses(tmp_path):
+def test_the_duration_excludes_pauses(tmp_path):
     run = write_run(tmp_path / "run")
     events = run / "tensorboard" / "train"
     events.mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_the_duration_has_no_pauses(tmp_path):
         {"mixup_alpha": "x"}, {"mixup_probability": [1]}, {"num_images": 1e9},
     ],
 )  # fmt: skip
-def test_settings_that_no_run_has_are_an_error(settings, tmp_path):
+def test_invalid_settings_are_an_error(settings, tmp_path):
     with pytest.raises(InputError, match=r"config\.json has"):
         read_run_files(write_run(tmp_path / "run", **settings))
 
@@ -70,7 +70,7 @@ def test_settings_that_no_run_has_are_an_error(settings, tmp_path):
         {"student": {}, "formats": {"onnx": {"bytes": math.inf}}},
     ],
 )
-def test_an_export_json_that_no_export_writes_is_an_error(broken, tmp_path):
+def test_an_invalid_export_json_is_an_error(broken, tmp_path):
     (tmp_path / "export.json").write_text(json.dumps(broken))
     with pytest.raises(InputError, match=r"export\.json has "):
         read_run_files(None, tmp_path)

@@ -21,7 +21,7 @@ SCORE = "evaluate.py --dataset=folder --data_dir=photos --model=two.keras"
 SCORE_RUN = "evaluate.py --model=run"
 WORKERS = "train.py --distribute=multi_worker --method=ce"
 
-# Materials of the commands above.
+# Materials that the commands above need.
 PHOTOS = ("photos", "two.keras")
 TEACHER = (*PHOTOS, "three.keras")
 WITH_RUN = (*PHOTOS, "run", "teachers", "teacher.replay")
@@ -72,7 +72,7 @@ def remove(name: str) -> Maker:
 
 
 def pipe(name: str) -> Maker:
-    """Creates a named pipe, which blocks whoever opens it."""
+    """Creates a named pipe, which blocks its reader."""
     return lambda folder: os.mkfifo(folder / name)
 
 
@@ -100,13 +100,13 @@ def edit_config(change: Callable[[dict], object]) -> Maker:
 
 
 def unfinished(folder: pathlib.Path) -> None:
-    """Makes the run one that was interrupted at its end."""
+    """Makes the run look interrupted just before its end."""
     (folder / "run" / "metrics.json").unlink()
     (folder / "run" / "student.keras").unlink()
 
 
 def unfinished_teacher(folder: pathlib.Path) -> None:
-    """Makes the trained teacher's run an unfinished one without settings."""
+    """Makes the teacher's run look unfinished, with a broken config.json."""
     [teacher] = (folder / "teachers").iterdir()
     (teacher / "metrics.json").unlink()
     (teacher / "config.json").write_text("{")

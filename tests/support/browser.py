@@ -48,5 +48,5 @@ def requested(browser: webdriver.Chrome) -> list[str]:
 
 
 def width_of_page(browser: webdriver.Chrome) -> int:
-    """Returns the width of the page in CSS pixels, with what would need scrolling."""
+    """Returns the width of the page in CSS pixels, including what needs scrolling."""
     return browser.execute_script("return document.documentElement.scrollWidth")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # Seconds until a command that hangs is killed.
 LIMIT = 600.0
-# Prefixes of variables that would make a command look elsewhere than a test says.
+# Prefixes of variables that would override what a test sets.
 _NOT_INHERITED = ("TF_CONFIG", "SLURM_", "TFDS_", "KERAS_", "TF_CPP_", "PYTHONWARNINGS")
 
 
@@ -114,7 +114,7 @@ class ForkedCommands:
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        # No test may use the network: this proxy doesn't exist.
+        # This proxy doesn't exist, so that no test can use the network.
         nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         return {**inherited, **nowhere, "HOME": str(self._folder / "home"), **variables}
 

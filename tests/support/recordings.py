@@ -24,7 +24,7 @@ def record(path, digits, teacher, steps=10, mixing=MIXING, data_seed=5, **option
 
 
 def make_distiller(teacher, mixing=MIXING, data_seed=5, **settings):
-    """A compiled distiller of a small student with always the same weights."""
+    """A compiled distiller of a small student that always has the same initial weights."""
     keras.utils.set_random_seed(1)
     distiller = SimilarityTransferDistiller(
         networks.small_convolutional_classifier(), teacher, mixing=mixing, data_seed=data_seed,

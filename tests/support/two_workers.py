@@ -48,7 +48,7 @@ def make(build) -> SimilarityTransferDistiller:
 
 
 def shares() -> functools.partial:
-    """Returns the pipeline, to be called with a share."""
+    """Returns a function from a share to its pipeline."""
     x, y = networks.images(NUM_IMAGES)
     x = np.uint8(x)
     dataset = data.from_arrays(x, y, x[:101], y[:101])

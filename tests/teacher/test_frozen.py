@@ -61,7 +61,7 @@ def test_several_teachers_give_the_log_of_the_mean_of_their_softmaxes():
         np.testing.assert_allclose(teacher(x), np.log(mean), atol=1e-5)
 
 
-def test_later_changes_of_the_model_have_no_effect_and_the_model_is_not_touched():
+def test_later_changes_of_the_model_have_no_effect_and_the_model_is_not_changed():
     model = networks.convolutional_classifier(softmax=True)
     x, _ = networks.images()
     before = [w.copy() for w in model.get_weights()]

@@ -75,7 +75,7 @@ def test_another_teacher_is_refused_and_the_same_one_loaded_again_is_not(digits,
     assert "teacher was" in refusal(record, tmp_path / "t", digits, model, 2)
 
 
-def test_a_longer_recording_serves_and_a_shorter_one_is_refused(digits, tmp_path):
+def test_a_longer_recording_is_accepted_and_a_shorter_one_refused(digits, tmp_path):
     record(tmp_path / "t", digits, "pixels", 4, predict=ten_pixels)
     assert record(tmp_path / "t", digits, "pixels", 2, predict=ten_pixels).steps == 4
     message = refusal(record, tmp_path / "t", digits, "pixels", 5, predict=ten_pixels)

@@ -167,7 +167,7 @@ def test_the_teacher_is_not_in_a_backup(tmp_path):
     assert (tmp_path / "step-0000000000.npz").stat().st_size < 20_000
 
 
-def test_a_backup_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path):
+def test_a_backup_that_does_not_fit_on_the_disk_keeps_the_previous_one(tmp_path):
     model = distiller()
     write(tmp_path, model)
     model.step.assign(5)
@@ -213,7 +213,7 @@ def in_tmpfs(folder, *flags, size="100m", mode="rw", repository):
 
 
 def files(folder):
-    """The content of a folder's files but the lock, which names its last holder."""
+    """The content of a folder's files except for the lock, which names its last holder."""
     return {
         path.relative_to(folder): path.read_bytes()
         for path in pathlib.Path(folder).rglob("*")

@@ -179,7 +179,7 @@ def test_a_signal_within_an_epoch_loses_no_step(send, train, models, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_and_a_kill_in_the_validation_lose_no_step(train, models, tmp_path):
+def test_a_signal_and_a_kill_during_validation_lose_no_step(train, models, tmp_path):
     flags = flags_of(models)
     assert train(*flags, "--run_dir=whole").returncode == 0
     broken = [*flags, "--run_dir=broken"]
@@ -214,7 +214,7 @@ def test_a_second_process_is_refused_and_a_second_signal_stops_at_once(train, mo
 
 
 @pytest.mark.slow
-def test_the_training_of_a_teacher_resumes_too(train, tmp_path):
+def test_an_interrupted_training_of_a_teacher_resumes(train, tmp_path):
     flags = ["--teacher=resnet8", "--student=resnet8", "--teacher_epochs=1", "--epochs=1",
              "--backup_steps=4", "--deterministic", "--teacher_dir=teachers"]  # fmt: skip
     ended = train(*flags, "--run_dir=run", send="SIGTERM", at=("after a step", 6))
@@ -234,7 +234,7 @@ def test_a_run_killed_before_it_has_a_config_can_be_started_again(train, models,
     assert "backup" in left
     assert "config.json" not in left
     assert train(*flags, send="SIGTERM", at=("after a step", 2)).returncode == 143
-    # With other settings it is another run, which needs --overwrite.
+    # Other settings make it another run, which needs --overwrite.
     ended = train(*flags, "--temperature=2")
     assert ended.returncode == 2
     assert "temperature was 4.0 and is 2.0" in one_line(ended.stderr)

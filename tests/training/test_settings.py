@@ -56,7 +56,7 @@ def test_files_are_stored_by_their_content(tmp_path):
         ("dkd", True, True), ("fitnet", True, False),
     ],
 )  # fmt: skip
-def test_the_method_decides_what_is_needed_of_the_teacher(method, needs_teacher, can_replay):
+def test_the_method_decides_whether_a_teacher_is_needed(method, needs_teacher, can_replay):
     settings = make(method)
     assert (settings.needs_teacher, settings.can_replay) == (needs_teacher, can_replay)
 

@@ -53,7 +53,7 @@ def test_durations_are_readable(seconds, words):
     assert in_words(seconds) == words
 
 
-def test_a_training_is_its_start_its_steps_and_its_evaluations():
+def test_the_estimate_adds_start_steps_and_evaluations():
     timing = {
         "steps": 100, "step_seconds": 0.5, "teacher_seconds": 0.2, "start_seconds": 10.0,
         "evaluation_seconds": 5.0,

@@ -213,7 +213,7 @@ class TestMoreThanEightBits:
 
 
 def png_of_16_bits(image: np.ndarray) -> bytes:
-    """A PNG as Pillow doesn't write it."""
+    """A 16-bit color PNG, which Pillow can't write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
@@ -357,8 +357,8 @@ class TestBadFiles:
         ),
         share=st.floats(0, 1, exclude_max=True),
     )
-    def test_what_is_cut_off_is_refused_or_whole(self, encoded, share):
-        # The last bytes of a PNG, for one, hold no pixel.
+    def test_a_truncated_image_is_refused_or_complete(self, encoded, share):
+        # The last bytes of a PNG, for example, hold no pixels.
         with contextlib.suppress(InputError):
             ours = decode(encoded[: int(share * len(encoded))])
             np.testing.assert_array_equal(ours, decode(encoded))
@@ -374,10 +374,10 @@ class TestBadFiles:
         changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=5),
     )
     @pytest.mark.filterwarnings("ignore")
-    def test_any_damage_gives_an_image_or_a_line(self, encoded, changes):
+    def test_a_damaged_image_is_decoded_or_refused(self, encoded, changes):
         content = bytearray(encoded)
         for position, value in changes:
             content[position % len(content)] = value
-        # Nothing else is raised.
+        # No other exception may be raised.
         with contextlib.suppress(InputError):
             assert decode(bytes(content), (8, 8)).shape == (8, 8, 3)

@@ -99,7 +99,7 @@ class LocalPictures(tfds.core.GeneratorBasedBuilder):
 class TestDownload:
     @pytest.fixture
     def server(self, tmp_path, monkeypatch):
-        """A server of a zip of 40 images; its first `broken` responses are only half of it."""
+        """Serves a zip of 40 images; the first `broken` responses stop halfway."""
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
             for number, (pixels, _) in enumerate(pictures(40, sizes=[(12, 12)])):

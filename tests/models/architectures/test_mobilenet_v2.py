@@ -10,7 +10,7 @@ CHANNELS |= {f"blocks.{i}.0.conv.6.weight": c for i, c in enumerate((16, 24, 32,
 
 
 @pytest.mark.parametrize("width", [1 / 16, 0.355, 0.5, 2 / 3, 0.75, 1.0, 1.33, 4 / 3, 1.4])
-def test_a_width_follows_from_a_state_dict(width):
+def test_the_width_is_inferred_from_a_state_dict(width):
     state = {name: np.empty(int(channels * width)) for name, channels in CHANNELS.items()}
     state["conv2.0.weight"] = np.empty(int(1280 * max(width, 1)))
     found = options_from_state(state)["width"]

@@ -50,6 +50,6 @@ def test_layers_are_pytorchs_with_fused_batch_normalization():
     assert all("call" in vars(norm) for norm in norms)
 
 
-def test_the_shortcut_follows_from_a_state_dict():
+def test_the_shortcut_is_inferred_from_a_state_dict():
     assert options_from_state({"layer2.0.downsample.0.weight": None}) == {"shortcut": "projection"}
     assert options_from_state({"layer2.0.conv1.weight": None}) == {"shortcut": "identity"}

@@ -76,7 +76,7 @@ def test_a_teacher_for_another_size_resizes_images_bilinearly(kind, tmp_path, ca
         np.testing.assert_allclose(compiled, logits, atol=1e-4)
 
 
-def test_a_teacher_for_any_size_or_the_datas_is_not_changed(tmp_path, capsys):
+def test_a_teacher_that_fits_the_images_is_not_changed(tmp_path, capsys):
     inputs = keras.Input((None, None, 3))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
     any_size = keras.Model(inputs, layers.Dense(3)(x))
@@ -147,7 +147,7 @@ def test_another_number_of_classes_is_refused_without_their_names(tmp_path):
     message = refusal(load_teacher, dataset(), source)
     assert "5 classes and the data 3" in message
     assert "--teacher_classes=FILE" in message
-    # ImageNet's weights aren't even looked for.
+    # This is refused before looking for ImageNet's weights.
     source = TeacherSource("keras.applications:NASNetLarge")
     assert "1000 classes and the data 3" in refusal(load_teacher, dataset(), source)
 

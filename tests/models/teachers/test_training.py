@@ -29,7 +29,7 @@ def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
         )
 
     assert names() == ["ResNet20", "mobile_half"]
-    # The name is part of the contract: teachers that earlier versions trained are found.
+    # The name must not change: teachers that earlier versions trained have to be found.
     trained = tmp_path / "made-1.0.0-resnet20-169a6e16"
     trained.mkdir()
     for file in ("teacher.keras", "metrics.json"):

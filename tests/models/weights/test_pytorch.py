@@ -1,4 +1,4 @@
-"""State dicts fill the zoo's models by name, and misfits are refused."""
+"""State dicts load into the zoo's models by name, or are refused."""
 
 import keras
 import networks
@@ -60,7 +60,7 @@ def test_every_tensor_arrives_in_keras_layout(model, state, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "head", "shortcut"), [("", "linear", "shortcut"), ("module.", "fc", "downsample")]
 )
-def test_the_names_of_both_implementations_load(prefix, head, shortcut, tmp_path):
+def test_tensor_names_of_both_implementations_load(prefix, head, shortcut, tmp_path):
     model = models.build("resnet8", **SMALL, shortcut="projection")
     state = random_state(model)
     renamed = {

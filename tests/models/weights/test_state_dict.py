@@ -1,4 +1,4 @@
-"""PyTorch files: what training scripts save is read, and nothing in a file is run."""
+"""Checkpoints of training scripts are read, and code in a file is never run."""
 
 import argparse
 import sys

@@ -89,7 +89,12 @@ def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def restore_scale(model: keras.Model, file: str) -> None:
-    """Corrects the scale of an EfficientNet loaded from a file of ImageNet weights."""
+    """Corrects the scale of an EfficientNet loaded from a file of ImageNet weights.
+
+    Keras adds another Rescaling layer (1 / sqrt(std)) to an EfficientNet only for ImageNet's
+    weights. That layer has no weights, so a file of either kind would fill the other silently. If
+    the file names the layer, its factor goes into the variance of the Normalization layer.
+    """
     norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
     scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
     if len(norms) != 1 or len(scales) != 1 or not model.name.startswith("efficientnetb"):

@@ -34,7 +34,11 @@ def as_soft_labels(labels, num_classes: int, batch_size: tf.Tensor | None = None
 
 
 def normalize_soft_labels(soft_labels: tf.Tensor, sample_weight) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales labels to sum to 1, and multiplies the sample weights by the original sums."""
+    """Scales labels to sum to 1, and multiplies the sample weights by the original sums.
+
+    TensorFlow's gradient of the cross-entropy, softmax minus label, is right only for labels that
+    sum to 1. A mixed label sums to the share of its labeled images.
+    """
     share = tf.reduce_sum(soft_labels, axis=1)
     weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
     return tf.math.divide_no_nan(soft_labels, share[:, None]), weight

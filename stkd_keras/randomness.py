@@ -37,7 +37,12 @@ def uniforms(shape, seed) -> tf.Tensor:
 
 
 def dirichlet(alpha: float, rows, columns: int, seed) -> tf.Tensor:
-    """Returns float64 draws (rows, columns) from Dirichlet(alpha, ..., alpha)."""
+    """Returns float64 draws (rows, columns) from Dirichlet(alpha, ..., alpha).
+
+    Normalizes gamma draws by Marsaglia and Tsang, "A simple method for generating gamma variables"
+    (2000), with a fixed number of tries: TensorFlow's own gamma has no XLA kernel. Works with
+    logarithms, because at alpha = 0.01 most gamma draws are below the smallest float.
+    """
     draws = uniforms((3 * GAMMA_TRIES + 1, rows, columns), seed)
     radius, angle, acceptance, boost = tf.split(draws, [GAMMA_TRIES] * 3 + [1])
     normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2.0 * math.pi * angle)

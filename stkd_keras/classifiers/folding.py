@@ -28,7 +28,14 @@ _GROUPED = "bhwgi,gio->bhwgo"
 
 
 def fold_batch_normalization(model: keras.Model) -> int:
-    """Folds batch normalization in place where that is exact, and returns how often."""
+    """Folds batch normalization in place where that is exact, and returns how often.
+
+    Folds float32 BatchNormalization layers whose only input comes straight from a convolution or
+    Dense layer without an activation, if nothing else uses that output, in nested models, too. A
+    normalization before its convolution can't be folded, because of the ReLU between them. Logits
+    stay equal to about 1e-5 of their spread. The model stays a plain Keras model: a folded
+    normalization keeps its shift as its moving mean.
+    """
     graphs = list(_graphs(model))
     calls = collections.Counter(
         id(node.operation) for graph in graphs for node in graph_nodes(graph)

@@ -89,7 +89,11 @@ def input_shape(model: keras.Model) -> tuple | None:
 
 
 def precision_policy(model: keras.Model) -> keras.DTypePolicy:
-    """Returns the dtype policy of a model's layers."""
+    """Returns the dtype policy of a model's layers.
+
+    A functional model that was loaded, or built under another global policy, doesn't know it; its
+    layers do.
+    """
     for layer in model._flatten_layers(include_self=False):
         if layer.compute_dtype in ("float16", "bfloat16"):
             prefix = "mixed_" if layer.variable_dtype == "float32" else ""
@@ -98,7 +102,11 @@ def precision_policy(model: keras.Model) -> keras.DTypePolicy:
 
 
 def compute_in(model: keras.Model, policy: str) -> None:
-    """Changes the precision in which a model computes, but not that of its variables."""
+    """Changes the precision in which a model computes, but not that of its variables.
+
+    Preprocessing and the last layer always compute in float32: half precision would round the
+    logits too much.
+    """
     last = _last_layer(model)
     for layer in model._flatten_layers(include_self=False):
         is_exact = layer is last or isinstance(layer, _PREPROCESSING)

@@ -26,7 +26,11 @@ def run(
     groups: Sequence[str] = (),
     common: Sequence[str] = (),
 ) -> None:
-    """Parses the flags, runs a command, and ends the process."""
+    """Parses the flags, runs a command, and ends the process.
+
+    Bad flags and input end with one line and status 2, a lost worker with one line and status 138,
+    SIGTERM and SIGINT with one line and 128 plus the signal's number.
+    """
     logging.set_verbosity(logging.WARNING)
     # The models don't support channels_first, which a user's keras.json may set.
     keras.config.set_image_data_format("channels_last")

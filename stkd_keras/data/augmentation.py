@@ -17,7 +17,11 @@ class Augmentation:
 
 
 def pad_crop_flip(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Pads, crops and flips each image at random, with draws of shape (3, batch)."""
+    """Pads, crops and flips each image at random, with draws of shape (3, batch).
+
+    The padding is black, an eighth of the shorter side: 4 pixels for 32x32, as is usual for CIFAR.
+    Without `flip` the crops are the same.
+    """
     height, width, channels = images.shape[1:]
     padding = max(1, min(height, width) // 8)
     top, left = (_integers(draws[i], 2 * padding + 1) for i in (0, 1))
@@ -38,7 +42,11 @@ def pad_crop_flip(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
 
 
 def cutout(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Applies `pad_crop_flip`, then Cutout (arXiv 1708.04552), with draws of shape (5, batch)."""
+    """Applies `pad_crop_flip`, then Cutout (arXiv 1708.04552), with draws of shape (5, batch).
+
+    The square's side is half the shorter side of the image, as in the paper for CIFAR-10. It is mid
+    gray, where the paper has the data set's mean, since pixels aren't normalized yet.
+    """
     height, width, channels = images.shape[1:]
     side = max(1, min(height, width) // 2)
     rows = _covered(draws[3], height, side)

@@ -220,7 +220,11 @@ class _Shard:
 
 
 def _batch_starts(num_images: int, batch_size: int) -> np.ndarray:
-    """Returns the start of each batch of an epoch, followed by the end, int64 (steps + 1,)."""
+    """Returns the start of each batch of an epoch, followed by the end, int64 (steps + 1,).
+
+    The last two batches share the remaining images: a batch of a few images would have no useful
+    batch statistics.
+    """
     starts = np.arange(0, num_images, batch_size, dtype=np.int64)
     if len(starts) > 1:
         starts[-1] = num_images - (num_images - starts[-2]) // 2

@@ -6,7 +6,11 @@ from stkd_keras.distribution.replicas import average_batch_statistics
 
 
 class SaveTheStudent(keras.callbacks.Callback):
-    """Makes every ModelCheckpoint save the student, a plain Keras model."""
+    """Makes every ModelCheckpoint save the student, a plain Keras model.
+
+    It must run before the other callbacks, because it averages the batch statistics of the replicas
+    at the end of each epoch.
+    """
 
     def __init__(self, callbacks):
         super().__init__()

@@ -28,7 +28,11 @@ def stage_name(term: DistillationTerm) -> str:
 def freeze_during_stage(
     terms: Sequence[DistillationTerm], student: keras.Model, step: tf.Tensor
 ) -> Callable[[], None]:
-    """Returns a function that undoes a training step's changes to frozen variables."""
+    """Returns a function that undoes a training step's changes to frozen variables.
+
+    Weight decay and momentum would change the variables that a stage, or the training after it,
+    doesn't train.
+    """
     pretrained = [t for t in terms if isinstance(t, PretrainedTerm) and t.pretraining_steps]
     frozen: list[tuple[keras.Variable, tf.Tensor, tf.Tensor]] = []
     if pretrained and not any(term.pretrains_student for term in pretrained):

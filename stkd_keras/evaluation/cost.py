@@ -48,7 +48,11 @@ def file_bytes(models: Iterable[keras.Model]) -> int:
 
 
 def median_seconds(*calls: Callable[[], object], seconds: float) -> list[float]:
-    """Returns the median duration of each call in seconds. The calls take turns."""
+    """Returns the median duration of each call in seconds. The calls take turns.
+
+    The calls take turns, so that a disturbance affects all of them. After two warm-up rounds, 3 to
+    50 rounds are timed, until `seconds` are over.
+    """
     for call in (*calls, *calls):
         call()
     times: list[list[float]] = [[] for _ in calls]

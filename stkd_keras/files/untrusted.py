@@ -21,7 +21,10 @@ LARGEST_TEXT = 20 * 10**6
 
 
 def check_keras_file(path: str | os.PathLike) -> None:
-    """Checks that the configuration in a `.keras` file names only parts of models."""
+    """Checks that the configuration in a `.keras` file names only parts of models.
+
+    Keras's safe mode checks the rest: links, data in other files, and sizes that aren't there.
+    """
     path = os.fspath(path)
     name = f"{path}/config.json"
     try:
@@ -38,7 +41,10 @@ def check_keras_file(path: str | os.PathLike) -> None:
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
-    """Checks that a prepared data set only has TFDS's own features."""
+    """Checks that a prepared data set only has TFDS's own features.
+
+    TFDS imports any module that a features.json names.
+    """
     # In FOLDER/VERSION or FOLDER/CONFIG/VERSION. Follows links, as TFDS does.
     for depth in range(4):
         for file in folder.glob("*/" * depth + "features.json"):
@@ -147,7 +153,10 @@ _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.
 
 
 def _check_parts(path: str, config: Any) -> None:
-    """Checks that a model's configuration only names parts of models."""
+    """Checks that a model's configuration only names parts of models.
+
+    Names outside of Keras are left to Keras, which allows registered ones and imports nothing.
+    """
     for part in _objects(config):
         if "class_name" not in part or "config" not in part:
             continue

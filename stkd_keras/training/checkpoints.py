@@ -75,7 +75,10 @@ def write_backup(
     groups: dict[str, list[np.ndarray]],
     writes: bool = True,
 ) -> None:
-    """Writes a backup with additional groups of arrays; keeps only the backup before it."""
+    """Writes a backup with additional groups of arrays; keeps only the backup before it.
+
+    All workers have to call it, since reading variables can take all of them; one `writes`.
+    """
     values = {name: np.asarray(v) for name, v in _variables(distiller).items()}
     if not writes:
         return

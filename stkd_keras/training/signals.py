@@ -61,7 +61,10 @@ def deferred_signals() -> Iterator[DeferredSignals]:
 
 
 def raise_on_signals() -> None:
-    """Makes SIGTERM and SIGINT raise `Interrupted` in the main thread."""
+    """Makes SIGTERM and SIGINT raise `Interrupted` in the main thread.
+
+    A shell lets the background jobs of a script ignore SIGINT; this replaces that, too.
+    """
 
     def interrupt(number, frame):
         raise Interrupted(number)

@@ -52,7 +52,11 @@ def find_source(path: str | os.PathLike, name: str) -> pathlib.Path | None:
 
 
 def unpack_tar(path: str) -> str:
-    """Unpacks a tar archive, compressed or not, to a folder next to it and returns the folder."""
+    """Unpacks a tar archive, compressed or not, to a folder next to it and returns the folder.
+
+    The folder's name contains a hash of the archive's size and modification time, and it gets that
+    name only once it is complete, so it can be reused until the archive changes.
+    """
     status = os.stat(path)
     version = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
     folder = f"{path}{UNPACKED}{version}"
@@ -133,7 +137,11 @@ def _checked_members(
 
 
 def _check_end(file: IO[bytes]) -> None:
-    """Raises if an archive doesn't end with blocks of zeros, as complete ones do."""
+    """Raises if an archive doesn't end with blocks of zeros, as complete ones do.
+
+    TarFile takes a broken or truncated header for the end. Reading to the end of the file also
+    makes gzip check its checksum.
+    """
     size = 0
     while block := file.read(1 << 20):
         if block.strip(b"\0"):

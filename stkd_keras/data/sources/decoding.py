@@ -17,7 +17,11 @@ Image.init()
 def decode_image(
     content: bytes, name: str, size: tuple[int, int] | None, channels: int = 3
 ) -> np.ndarray:
-    """Decodes an image file; raises an InputError "NAME: REASON" on failure."""
+    """Decodes an image file; raises an InputError "NAME: REASON" on failure.
+
+    Applies the EXIF orientation, takes the first frame, blends transparent pixels with white, and
+    ignores color profiles. Grayscale of more than 8 bits is scaled to 8 bits.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()

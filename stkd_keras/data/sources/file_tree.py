@@ -24,7 +24,11 @@ class Layout(NamedTuple):
 
 
 class FileTree(abc.ABC):
-    """The files of a folder or an archive, by relative names with "/" separators."""
+    """The files of a folder or an archive, by relative names with "/" separators.
+
+    If all files are in a single top folder, as is common in archives, names are relative to it,
+    unless it is named like a split. Hidden and system files next to it are ignored.
+    """
 
     def __init__(self, path: str, entries: dict[str, Any]):
         self.path = path

@@ -11,7 +11,11 @@ VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 def folder_layout(directory: str | os.PathLike) -> Layout:
-    """Finds the images in DIRECTORY/{train,val,test}/CLASS, including its subfolders."""
+    """Finds the images in DIRECTORY/{train,val,test}/CLASS, including its subfolders.
+
+    The classes are the folders of train in alphabetical order. The folder val, valid or validation
+    is optional.
+    """
     root = pathlib.Path(directory)
     folders = _split_folders(root)
     class_names = _class_folders(root / "train")

@@ -21,7 +21,10 @@ SILENCE = 0.5
 
 
 def in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Calls a function in threads with the arguments of each job; yields the results in order."""
+    """Calls a function in threads with the arguments of each job; yields the results in order.
+
+    Unlike `Executor.map`, it doesn't hold the arguments of all jobs at once.
+    """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         for job in jobs:
@@ -47,7 +50,11 @@ def with_progress(results: Iterable, total: int | None, what: str, unit: str = "
 
 
 class _Calls:
-    """Counts running calls from TensorFlow's threads, so that the process can wait at exit."""
+    """Counts running calls from TensorFlow's threads, so that the process can wait at exit.
+
+    At exit, Python ends any thread that returns to it, and TensorFlow would wait for that thread
+    forever.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()

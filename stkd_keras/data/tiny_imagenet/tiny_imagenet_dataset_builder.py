@@ -10,7 +10,11 @@ from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
-    """Returns the images and labels of Tiny-ImageNet-200."""
+    """Returns the images and labels of Tiny-ImageNet-200.
+
+    A label is the index of the WordNet identifier among the sorted ones of wnids.txt. The split
+    "test" is the labeled val; the images of test have no labels and are ignored.
+    """
     texts = _read_texts(tree)
     wnids = sorted(set(texts["wnids.txt"].split()))
     if len(wnids) != _NUM_CLASSES:

@@ -1,5 +1,6 @@
 """Operations shared by several methods, with gradients that are finite everywhere."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -42,11 +43,10 @@ def unit_vectors(x: tf.Tensor, axis: int = -1) -> tf.Tensor:
 
 def pooled(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Average-pools maps to at most the given size, like PyTorch's `adaptive_avg_pool2d`."""
-    if maps.shape[1] > height:
-        maps = tf.einsum("bhwc,hi->biwc", maps, _windows(maps.shape[1], height))
-    if maps.shape[2] > width:
-        maps = tf.einsum("bhwc,wj->bhjc", maps, _windows(maps.shape[2], width))
-    return maps
+    size = min(maps.shape[1], height), min(maps.shape[2], width)
+    if size == tuple(maps.shape[1:3]):
+        return maps
+    return keras.ops.adaptive_average_pool(maps, size, data_format="channels_last")
 
 
 def pooled_alike(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -55,12 +55,3 @@ def pooled_alike(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         pooled(first, second.shape[1], second.shape[2]),
         pooled(second, first.shape[1], first.shape[2]),
     )
-
-
-def _windows(size: int, count: int) -> np.ndarray:
-    """Returns each element's weight in the mean of each window, (size, count)."""
-    weights = np.zeros((size, count), np.float32)
-    for i in range(count):
-        start, end = i * size // count, -(-(i + 1) * size // count)
-        weights[start:end, i] = 1 / (end - start)
-    return weights

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from stkd_keras.methods.arithmetic import pooled
 
@@ -11,7 +12,7 @@ def test_maps_are_pooled_like_pytorch(sizes):
     torch = pytest.importorskip("torch")
     size, smaller = sizes
     maps = np.random.default_rng(0).normal(size=(2, size, size + 1, 3)).astype("float32")
-    result = pooled(maps, smaller, smaller)
+    result = pooled(tf.constant(maps), smaller, smaller)
     expected = torch.nn.functional.adaptive_avg_pool2d(
         torch.from_numpy(maps).permute(0, 3, 1, 2), (min(size, smaller), min(size + 1, smaller))
     )
@@ -19,5 +20,5 @@ def test_maps_are_pooled_like_pytorch(sizes):
 
 
 def test_a_window_is_averaged_even_if_sizes_do_not_divide():
-    row = np.arange(5, dtype="float32").reshape(1, 1, 5, 1)
+    row = tf.reshape(tf.range(5.0), (1, 1, 5, 1))
     np.testing.assert_allclose(pooled(row, 1, 2).numpy().ravel(), [1.0, 3.0])

@@ -16,7 +16,7 @@ from models.zoo import build, options_from_state, parse_name
 from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.classifiers.outputs import compatible, resolve_outputs
 from stkd_keras.data import Dataset, parse_normalization
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import check_keras_file
 
 # Endings of files that hold weights alone, and so can't be a source.
@@ -191,15 +191,10 @@ def is_whole_model(*files: str | None) -> bool:
 def fill(model: keras.Model, name: str, file: str) -> keras.Model:
     """Loads weights that Keras wrote into a model; `name` is for the error message."""
     _check_file(file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The error says what Keras warns of.
-            model.load_weights(file)
-    except Exception as error:  # The class depends on where the file is broken.
-        raise InputError(
-            f"can't load {file} into {name} ({one_line(error)}); expected the weights of the same "
-            "architecture: check the name, its options and num_classes"
-        ) from error
+    advice = "expected weights of the same architecture: check name, options and num_classes"
+    with explain_errors(f"can't load {file} into {name}", advice), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The error says what Keras warns of.
+        model.load_weights(file)
     if is_application(name):
         applications.restore_scale(model, file)
     return _checked_finite(model, file)
@@ -216,13 +211,9 @@ def _load_keras_file(
     if not zipfile.is_zipfile(file):  # Keras says "File not found" of these.
         raise InputError(f"{file} isn't a valid .keras file; expected a file written by model.save")
     check_keras_file(file)
-    try:
+    advice = "expected a file written by model.save: import and register your own classes first"
+    with explain_errors(f"can't load {file}", advice):
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:  # The class depends on where the file is broken.
-        raise InputError(
-            f"can't load {file} ({one_line(error)}); expected a file written by model.save: import "
-            "and register your own classes first"
-        ) from error
     if not isinstance(model, keras.Model):
         raise InputError(f"{file} contains a {type(model).__name__}; expected a keras.Model")
     if not model.built or not model.weights:

@@ -1,10 +1,11 @@
 """Exceptions, and helpers for their messages."""
 
+import contextlib
 import difflib
 import json
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Limits of positive settings: float32 can represent the squares of all numbers in between.
@@ -21,6 +22,20 @@ class InputError(ValueError):
 
 class WorkerLostError(RuntimeError):
     """A distributed training lost another worker. The message is one line."""
+
+
+@contextlib.contextmanager
+def explain_errors(problem: str, advice: str) -> Iterator[None]:
+    """Turns all errors but InputErrors into one: "PROBLEM (REASON); ADVICE".
+
+    For libraries, which raise almost anything for broken files.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{problem} ({one_line(error)}); {advice}") from error
 
 
 def is_number(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from stkd_keras.errors import InputError, first_few, one_line
+from stkd_keras.errors import InputError, explain_errors, first_few, one_line
 from stkd_keras.files.untrusted import check_pytorch_zip
 
 SAFETENSORS_ENDING = ".safetensors"
@@ -45,13 +45,9 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
+    advice = "expected a safetensors file with ordinary tensors: get a new copy"
+    with explain_errors(f"can't read {path}", advice):
         return safetensors.numpy.load_file(path)
-    except Exception as error:  # The class depends on where the file is broken.
-        raise InputError(
-            f"can't read {path} ({one_line(error)}); expected a safetensors file with ordinary "
-            "tensors: get a new copy"
-        ) from error
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from stkd_keras.data.sources.archives import find_source
 from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, explain_errors
 
 
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -59,15 +59,9 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
 
 
 def _download(dl_manager, address: str) -> pathlib.Path:
-    wrong_checksum = tfds.download.download_manager.NonMatchingChecksumError
-    try:
+    advice = "try again, or download it yourself and pass its folder as manual_dir"
+    with explain_errors(f"the download of {address} failed", advice):
         return pathlib.Path(dl_manager.download(address))
-    # Exceptions of `requests` are OSErrors.
-    except (OSError, tfds.download.DownloadError, wrong_checksum) as error:
-        raise InputError(
-            f"the download of {address} failed ({one_line(error)}), expected the complete archive: "
-            "try again, or download it yourself and pass its folder as manual_dir"
-        ) from error
 
 
 def _check_md5(path: pathlib.Path, address: str, expected: str) -> None:

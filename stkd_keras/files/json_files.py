@@ -4,17 +4,15 @@ import json
 import pathlib
 from typing import Any
 
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.atomic import write_atomically
 from stkd_keras.files.untrusted import read_text
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads the JSON object in a file."""
-    try:
+    with explain_errors(f"{path} can't be read as JSON", "check the file"):
         content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} contains a {type(content).__name__}, expected a JSON object")
     for key in ("settings", "flags"):

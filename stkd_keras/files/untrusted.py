@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, explain_errors, one_line
 
 # Unpacked bytes of a data set's archive, and of one file in it.
 LARGEST_ARCHIVE, LARGEST_MEMBER = 10 * 10**9, 100 * 10**6
@@ -27,17 +27,10 @@ def check_keras_file(path: str | os.PathLike) -> None:
     """
     path = os.fspath(path)
     name = f"{path}/config.json"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_text_size(name, archive.getinfo("config.json").file_size)
-            _check_parts(path, parse_json(name, archive.read("config.json")))
-    except InputError:
-        raise
-    except Exception as error:  # The type depends on the damaged byte.
-        raise InputError(
-            f"can't read {path} ({one_line(error)}); expected a file written by "
-            "model.save: get a new copy"
-        ) from error
+    advice = "expected a file written by model.save: get a new copy"
+    with explain_errors(f"can't read {path}", advice), zipfile.ZipFile(path) as archive:
+        _check_text_size(name, archive.getinfo("config.json").file_size)
+        _check_parts(path, parse_json(name, archive.read("config.json")))
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
@@ -128,13 +121,9 @@ def read_text(path: str | os.PathLike) -> str:
 
 def parse_json(path: str, content: str | bytes) -> Any:
     """Parses JSON; raises an InputError with `path` if it is broken or nested too deeply."""
-    try:
+    advice = "expected the whole file as it was written: get a new copy"
+    with explain_errors(f"{path} can't be read as JSON", advice):
         return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} can't be read as JSON ({one_line(error)}); expected the whole file as it was "
-            "written: get a new copy"
-        ) from error
 
 
 # Layers that hold or load code, and Python functions.

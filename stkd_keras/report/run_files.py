@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from stkd_keras import recipes
-from stkd_keras.errors import InputError, is_number, is_positive, one_line
+from stkd_keras.errors import InputError, explain_errors, is_number, is_positive, one_line
 from stkd_keras.files.json_files import read_json
 from stkd_keras.files.untrusted import read_text
 from stkd_keras.mixing import REMOVED, CutMix, Mixup
@@ -118,13 +118,8 @@ def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
-    try:
+    with explain_errors(f"{file} can't be read", "expected one line per epoch, as a run writes it"):
         names, *rows = list(csv.reader(io.StringIO(read_text(file)))) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{file} can't be read ({one_line(error)}); expected one line per epoch, as a run "
-            "writes it"
-        ) from error
     return {
         printable(name): [_as_number(row[column] if column < len(row) else "") for row in rows]
         for column, name in enumerate(names)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stkd_keras.data.sources.archives import unpack_tar
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import zip_members
 
 _EXPECTED = "expected a folder or a .zip, .tar, .tar.gz or .tgz archive"
@@ -44,13 +44,9 @@ class FileTree(abc.ABC):
 
     def read(self, name: str) -> bytes:
         """Reads a file; thread-safe. Raises an InputError if it is missing or broken."""
-        try:
+        problem = f"{name}: can't be read from {self.path!r}"
+        with explain_errors(problem, "expected a complete file: get a new copy"):
             return self._read(self._entries[name])
-        except Exception as error:  # zipfile raises almost anything for broken files.
-            raise InputError(
-                f"{name}: can't be read from {self.path!r} ({one_line(error)}), expected a "
-                "complete file: get a new copy"
-            ) from error
 
     @abc.abstractmethod
     def _read(self, entry: Any) -> bytes: ...
@@ -65,14 +61,8 @@ def open_tree(path: str | os.PathLike) -> FileTree:
         raise InputError(f"{path!r} doesn't exist, {_EXPECTED}: correct the path")
     if not os.path.isfile(path):  # Opening a named pipe would block.
         raise InputError(f"{path!r} is a device or a pipe, {_EXPECTED}: correct the path")
-    try:
+    with explain_errors(f"{path!r} is broken or not an archive", f"{_EXPECTED}: get a new copy"):
         return _ZipTree(path) if zipfile.is_zipfile(path) else _FolderTree(unpack_tar(path))
-    except InputError:
-        raise
-    except Exception as error:  # zipfile and tarfile raise almost anything for broken archives.
-        raise InputError(
-            f"{path!r} is broken or not an archive ({one_line(error)}), {_EXPECTED}: get a new copy"
-        ) from error
 
 
 def label_folders(

@@ -1,5 +1,6 @@
 """Finds or downloads data sets of TensorFlow Datasets (TFDS)."""
 
+import contextlib
 import http.client
 import os
 import pathlib
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
-from stkd_keras.errors import InputError, one_line
+from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import check_tfds_features
 
 
@@ -26,17 +27,11 @@ def prepared_builder(
     check_tfds_features(root / re.split("[:/]", name)[0])
     folder = newest_version(root / name)
     if folder is not None:
-        try:
+        with explain_errors_of(folder, name):
             return tfds.builder_from_directory(folder)
-        except Exception as error:
-            raise broken(folder, name, error) from error
-    try:
+    advice = "expected a name of https://www.tensorflow.org/datasets/catalog, such as beans"
+    with explain_errors(f"TFDS has no data set {name!r}", advice):
         builder = tfds.builder(name, data_dir=root)
-    except Exception as error:
-        raise InputError(
-            f"TFDS has no data set {name!r} ({one_line(error)}), expected a name of "
-            "https://www.tensorflow.org/datasets/catalog, such as beans"
-        ) from error
     is_elsewhere = root.absolute() not in pathlib.Path(builder.data_dir).absolute().parents
     if not is_elsewhere and not pathlib.Path(builder.data_dir).exists():
         check(builder)
@@ -56,11 +51,11 @@ def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
     return max(versions, key=lambda path: [int(n) for n in path.name.split(".")], default=None)
 
 
-def broken(folder: os.PathLike, name: str, error: Exception) -> InputError:
-    """Returns the error for a prepared data set that can't be read."""
-    return InputError(
-        f"{folder} has a broken or incomplete {name} ({one_line(error)}): remove it and prepare "
-        "it again, or pass another data_dir"
+def explain_errors_of(folder: os.PathLike, name: str) -> contextlib.AbstractContextManager[None]:
+    """Explains errors in reading a prepared data set."""
+    return explain_errors(
+        f"{folder} has a broken or incomplete {name}",
+        "remove it and prepare it again, or pass another data_dir",
     )
 
 
@@ -93,13 +88,9 @@ def _download(builder, name: str, root: pathlib.Path) -> None:
         raise InputError(
             f"no {name} found in {root / name} and {host} can't be reached to download it: {remedy}"
         )
-    try:
+    problem = f"{name} couldn't be downloaded and prepared in {root}"
+    with explain_errors(problem, "it will be downloaded again the next time: try again"):
         builder.download_and_prepare()
-    except Exception as error:
-        raise InputError(
-            f"{name} couldn't be downloaded and prepared in {root} ({one_line(error)}); it will be "
-            "downloaded again the next time: try again"
-        ) from error
 
 
 def _is_reachable(address: str, seconds: float = 3.0) -> bool:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from stkd_keras.data.dataset import AnySplit, Split, aligned_empty, split_without
 from stkd_keras.data.sources.decoding import decode_image
-from stkd_keras.data.sources.tfds_download import broken, prepared_builder
+from stkd_keras.data.sources.tfds_download import explain_errors_of, prepared_builder
 from stkd_keras.data.sources.tfrecords import RecordSplit, buffer_size
 from stkd_keras.data.sources.threads import calls_from_tensorflow, in_threads, with_progress
 from stkd_keras.errors import InputError
@@ -42,7 +42,7 @@ def load_tfds(
     builder = prepared_builder(name, data_dir, lambda each: _Reader(each, name, size))
     skipped: list[str] = []
     splits: dict[str, AnySplit] = {}
-    try:
+    with explain_errors_of(builder.data_dir, name):
         reader = _Reader(builder, name, size)
         names = _useful_splits(builder, name)
         fits = sum(map(reader.num_bytes, names)) <= memory_limit
@@ -55,10 +55,6 @@ def load_tfds(
             else:
                 splits[split] = reader.stream(split, memory_limit)
         return Loaded(str(builder.version), reader.class_names, splits, skipped)
-    except InputError:
-        raise
-    except Exception as error:  # TFDS and TensorFlow raise almost anything for broken files.
-        raise broken(builder.data_dir, name, error) from error
 
 
 class _Reader:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from absl import app, flags, logging
@@ -67,7 +68,7 @@ class FlagGroup:
 
     def __init__(self, name: str):
         self.string, self.integer, self.float, self.bool, self.enum, self.list = (
-            functools.partial(define, module_name=name)
+            functools.partial(_define, define, name)
             for define in (
                 flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_bool,
                 flags.DEFINE_enum, flags.DEFINE_list,
@@ -79,6 +80,12 @@ def command_flags(groups: Sequence[str] = ()) -> dict[str, list[flags.Flag]]:
     """Returns the command's own flags by group."""
     by_module = flags.FLAGS.flags_by_module_dict()
     return {group: by_module[group] for group in groups or (sys.argv[0],)}
+
+
+def _define(
+    define: Callable, group: str, name: str, description: str, *, default: Any = None, **options
+) -> None:
+    define(name, default, help=description, module_name=group, **options)
 
 
 def _check_texts(own_flags: Sequence[flags.Flag]) -> None:

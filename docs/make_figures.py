@@ -45,7 +45,7 @@ def main() -> None:
     teacher = stkd_keras.FrozenTeacher(
         models.load_for(dataset, "resnet56", TEACHER_WEIGHTS.value, "imagenet")
     )
-    images, labels = next(iter(data.evaluation_pipeline(dataset.test, 256)))
+    images, labels, _ = next(iter(data.evaluation_pipeline(dataset.test, 256)))
     names = dataset.class_names
     classes = [names.index(name) for name in PAIR]
     pair = tf.stack([first_of(c, images, labels, teacher) for c in classes])

@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from stkd_keras.data.augmentation import AUGMENTATIONS, Augmentation
-from stkd_keras.data.dataset import AnySplit, Dataset, RandomAccessSplit, content_hash
+from stkd_keras.data.augmentation import AUGMENTATIONS
+from stkd_keras.data.dataset import (
+    UNLABELED,
+    AnySplit,
+    Dataset,
+    RandomAccessSplit,
+    content_hash,
+)
 from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError, unknown_name
 from stkd_keras.randomness import AUGMENTATION, ORDER, step_seed
@@ -28,35 +33,35 @@ def pipeline(
 ) -> tf.data.Dataset:
     """Builds an infinite pipeline of augmented training batches.
 
-    For given images and batch size, batch k of epoch e is a pure function of (data_seed, e, k): a
-    pipeline with `start_step=s` continues one that has yielded s batches, bit for bit. Each epoch
-    is a permutation of all images; its last two batches share the remaining images.
+    The images form an endless stream: a permutation of all of them, then the next one, and so on.
+    Batch s holds the stream's positions from s * batch_size to (s + 1) * batch_size - 1, so all
+    batches are full, and how often two images have been used never differs by more than one. For
+    given images and batch size, batch s is a pure function of (data_seed, s): a pipeline with
+    `start_step=s` continues one that has yielded s batches, bit for bit.
 
     For a split streamed from TFRecords (`RecordSplit`), this holds for the same files and the same
-    shuffle buffer. The order is less random, and starting within an epoch reads, but doesn't
-    decode, all earlier images of the epoch.
+    shuffle buffer. The order is less random, starting within a permutation reads, but doesn't
+    decode, its earlier images, and each shard reads all images, but decodes only its own.
 
     Args:
         dataset: the data set; its `flip` says whether images may be flipped.
         split: "train", "test" or "validation", or a part of one of them (`split_train`). Images
             in memory aren't copied.
-        batch_size: images per batch, over all shards. The last two batches of an epoch may have
-            fewer, but at least half as many.
+        batch_size: images per batch, over all shards.
         data_seed: integer seed of the order and the augmentation.
         augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
             "cutout" or "none".
-        start_step: number of the first batch, counted over all epochs.
+        start_step: number of the first batch.
         shard_index: which shard of every batch to return, starting at 0.
-        num_shards: number of shards, one for each worker. Unless images are streamed, the shards
-            together are the batch of a single worker.
+        num_shards: number of shards, one for each worker. Together they are the batch of a single
+            worker.
         with_index: whether to also return the index of each image in the split; not supported for
             streamed images.
 
     Returns:
         Infinite tf.data.Dataset of (images, labels): float32 (batch, height, width, channels) in
         [0, 255], and integers (batch,), -1 for unlabeled images. With `with_index`, the labels are
-        a dict of "labels" and "index", both (batch,). The batch size is static if it is the same
-        for all batches.
+        a dict of "labels" and "index", both (batch,). All shapes are static.
 
     Raises:
         InputError: if the batch is larger than the split, `augment` or the split's name is
@@ -78,17 +83,32 @@ def pipeline(
             raise unknown_name(f"split of {dataset.name}", split, dataset.splits)
         split = dataset.splits[split]
     _check_numbers(start_step, shard_index, num_shards)
-    shard = _Shard(len(split), batch_size, shard_index, num_shards)
+    _check_batch_size(batch_size, len(split), num_shards)
+    first, end = (n * batch_size // num_shards for n in (shard_index, shard_index + 1))
+    orders = _orders(len(split), batch_size, data_seed, start_step)
     if isinstance(split, RecordSplit):
         if with_index:
             raise InputError(
                 f"{len(split):,} images are streamed from their files, without an index; raise "
                 "memory_limit to hold them in memory, or choose another method"
             )
-        batches = _streamed_batches(split, shard, data_seed, start_step)
+        batches = _streamed_batches(split, orders, batch_size, first, end)
     else:
-        batches = _fetched_batches(split, shard, data_seed, start_step, with_index)
-    result = _augmented(batches, AUGMENTATIONS[augment], dataset.flip, split, shard, data_seed)
+        batches = _fetched_batches(split, orders, batch_size, first, end, with_index)
+    augmentation = AUGMENTATIONS[augment]
+
+    def augmented(step: tf.Tensor, batch: tuple[tf.Tensor, Any]):
+        images, labels = batch
+        # Drawn for the whole batch, so that shards together equal the batch of a single worker.
+        seed = step_seed(data_seed, AUGMENTATION, step)
+        draws = tf.random.stateless_uniform(
+            (augmentation.num_draws, batch_size), seed, alg="philox"
+        )
+        images = augmentation.apply(images, draws[:, first:end], dataset.flip)
+        return _as_floats(tf.ensure_shape(images, (end - first, *split.image_shape)), labels)
+
+    infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    result = _ahead(_map(batches.enumerate(start_step), augmented)).apply(infinite)
     result.source = PipelineSource(
         dataset,
         split,
@@ -134,31 +154,49 @@ class PipelineSource:
         }
 
 
-def evaluation_pipeline(split: AnySplit, batch_size: int) -> tf.data.Dataset:
+def evaluation_pipeline(split: AnySplit, batch_size: int, *, pad: bool = True) -> tf.data.Dataset:
     """Builds a finite pipeline of all images of a split, in order.
+
+    The last batch is padded to the size of the others, so that a model is compiled for one shape
+    only. `predict_logits` drops the padding, and a distiller's `evaluate` ignores it. Losses and
+    metrics of Keras don't: use `pad=False` for other models.
 
     Args:
         split: the images to evaluate on.
-        batch_size: images per batch; the last batch may be smaller.
+        batch_size: images per batch, lowered to the number of images.
+        pad: whether to pad the last batch.
 
     Returns:
-        tf.data.Dataset of known cardinality, of (images, labels): float32 of shape
-        (batch, height, width, channels) in [0, 255], and integers of shape (batch,).
+        tf.data.Dataset of known cardinality, of (images, labels, weights): float32
+        (batch, height, width, channels) in [0, 255], integers (batch,), and float32 (batch,). All
+        shapes are static. The padding has zeros as images, the label -1 and the weight 0; images
+        have the weight 1. With `pad=False`, (images, labels), and the last batch may be smaller.
 
     Raises:
         InputError: if the batch size isn't positive.
     """
     _check_positive(batch_size)
+    batch_size = min(batch_size, len(split))
     if isinstance(split, RecordSplit):
         batches = split.examples().batch(batch_size)
     else:
         batches = _map(tf.data.Dataset.range(len(split)).batch(batch_size), split.fetch)
+
+    def padded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        count = tf.shape(labels)[0]
+        rows = [0, batch_size - count]
+        images = tf.pad(images, [rows, [0, 0], [0, 0], [0, 0]])
+        images = tf.ensure_shape(images, (batch_size, *split.image_shape))
+        labels = tf.pad(labels, [rows], constant_values=UNLABELED)
+        weights = tf.cast(tf.range(batch_size) < count, tf.float32)
+        return *_as_floats(images, tf.ensure_shape(labels, (batch_size,))), weights
+
     cardinality = tf.data.experimental.assert_cardinality(-(-len(split) // batch_size))
-    return _ahead(_map(batches, _as_floats)).apply(cardinality)
+    return _ahead(_map(batches, padded if pad else _as_floats)).apply(cardinality)
 
 
 def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
-    """Returns the number of batches in an epoch, the last two of which may be smaller.
+    """Returns the number of batches whose images come closest to the split's.
 
     Args:
         split: the images to train on.
@@ -167,117 +205,61 @@ def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
     Raises:
         InputError: if the batch size isn't positive or is larger than the split.
     """
-    return _Shard(len(split), batch_size).steps
+    _check_batch_size(batch_size, len(split))
+    return round(len(split) / batch_size)
 
 
 def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
-    """Returns the setting that says how an epoch's remaining images are batched, if there are any.
+    """Returns the setting that says how a permutation's remaining images are batched, if any.
 
-    Runs and recordings of an older version lack it; there, the last batch had all of them.
+    Runs and recordings of older versions have another value or none: there, the last two batches
+    of an epoch shared the remaining images, or the last one had all of them.
 
     Args:
         split: the images to train on.
         batch_size: images per batch, over all shards.
     """
-    return {"left_over": "shared by the last two batches"} if len(split) % batch_size else {}
+    return {"left_over": "begin the next epoch"} if len(split) % batch_size else {}
 
 
-class _Shard:
-    """One worker's shard of each batch of an epoch."""
+def _orders(num_images: int, batch_size: int, data_seed: int, start_step: int) -> tf.data.Dataset:
+    """Returns (seed, number of images to skip) for each permutation of the stream."""
+    start_epoch, start = divmod(start_step * batch_size, num_images)
 
-    def __init__(self, num_images: int, batch_size: int, index: int = 0, of: int = 1):
-        _check_positive(batch_size)
-        if batch_size > num_images:
-            raise InputError(
-                f"batch_size={batch_size} given, expected at most the {num_images} training "
-                "images: use a smaller batch or more images"
-            )
-        if batch_size < of:
-            raise InputError(
-                f"batch_size={batch_size} given for num_shards={of}, expected at least one image "
-                "for each: use a larger batch"
-            )
-        self.batch_size = batch_size
-        self.starts = _batch_starts(num_images, batch_size)
-        self.steps = len(self.starts) - 1
-        # The sizes of shards differ by at most one, and no shard grows when the batch shrinks.
-        each, rest = np.divmod(np.diff(self.starts), of)
-        self.firsts, self.ends = (i * each + np.minimum(rest, i) for i in (index, index + 1))
+    def order(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        skip = tf.where(epoch == start_epoch, tf.constant(start, tf.int64), 0)
+        return step_seed(data_seed, ORDER, epoch), skip
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """The shard's size in each batch."""
-        return self.ends - self.firsts
-
-    @property
-    def static_size(self) -> int | None:
-        """The shard's size if it is the same in every batch, otherwise None."""
-        return int(self.sizes[0]) if len(set(self.sizes)) == 1 else None
-
-    def of_batch(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the (first, end) of the shard within batch k, integer tensors."""
-        return tf.gather(self.firsts, k), tf.gather(self.ends, k)
-
-
-def _batch_starts(num_images: int, batch_size: int) -> np.ndarray:
-    """Returns the start of each batch of an epoch, followed by the end, int64 (steps + 1,).
-
-    The last two batches share the remaining images: a batch of a few images would have no useful
-    batch statistics.
-    """
-    starts = np.arange(0, num_images, batch_size, dtype=np.int64)
-    if len(starts) > 1:
-        starts[-1] = num_images - (num_images - starts[-2]) // 2
-    return np.append(starts, num_images)
+    return tf.data.Dataset.counter(start_epoch).map(order)
 
 
 def _fetched_batches(
-    split: RandomAccessSplit, shard: _Shard, data_seed: int, start_step: int, with_index: bool
+    split: RandomAccessSplit,
+    orders: tf.data.Dataset,
+    batch_size: int,
+    first: int,
+    end: int,
+    with_index: bool,
 ) -> tf.data.Dataset:
-    """Returns (step, (images, labels)) of this shard, starting at `start_step`."""
-    start_epoch, start_batch = divmod(start_step, shard.steps)
+    """Returns images `first` to `end` of each batch, as (images, labels)."""
 
-    def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        permutation = _permutation(len(split), step_seed(data_seed, ORDER, epoch))
-
-        def indices_of(k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            first, end = shard.of_batch(k)
-            begin = tf.gather(shard.starts, k)
-            return epoch * shard.steps + k, permutation[begin + first : begin + end]
-
-        first_batch = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
-        return tf.data.Dataset.range(first_batch, shard.steps).map(indices_of)
-
-    def fetch(step: tf.Tensor, indices: tf.Tensor):
+    def fetch(indices: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        indices = indices[first:end]
         images, labels = split.fetch(indices)
-        return step, (images, {"labels": labels, "index": indices} if with_index else labels)
+        return images, {"labels": labels, "index": indices} if with_index else labels
 
-    return _map(tf.data.Dataset.counter(start_epoch).flat_map(batches_of), fetch)
+    indices = orders.map(lambda seed, skip: _permutation(len(split), seed)[skip:])
+    return _map(indices.rebatch(batch_size, drop_remainder=True), fetch)
 
 
 def _streamed_batches(
-    split: RecordSplit, shard: _Shard, data_seed: int, start_step: int
+    split: RecordSplit, orders: tf.data.Dataset, batch_size: int, first: int, end: int
 ) -> tf.data.Dataset:
-    """Like `_fetched_batches`, but reads a streamed split from its start in each epoch."""
-    start_epoch, start_batch = divmod(start_step, shard.steps)
-    before = np.append(0, np.cumsum(shard.sizes))
-    # A small last batch may leave a worker without images, but all workers must do every step.
-    nothing = tf.data.Dataset.from_tensors(
-        (tf.zeros((0, *split.image_shape), tf.uint8), tf.zeros((0,), tf.int64))
-    )
-
-    def batches_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        seed = step_seed(data_seed, ORDER, epoch)
-        first = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
-        images = split.examples(
-            seed, shard.firsts.sum(), shard.ends.sum(), skip=tf.gather(before, first)
-        )
-        sizes = tf.maximum(shard.sizes, 1)[first:]
-        batches = images.batch(sizes[0]).rebatch(sizes).concatenate(nothing.repeat())
-        steps = tf.data.Dataset.range(epoch * shard.steps + first, (epoch + 1) * shard.steps)
-        return tf.data.Dataset.zip(steps, batches)
-
-    return tf.data.Dataset.counter(start_epoch).flat_map(batches_of)
+    """Like `_fetched_batches`, but reads all records and decodes those of the shard."""
+    records = orders.flat_map(lambda seed, skip: split.records(seed).skip(skip))
+    batches = records.batch(batch_size, drop_remainder=True)
+    shards = batches.map(lambda batch: batch[first:end]).unbatch()
+    return _map(shards, split.parse).batch(end - first, drop_remainder=True)
 
 
 def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
@@ -289,35 +271,6 @@ def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
         (size,), seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
     return tf.argsort(keys, stable=True)
-
-
-def _augmented(
-    batches: tf.data.Dataset,
-    augmentation: Augmentation,
-    flip: bool,
-    split: AnySplit,
-    shard: _Shard,
-    data_seed: int,
-) -> tf.data.Dataset:
-    """Returns the infinite, prefetched pipeline of augmented (images, labels)."""
-
-    def augment(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]):
-        images, labels = batch
-        seed = step_seed(data_seed, AUGMENTATION, step)
-        # Drawn for the whole batch, so that shards together equal the batch of a single worker.
-        draws = tf.random.stateless_uniform(
-            (augmentation.num_draws, shard.batch_size), seed, alg="philox"
-        )
-        first, end = shard.of_batch(step % shard.steps)
-        images = augmentation.apply(images, draws[:, first:end], flip)
-        images = tf.ensure_shape(images, (shard.static_size, *split.image_shape))
-        labels = tf.nest.map_structure(
-            lambda numbers: tf.ensure_shape(numbers, (shard.static_size,)), labels
-        )
-        return _as_floats(images, labels)
-
-    infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return _ahead(_map(batches, augment)).apply(infinite)
 
 
 def _as_floats(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -342,6 +295,20 @@ def _check_numbers(start_step: int, shard_index: int, num_shards: int) -> None:
         raise InputError(
             f"shard_index={shard_index} of num_shards={num_shards} given, expected an index from "
             f"0 to {num_shards - 1}"
+        )
+
+
+def _check_batch_size(batch_size: int, num_images: int, num_shards: int = 1) -> None:
+    _check_positive(batch_size)
+    if batch_size > num_images:
+        raise InputError(
+            f"batch_size={batch_size} given, expected at most the {num_images} training "
+            "images: use a smaller batch or more images"
+        )
+    if batch_size < num_shards:
+        raise InputError(
+            f"batch_size={batch_size} given for num_shards={num_shards}, expected at least one "
+            "image for each: use a larger batch"
         )
 
 

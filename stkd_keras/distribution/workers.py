@@ -65,7 +65,7 @@ def distributed(
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Returns training batches for `fit`, such that each worker only reads its share.
 
-    `make_share(shard_index=..., num_shards=...)` makes a replica's share of the batches, and
+    `make_share(shard_index=..., num_shards=...)` makes a worker's share of the batches, and
     `make_share()` whole batches.
     """
     # By default, each worker would read all data and drop the shares of the others.
@@ -88,11 +88,9 @@ def distributed_by_example(
 def _worker_share(
     make_share: Callable[..., tf.data.Dataset], context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
-    """Interleaves the shares of a worker's replicas, which take turns reading elements."""
-    replicas = context.num_replicas_in_sync
-    local = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * local
-    shares = [make_share(shard_index=first + n, num_shards=replicas) for n in range(local)]
-    if local == 1:
-        return shares[0]
-    return tf.data.Dataset.choose_from_datasets(shares, tf.data.Dataset.range(local).repeat())
+    """Returns a worker's share, cut into batches for its replicas, which take turns reading."""
+    share = make_share(
+        shard_index=context.input_pipeline_id, num_shards=context.num_input_pipelines
+    )
+    size = context.get_per_replica_batch_size(share.source.batch_size)
+    return share.rebatch(size, drop_remainder=True)

@@ -36,11 +36,12 @@ def predict_logits(
 
     Args:
         classifier: a function from images to logits, ideally returned by `compiled`.
-        dataset: finite batches of (images, labels).
+        dataset: finite batches of (images, labels) or (images, labels, weights), such as from
+            `stkd_keras.data.evaluation_pipeline`.
         verbose: whether to show Keras's progress bar.
 
     Returns:
-        logits: float32 array (N, C).
+        logits: float32 array (N, C), without images of weight 0.
         labels: integer array (N,).
     """
     size = int(dataset.cardinality())
@@ -48,9 +49,11 @@ def predict_logits(
         size if size > 0 else None, verbose=verbosity() if verbose else 0
     )
     logits, labels = [], []
-    for x, y in dataset:
-        logits.append(classifier(x).numpy())
-        labels.append(y.numpy())
+    for batch in dataset:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        kept = slice(None) if weights is None else weights.numpy() > 0
+        logits.append(classifier(x).numpy()[kept])
+        labels.append(y.numpy()[kept])
         progress.add(1)
     return np.concatenate(logits), np.concatenate(labels)
 

@@ -53,7 +53,7 @@ def measure(
     classifiers = _classifiers(compared.values(), dataset)
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
-    batches = evaluation_pipeline(dataset.test, EVALUATION_BATCH)
+    batches = evaluation_pipeline(dataset.test, EVALUATION_BATCH, pad=False)
     test = _predict(classifiers, batches, len(dataset.test))
     print("report: evaluating on virtual samples")
     virtual = _predict_virtual_samples(classifiers, dataset, mixing, data_seed)
@@ -195,8 +195,9 @@ def _predict_virtual_samples(
     classifiers: Sequence[Classifier], dataset: Dataset, mixing: Mixup | CutMix, data_seed: int
 ) -> Predictions:
     """Predicts at most 10,000 mixtures of shuffled test images."""
-    size = min(EVALUATION_BATCH, len(dataset.test))
-    steps = -(-min(len(dataset.test), MOST_VIRTUAL_SAMPLES) // size)
+    count = min(len(dataset.test), MOST_VIRTUAL_SAMPLES)
+    steps = -(-count // EVALUATION_BATCH)
+    size = count // steps  # So that no image is used twice.
     mix = tf.function(functools.partial(mix_batch, mixing, None, data_seed))
 
     def batches() -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
@@ -206,7 +207,7 @@ def _predict_virtual_samples(
             images, labels, _ = mix(images, labels, None, tf.constant(step, tf.int64))
             yield images, labels
 
-    return _predict(classifiers, batches(), min(len(dataset.test), steps * size))
+    return _predict(classifiers, batches(), steps * size)
 
 
 def _predict(classifiers: Sequence[Classifier], batches: Iterable, count: int) -> Predictions:

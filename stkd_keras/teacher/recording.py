@@ -45,9 +45,8 @@ def record_teacher(
     `tf.distribute.Strategy`, the recording is for its number of replicas.
 
     Args:
-        path: the file, in safetensors format with one tensor (steps, batch size, classes);
-            smaller batches are padded with zeros. Until it is complete it is called
-            `path` + ".unfinished".
+        path: the file, in safetensors format with one tensor (steps, batch size, classes). Until it
+            is complete it is called `path` + ".unfinished".
         teacher: a keras.Model, a FrozenTeacher, or a list of them. With `predict`, a name for the
             teacher, or None for the function's name.
         dataset: a dataset from `stkd_keras.data.pipeline` that starts at step 0.
@@ -102,7 +101,7 @@ def record_teacher(
             )
             return samples[0]
 
-        shape = (int(steps), source.batch_size, num_classes)
+        shape = (int(steps), dataset.element_spec[0].shape[0], num_classes)
         _Recorder(path, settings, shape, dtype).record(
             lambda step: _logits_from(step, source, mix, predict), verbose
         )
@@ -155,7 +154,7 @@ def _logits_from(step: int, source, mix: Callable, predict: Callable) -> Iterato
     for batch in strategy.experimental_distribute_dataset(source.starting_at(step)):
         mixed = mix_all(batch, tf.constant(step, tf.int64))
         parts = strategy.experimental_local_results(mixed)
-        yield np.concatenate([np.asarray(predict(part.numpy())) for part in parts if len(part)])
+        yield np.concatenate([np.asarray(predict(part.numpy())) for part in parts])
         step += 1
 
 
@@ -211,27 +210,25 @@ class _Recorder:
         file.truncate(len(self._header) + done * self._step_bytes)
         logits = logits_from(done)
         for step in range(done, steps):
-            file.write(self._padded(next(logits)).tobytes())
+            file.write(self._checked(next(logits)).tobytes())
             progress.update(step + 1)
         file.flush()
         os.fsync(file.fileno())
 
-    def _padded(self, logits: np.ndarray) -> np.ndarray:
-        _, batch_size, classes = self._shape
-        if logits.ndim != 2 or logits.shape[1] != classes or len(logits) > batch_size:
+    def _checked(self, logits: np.ndarray) -> np.ndarray:
+        if logits.shape != self._shape[1:]:
             raise InputError(
-                f"the teacher returned logits of shape {logits.shape}, expected (B, {classes}): "
-                "one for each class of the data"
+                f"the teacher returned logits of shape {logits.shape}, expected {self._shape[1:]}: "
+                "for each image, one for each class of the data"
             )
-        padded = np.zeros((batch_size, classes), self._dtype)
         with np.errstate(over="ignore"):
-            padded[: len(logits)] = logits
-        if not np.isfinite(padded).all():
+            converted = logits.astype(self._dtype)
+        if not np.isfinite(converted).all():
             raise InputError(
                 f"the teacher returned a logit of {np.abs(logits).max():g}, which {self._dtype} "
                 'can\'t hold; record with dtype="float32" if it is finite'
             )
-        return padded
+        return converted
 
     def _steps_done(self, file) -> int:
         """Returns the number of complete steps in the unfinished file."""

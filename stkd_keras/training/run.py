@@ -168,7 +168,9 @@ def _report_divisor(steps_per_execution: int, steps: int) -> None:
 def _validation_batches(split: AnySplit | None, strategy):
     if split is None:
         return None
-    return distributed_by_example(evaluation_pipeline(split, EVALUATION_BATCH), strategy)
+    replicas = strategy.num_replicas_in_sync
+    batch_size = max(min(EVALUATION_BATCH, len(split)) // replicas * replicas, replicas)
+    return distributed_by_example(evaluation_pipeline(split, batch_size), strategy)
 
 
 def _compile(

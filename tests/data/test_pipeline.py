@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,12 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stkd_keras import data
-from stkd_keras.data.pipeline import _batch_starts
 from stkd_keras.errors import InputError
+from stkd_keras.randomness import ORDER, step_seed
 
 
 def numbered(count, num_classes=10) -> data.Split:
@@ -72,13 +71,23 @@ def assert_same(first, second):
             np.testing.assert_array_equal(a, b)
 
 
-def epochs(split, batch_size, data_seed, count, **options) -> list[np.ndarray]:
-    steps = data.steps_per_epoch(split, batch_size)
-    pipeline = data.pipeline(dataset_of(split), split, batch_size, data_seed, "none", **options)
-    batches = take(pipeline, steps * count)
-    for images, labels in batches:
-        np.testing.assert_array_equal(labels, indices(images) % 10)
+def epochs(split, batch_size, data_seed, count) -> list[np.ndarray]:
+    """Permutations of a number of images that the batch size divides."""
+    pipeline = data.pipeline(dataset_of(split), split, batch_size, data_seed, "none")
+    batches = take(pipeline, len(split) // batch_size * count)
     return np.split(np.concatenate([indices(images) for images, _ in batches]), count)
+
+
+def assert_shards_are_pieces(dataset, batch_size, workers, augment, **options):
+    def batches(**shard):
+        return take(data.pipeline(dataset, "train", batch_size, 5, augment, **options, **shard), 12)
+
+    shards = [batches(shard_index=index, num_shards=workers) for index in range(workers)]
+    together = [
+        tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        for pieces in zip(*shards, strict=True)
+    ]
+    assert_same(together, batches())
 
 
 @pytest.fixture(scope="module")
@@ -86,72 +95,77 @@ def digits():
     return data.load("digits")
 
 
-@settings(deadline=None)
-@given(count=st.integers(1, 1000), batch_size=st.integers(1, 400))
-def test_only_the_last_two_batches_are_smaller_and_by_half_at_most(count, batch_size):
-    batch_size = min(batch_size, count)
-    *full, last = np.diff(_batch_starts(count, batch_size))
-    assert sum(full) + last == count
-    assert len(full) + 1 == -(-count // batch_size)
-    assert set(full[:-1]) <= {batch_size}
-    if full:
-        assert batch_size >= full[-1] >= last >= full[-1] - 1
-        assert last >= batch_size // 2
+@pytest.mark.parametrize(
+    ("count", "batch_size", "steps"),
+    [(900, 64, 14), (61, 12, 5), (17, 12, 1), (18, 12, 2), (5, 5, 1)],
+)
+def test_an_epoch_has_the_nearest_number_of_batches(count, batch_size, steps):
+    assert data.steps_per_epoch(numbered(count), batch_size) == steps
 
 
 class TestPipeline:
-    @pytest.mark.parametrize(("count", "sizes"), [(61, [12, 12, 12, 12, 7, 6]), (5, [5])])
-    def test_an_epoch_has_every_image_once(self, make_split, count, sizes):
+    @pytest.mark.parametrize(("count", "batch_size"), [(61, 12), (60, 12), (12, 7), (9, 9), (5, 1)])
+    def test_batches_are_pieces_of_one_permutation_after_another(
+        self, make_split, count, batch_size
+    ):
         split = make_split(count)
-        assert data.steps_per_epoch(split, sizes[0]) == len(sizes)
-        batches = take(data.pipeline(dataset_of(split), split, sizes[0], 3, "none"), 2 * len(sizes))
-        assert [len(images) for images, _ in batches] == 2 * sizes
-        for images, labels in batches:
-            np.testing.assert_array_equal(labels, indices(images) % 10)
-        for epoch in (batches[: len(sizes)], batches[len(sizes) :]):
-            order = np.concatenate([indices(images) for images, _ in epoch])
-            assert sorted(order) == list(range(count))
+        permutations = epochs(split, count, 3, 5)
+        for permutation in permutations:
+            assert sorted(permutation) == list(range(count))
+        stream = np.concatenate(permutations)
+        batches = take(
+            data.pipeline(dataset_of(split), split, batch_size, 3, "none"), 4 * count // batch_size
+        )
+        uses = np.zeros(count, int)
+        for step, (images, labels) in enumerate(batches):
+            expected = stream[step * batch_size : (step + 1) * batch_size]
+            np.testing.assert_array_equal(indices(images), expected)
+            np.testing.assert_array_equal(labels, expected % 10)
+            uses += np.bincount(expected, minlength=count)
+            assert np.ptp(uses) <= 1
 
-    # The last batch of 2 images has none for two of the workers.
-    @pytest.mark.parametrize(("count", "batch_size", "workers"), [(61, 12, 3), (17, 4, 4)])
-    def test_workers_share_an_epoch_without_overlap(self, make_split, count, batch_size, workers):
-        split = make_split(count)
-        shards = [
-            epochs(split, batch_size, 1, 2, shard_index=index, num_shards=workers)
-            for index in range(workers)
-        ]
-        for parts in zip(*shards, strict=True):
-            assert sorted(np.concatenate(parts)) == list(range(count))
+    def test_permutations_sort_random_keys(self):
+        for epoch, permutation in enumerate(epochs(numbered(1000), 100, 7, 3)):
+            keys = tf.random.stateless_uniform(
+                (1000,), step_seed(7, ORDER, epoch), None, None, tf.int32, alg="philox"
+            )
+            np.testing.assert_array_equal(permutation, np.argsort(keys, kind="stable"))
+
+    def test_the_shards_of_workers_are_the_pieces_of_the_batch(self, make_split):
+        assert_shards_are_pieces(dataset_of(make_split(61)), 12, 3, "none")
 
     @pytest.mark.parametrize("augment", ["standard", "randaugment"])
-    def test_the_shards_of_two_workers_are_the_pieces_of_the_batch(self, digits, augment):
-        def batches(**share):
-            return take(data.pipeline(digits, "train", 33, 5, augment, start_step=40, **share), 8)
+    def test_so_are_augmented_shards(self, digits, augment):
+        assert_shards_are_pieces(digits, 33, 2, augment, start_step=40)
 
-        halves = [batches(shard_index=index, num_shards=2) for index in range(2)]
-        together = [
-            tuple(np.concatenate(parts) for parts in zip(*pair, strict=True))
-            for pair in zip(*halves, strict=True)
-        ]
-        assert_same(together, batches())
-
-    @pytest.mark.parametrize("start", [1, 44, 100])
-    def test_start_step_continues_the_pipeline(self, digits, start):
-        def batches(start_step, count):
-            return take(data.pipeline(digits, "train", 32, 5, start_step=start_step), count)
-
-        assert data.steps_per_epoch(digits.train, 32) == 45
-        assert_same(batches(0, start + 3)[start:], batches(start, 3))
-
-    @pytest.mark.parametrize("start", [1, 5, 12])
-    def test_start_step_continues_a_pipeline_of_records(self, tmp_path, start):
-        split = recorded(tmp_path, 45)
+    # Within a permutation, within a batch of two permutations, and after several of them.
+    @pytest.mark.parametrize("start", [1, 4, 5, 14, 45])
+    def test_start_step_continues_the_pipeline(self, make_split, start):
+        split = make_split(45)
 
         def batches(start_step, count):
-            made = data.pipeline(dataset_of(split), split, 10, 5, start_step=start_step)
-            return take(made, count)
+            return take(
+                data.pipeline(dataset_of(split), split, 10, 5, start_step=start_step), count
+            )
 
         assert_same(batches(0, start + 7)[start:], batches(start, 7))
+
+    @pytest.mark.parametrize(
+        "options", [{"shard_index": 1, "num_shards": 5}, {"start_step": 40}, {"start_step": 45}]
+    )
+    def test_records_that_are_not_needed_are_not_decoded(self, tmp_path, options):
+        split = recorded(tmp_path, 1000)
+        decoded = []
+
+        def parse(record):
+            (record,) = tf.numpy_function(
+                lambda record: decoded.append(record) or [record], [record], [tf.string]
+            )
+            return split.parse(tf.ensure_shape(record, ()))
+
+        counted = dataclasses.replace(split, parse=parse)
+        take(data.pipeline(dataset_of(counted), counted, 20, 0, "none", **options), 5)
+        assert 5 * 20 // options.get("num_shards", 1) <= len(decoded) < 400
 
     def test_the_order_does_not_depend_on_the_seed_of_the_weights(self, make_split):
         split = make_split(50)
@@ -176,12 +190,12 @@ class TestPipeline:
         assert np.bincount(validation.labels).tolist() == [2] * 10
         assert np.bincount(train.labels).tolist() == [4] * 10
         seen = [
-            np.concatenate([indices(x) for x, _ in data.evaluation_pipeline(part, 7)])
+            np.concatenate([indices(x) for x, _ in data.evaluation_pipeline(part, 7, pad=False)])
             for part in (train, validation)
         ]
         assert not set(seen[0]) & set(seen[1])
         np.testing.assert_array_equal(seen[0] % 10, train.labels)
-        (order,) = epochs(train, 7, 0, 1)
+        (order,) = epochs(train, 8, 0, 1)
         assert sorted(order) == sorted(seen[0])
 
     def test_iterating_again_yields_the_same(self, digits):
@@ -210,14 +224,18 @@ class TestPipeline:
         expected = batch_size * 0.1 * 0.9 * (count - batch_size) / (count - 1)
         assert 0.93 < in_batch.var() / expected < 1.07
 
-    def test_is_infinite_with_a_static_batch_size_if_all_are_equal(self, digits):
-        pipeline = data.pipeline(digits, "test", 36, 0)
+    def test_is_infinite_with_static_shapes(self, make_split):
+        split = make_split(61)
+        pipeline = data.pipeline(dataset_of(split), split, 12, 0, shard_index=2, num_shards=3)
         assert pipeline.cardinality() == tf.data.INFINITE_CARDINALITY
         images, labels = pipeline.element_spec
-        assert images == tf.TensorSpec((36, 8, 8, 1), tf.float32)
-        assert labels == tf.TensorSpec((36,), tf.int64)
-        images, _ = data.pipeline(digits, "test", 32, 0).element_spec
-        assert images == tf.TensorSpec((None, 8, 8, 1), tf.float32)
+        assert images == tf.TensorSpec((4, 2, 2, 1), tf.float32)
+        assert labels == tf.TensorSpec((4,), tf.int64)
+
+    def test_the_index_is_that_of_the_image(self, digits):
+        images, targets = next(iter(data.pipeline(digits, "train", 32, 0, "none", with_index=True)))
+        np.testing.assert_array_equal(images, digits.train.images[targets["index"]])
+        np.testing.assert_array_equal(targets["labels"], digits.train.labels[targets["index"]])
 
     def test_pixels_keep_their_range(self, digits):
         images = np.concatenate([x for x, _ in take(data.pipeline(digits, "train", 32, 0), 10)])
@@ -245,15 +263,33 @@ class TestPipeline:
 
 
 class TestEvaluationPipeline:
-    @pytest.mark.parametrize(("batch_size", "batches"), [(3, 4), (5, 2), (64, 1)])
-    def test_all_images_in_order(self, make_split, batch_size, batches):
-        expected = numbered(10)
+    @pytest.mark.parametrize(
+        ("batch_size", "size", "batches"), [(3, 3, 4), (5, 5, 2), (10, 10, 1), (64, 10, 1)]
+    )
+    def test_all_images_in_order_and_then_padding(self, make_split, batch_size, size, batches):
+        expected, missing = numbered(10), batches * size - 10
         pipeline = data.evaluation_pipeline(make_split(10), batch_size)
         assert pipeline.cardinality() == batches
-        images, labels = (np.concatenate(parts) for parts in zip(*take(pipeline, -1), strict=True))
-        assert images.dtype == np.float32
-        np.testing.assert_array_equal(images, expected.images)
-        np.testing.assert_array_equal(labels, expected.labels)
+        assert pipeline.element_spec == (
+            tf.TensorSpec((size, 2, 2, 1), tf.float32),
+            tf.TensorSpec((size,), tf.int64),
+            tf.TensorSpec((size,), tf.float32),
+        )
+        images, labels, weights = (
+            np.concatenate(parts) for parts in zip(*pipeline.as_numpy_iterator(), strict=True)
+        )
+        np.testing.assert_array_equal(images[:10], expected.images)
+        np.testing.assert_array_equal(images[10:], np.zeros((missing, 2, 2, 1)))
+        np.testing.assert_array_equal(labels, [*expected.labels, *[-1] * missing])
+        np.testing.assert_array_equal(weights, [1.0] * 10 + [0.0] * missing)
+
+    def test_without_padding_the_last_batch_is_smaller(self, make_split):
+        pipeline = data.evaluation_pipeline(make_split(10), 4, pad=False)
+        images, labels = zip(*take(pipeline, -1), strict=True)
+        assert [len(each) for each in images] == [4, 4, 2]
+        assert images[0].dtype == np.float32
+        np.testing.assert_array_equal(np.concatenate(images), numbered(10).images)
+        np.testing.assert_array_equal(np.concatenate(labels), numbered(10).labels)
 
     def test_refuses(self):
         with pytest.raises(InputError, match="batch_size=0"):
@@ -264,7 +300,6 @@ IN_A_FRESH_PROCESS = """
 import json
 import numpy as np, tensorflow as tf
 from stkd_keras import data
-from stkd_keras.data.pipeline import _batch_starts
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -293,7 +328,7 @@ alone = data.pipeline(digits, "train", 32, 0)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 shared = strategy.experimental_distribute_dataset(alone)
 sizes, equal = set(), True
-for _, expected, got in zip(range(43), alone, shared):
+for _, expected, got in zip(range(60), alone, shared):
     for whole, parts in zip(expected, got):
         halves = strategy.experimental_local_results(parts)
         sizes |= {len(half) for half in halves}

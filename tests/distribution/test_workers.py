@@ -4,6 +4,7 @@ Processes on this machine stand in for machines.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import pytest
 import tensorflow as tf
 from waiting import wait_for
 
+from stkd_keras import data
 from stkd_keras.distribution.workers import _worker_share
 
 TWO_WORKERS = pathlib.Path(__file__).parents[1] / "support" / "two_workers.py"
@@ -28,15 +30,22 @@ QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": "1"}
 LIMIT_S = 1800
 
 
-def test_a_worker_interleaves_the_shares_of_its_replicas():
-    def make_share(shard_index, num_shards):
-        return tf.data.Dataset.from_tensors((shard_index, num_shards)).repeat()
-
-    context = tf.distribute.InputContext(
-        num_input_pipelines=2, input_pipeline_id=1, num_replicas_in_sync=6
-    )
-    shares = list(_worker_share(make_share, context).take(5).as_numpy_iterator())
-    assert shares == [(3, 6), (4, 6), (5, 6), (3, 6), (4, 6)]
+def test_the_batches_of_the_replicas_are_the_pieces_of_the_whole_batch():
+    digits = data.load("digits")
+    make_share = functools.partial(data.pipeline, digits, "train", 60, 0)
+    pieces = []
+    for worker in range(2):
+        context = tf.distribute.InputContext(
+            num_input_pipelines=2, input_pipeline_id=worker, num_replicas_in_sync=6
+        )
+        share = _worker_share(make_share, context)
+        assert share.element_spec[1].shape == (10,)
+        pieces.append([labels for _, labels in share.take(90).as_numpy_iterator()])
+    for step, (_, labels) in enumerate(make_share().take(30).as_numpy_iterator()):
+        of_step = slice(3 * step, 3 * step + 3)
+        np.testing.assert_array_equal(
+            np.concatenate(pieces[0][of_step] + pieces[1][of_step]), labels
+        )
 
 
 def free_ports(count):

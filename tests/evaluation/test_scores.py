@@ -1,5 +1,6 @@
 """Scores match scikit-learn, SciPy and their definitions."""
 
+import keras
 import networks
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import sklearn.metrics
 import tensorflow as tf
 from scipy.special import softmax
 
-from stkd_keras import FrozenTeacher, InputError
+from stkd_keras import FrozenTeacher, InputError, data
 from stkd_keras.evaluation.scores import fidelity, predict_logits, score, wilson_interval
 from stkd_keras.recipes import method_settings
 
@@ -75,6 +76,16 @@ def test_logits_are_predicted_for_every_sample_in_order():
     logits, labels = predict_logits(FrozenTeacher(model), batches, verbose=False)
     np.testing.assert_allclose(logits, model(x), atol=1e-6)
     np.testing.assert_array_equal(labels, y)
+
+
+def test_padding_is_not_predicted():
+    split = data.load("digits").test
+    model = keras.Sequential([keras.Input(split.image_shape), keras.layers.Flatten()])
+    batches = data.evaluation_pipeline(split, 100)
+    assert int(batches.cardinality()) * 100 > len(split)
+    logits, labels = predict_logits(model, batches, verbose=False)
+    np.testing.assert_array_equal(logits, split.images.reshape(len(split), -1))
+    np.testing.assert_array_equal(labels, split.labels)
 
 
 @pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (50, 50), (9_000, 10_000)])

@@ -25,7 +25,6 @@ from stkd_keras.distribution.workers import check_alike, distributed, mean_over_
 
 IS_WORKER = "TF_CONFIG" in os.environ
 STRATEGY = make_strategy(*(("multi_worker",) if IS_WORKER else ("mirrored", 2)))
-# The last of an epoch's four batches has only 9 images for two replicas.
 NUM_IMAGES, BATCH_SIZE, EPOCHS = 201, 64, 5
 
 

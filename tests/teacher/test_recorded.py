@@ -101,19 +101,21 @@ def test_other_images_or_another_order_are_refused(digits, recorded):
     assert recorded.attach(batches(digits, split=copied)) is not None
 
 
-def test_recordings_from_before_the_last_batches_were_balanced_are_refused(
-    digits, recorded, tmp_path
-):
+@pytest.mark.parametrize("before", [None, "shared by the last two batches"])
+def test_recordings_of_batches_that_were_not_full_are_refused(before, digits, recorded, tmp_path):
     content = recorded.path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     settings = json.loads(header["__metadata__"]["stkd_keras"])
-    del settings["left_over"]
+    assert settings["left_over"] == "begin the next epoch"
+    settings["left_over"] = before
     header["__metadata__"]["stkd_keras"] = json.dumps(settings)
-    text = json.dumps(header).encode().ljust(length)
-    (tmp_path / "t").write_bytes(content[:8] + text + content[8 + length :])
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    (tmp_path / "t").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     old = RecordedTeacher(tmp_path / "t")
-    assert "left_over was None" in refusal(old.attach, batches(digits))
+    message = refusal(old.attach, batches(digits))
+    assert f"left_over was {before} and is begin the next epoch; record to another" in message
 
 
 @pytest.mark.parametrize(

@@ -49,29 +49,26 @@ class RecordSplit:
         selected[selected] = mask
         return dataclasses.replace(self, selected=selected)
 
-    def examples(
-        self,
-        seed: tf.Tensor | None = None,
-        start: int = 0,
-        stop: int | None = None,
-        skip: tf.Tensor | int = 0,
-    ) -> tf.data.Dataset:
-        """Returns (image, label) of images `start` to `stop`, in file order or shuffled.
+    def examples(self) -> tf.data.Dataset:
+        """Returns (image, label) of each image, in file order."""
+        return self.records().map(
+            self.parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+
+    def records(self, seed: tf.Tensor | None = None) -> tf.data.Dataset:
+        """Returns the split's records, scalar strings, in file order or shuffled.
 
         Shuffling permutes the files, interleaves sixteen of them, and passes the records through a
-        shuffle buffer of `buffer_size`. The order is a pure function of the seed, the
-        range, the files and `buffer_size`.
+        shuffle buffer of `buffer_size`. The order is a pure function of the seed, the files and
+        `buffer_size`.
 
         Args:
             seed: int64 tensor of shape (2,), inside a tf.data function; None for file order.
-            start: first image of the range, in file order.
-            stop: end of the range. Defaults to the end of the split.
-            skip: number of images to skip in the resulting order; they are read, but not decoded.
         """
-        inside = np.zeros_like(self.selected)
-        inside[np.flatnonzero(self.selected)[start:stop]] = True
         offsets = np.cumsum([0, *self.lengths], dtype=np.int64)
-        used = [n for n in range(len(self.files)) if inside[offsets[n] : offsets[n + 1]].any()]
+        used = [
+            n for n in range(len(self.files)) if self.selected[offsets[n] : offsets[n + 1]].any()
+        ]
         files = tf.constant([self.files[n] for n in used]), tf.constant(offsets[used])
         if seed is not None:
             keys = tf.random.stateless_uniform(
@@ -82,7 +79,8 @@ class RecordSplit:
 
         def read(file: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
             numbered = tf.data.TFRecordDataset(file).enumerate(offset)
-            return numbered.filter(lambda n, _: tf.gather(inside, n)).map(lambda _, record: record)
+            selected = numbered.filter(lambda n, _: tf.gather(self.selected, n))
+            return selected.map(lambda _, record: record)
 
         records = tf.data.Dataset.from_tensor_slices(files).interleave(
             read,
@@ -90,11 +88,7 @@ class RecordSplit:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        if seed is not None:
-            records = _shuffled(records, self.buffer_size, seed)
-        return records.skip(skip).map(
-            self.parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        return records if seed is None else _shuffled(records, self.buffer_size, seed)
 
 
 def buffer_size(memory_limit: int, bytes_per_record: float) -> int:

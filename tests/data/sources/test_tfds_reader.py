@@ -134,7 +134,7 @@ class TestOtherDataSets:
                 list(data.evaluation_pipeline(dataset.splits[split], 16))
                 for dataset in (held, streamed)
             ]
-            for (x, y), (other_x, other_y) in zip(*batches, strict=True):
+            for (x, y, _), (other_x, other_y, _) in zip(*batches, strict=True):
                 np.testing.assert_array_equal(x, other_x)
                 np.testing.assert_array_equal(y, other_y)
 

@@ -211,7 +211,8 @@ def check_an_empty_batch_of_a_replica_leaves_no_nan():
 def check_a_recorded_teacher_trains_like_the_live_one():
     teacher, losses = SMALL(), []
     batches = data.pipeline(data.load("digits"), "train", 64, 0)
-    recorded = record_teacher("teacher.replay", teacher, batches, Mixup(), 0, 4, verbose=False)
+    with STRATEGY.scope():
+        recorded = record_teacher("t.replay", teacher, batches, Mixup(), 0, 4, verbose=False)
     for source, given in ((teacher, batches), (recorded, recorded.attach(batches))):
         keras.utils.set_random_seed(1)
         with STRATEGY.scope():

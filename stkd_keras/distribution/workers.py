@@ -63,7 +63,7 @@ def check_alike(what: str, number: int, strategy: tf.distribute.Strategy) -> Non
 def distributed(
     make_share: Callable[..., tf.data.Dataset], strategy: tf.distribute.Strategy
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Returns training batches for `fit`, such that each worker only reads its share.
+    """Returns training batches for `fit`, such that each worker only makes its share.
 
     `make_share(shard_index=..., num_shards=...)` makes a worker's share of the batches, and
     `make_share()` whole batches.

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 
-from stkd_keras import InputError, recipes
+from stkd_keras import InputError, data, recipes
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.settings import RunSettings
 
@@ -100,3 +101,21 @@ def test_resuming_compares_what_is_known_only_after_loading(tmp_path):
     run.check(make().stored())
     with pytest.raises(InputError, match="images was a1 and is b2"):
         run.check(make(images="b2", replicas=1).stored())
+
+
+@pytest.mark.parametrize("before", [None, "shared by the last two batches"])
+def test_an_unfinished_run_of_batches_that_were_not_full_is_refused(before, tmp_path):
+    train_split = data.Split(np.zeros((10, 2, 2, 1), np.uint8), np.arange(10))
+    now = make().with_images(train_split, 4, 1)
+    run = start(tmp_path, dataclasses.replace(now, left_over=before))
+    with pytest.raises(InputError) as caught:
+        run.check(now.stored())
+    assert f"(left_over was {before} and is begin the next epoch); choose" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_run_whose_images_divide_evenly_resumes(tmp_path):
+    train_split = data.Split(np.zeros((10, 2, 2, 1), np.uint8), np.arange(10))
+    now = make().with_images(train_split, 5, 1)
+    assert now.left_over is None
+    start(tmp_path, now).check(now.stored())

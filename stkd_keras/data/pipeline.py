@@ -105,7 +105,9 @@ def pipeline(
             (augmentation.num_draws, batch_size), seed, alg="philox"
         )
         images = augmentation.apply(images, draws[:, first:end], dataset.flip)
-        return _as_floats(tf.ensure_shape(images, (end - first, *split.image_shape)), labels)
+        images = tf.ensure_shape(images, (end - first, *split.image_shape))
+        labels = tf.nest.map_structure(lambda each: tf.ensure_shape(each, (end - first,)), labels)
+        return _as_floats(images, labels)
 
     infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     result = _ahead(_map(batches.enumerate(start_step), augmented)).apply(infinite)
@@ -196,7 +198,7 @@ def evaluation_pipeline(split: AnySplit, batch_size: int, *, pad: bool = True) -
 
 
 def steps_per_epoch(split: AnySplit, batch_size: int) -> int:
-    """Returns the number of batches whose images come closest to the split's.
+    """Returns the number of steps in an epoch: the images divided by the batch size, rounded.
 
     Args:
         split: the images to train on.

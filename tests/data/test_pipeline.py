@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from stkd_keras import data
+from stkd_keras.data.dataset import Joined
 from stkd_keras.errors import InputError
 from stkd_keras.randomness import ORDER, step_seed
 
@@ -224,8 +225,13 @@ class TestPipeline:
         expected = batch_size * 0.1 * 0.9 * (count - batch_size) / (count - 1)
         assert 0.93 < in_batch.var() / expected < 1.07
 
-    def test_is_infinite_with_static_shapes(self, make_split):
-        split = make_split(61)
+    @pytest.mark.parametrize("kind", ["memory", "records", "joined"])
+    def test_is_infinite_with_static_shapes(self, tmp_path, kind):
+        split = {
+            "memory": lambda: numbered(61),
+            "records": lambda: recorded(tmp_path, 61),
+            "joined": lambda: Joined(numbered(30), numbered(31)),
+        }[kind]()
         pipeline = data.pipeline(dataset_of(split), split, 12, 0, shard_index=2, num_shards=3)
         assert pipeline.cardinality() == tf.data.INFINITE_CARDINALITY
         images, labels = pipeline.element_spec

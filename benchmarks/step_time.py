@@ -8,12 +8,10 @@ architectures, with projection shortcuts, in float32. PyTorch's rows need PyTorc
 about six minutes on two cores.
 """
 
-import os
 import pathlib
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -27,10 +25,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from contenders import (
+    as_keras_does,
+    build,
+    distiller,
+    keras_distiller,
+    noise,
+    record,
+    repeated,
+    student_alone,
+    with_statistics,
+)
 
-import models
 import stkd_keras
-import stkd_keras.data
 from stkd_keras.cli import app
 
 PAIRS = flags.DEFINE_list(
@@ -42,7 +49,6 @@ ROUNDS = flags.DEFINE_integer("rounds", 15, "timed steps of each contender", low
 TORCH = flags.DEFINE_bool("torch", True, "whether to include PyTorch, if it is installed")
 NOT_COUNTED = 4
 PAUSE = 0.25  # seconds
-TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
 
 RATIOS = (
     ("ours", "Keras's distiller"),
@@ -82,24 +88,31 @@ def main() -> None:
 
 def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], object]]:
     """Returns the steps by name."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH_SIZE.value, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, NUM_CLASSES.value, BATCH_SIZE.value)
-    batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels)).repeat()
-    frozen = stkd_keras.FrozenTeacher(with_statistics(build(teacher_name), images))
+    classes = NUM_CLASSES.value
+    images, labels = noise(BATCH_SIZE.value, classes)
+    batches = repeated(images, labels, classes)
+    frozen = stkd_keras.FrozenTeacher(with_statistics(build(teacher_name, classes), images))
     compiled = tf.function(frozen)
     pixels = tf.constant(images, tf.float32)
-    steps = {
-        "student alone": keras_step(student_alone(student_name), batches),
+    steps = NOT_COUNTED + ROUNDS.value
+    recorded, recorded_batches = record(frozen, images, labels, classes, steps)
+
+    def ours(batches, teacher, **settings):
+        return keras_step(distiller(build(student_name, classes), teacher, **settings), batches)
+
+    def of_keras(make):
+        teacher, student = (make(name, classes) for name in (teacher_name, student_name))
+        return keras_step(*keras_distiller(teacher, student, batches))
+
+    found = {
+        "student alone": keras_step(student_alone(student_name, classes), batches),
         "folded teacher": lambda: compiled(pixels).numpy(),
-        "ours": ours(student_name, frozen, batches),
-        "ours without mixing": ours(student_name, frozen, batches, mixing=None),
-        "ours, four images": ours(
-            student_name, frozen, batches, mixing=stkd_keras.Mixup(num_images=4)
-        ),
-        "replay": replay(student_name, frozen, images, labels),
-        "Keras's distiller": keras_distiller(teacher_name, student_name, batches, as_keras_does),
-        "Keras's distiller, fused": keras_distiller(teacher_name, student_name, batches, build),
+        "ours": ours(batches, frozen),
+        "ours without mixing": ours(batches, frozen, mixing=None),
+        "ours, four images": ours(batches, frozen, mixing=stkd_keras.Mixup(num_images=4)),
+        "replay": ours(recorded_batches, recorded, mixing=stkd_keras.Mixup()),
+        "Keras's distiller": of_keras(as_keras_does),
+        "Keras's distiller, fused": of_keras(build),
     }
     if TORCH.value:
         try:
@@ -107,90 +120,8 @@ def contenders(teacher_name: str, student_name: str) -> dict[str, Callable[[], o
         except ImportError:
             print("PyTorch isn't installed; skipping its rows")
         else:
-            steps |= torch_steps.steps(teacher_name, student_name, images, labels)
-    return steps
-
-
-def build(name: str) -> keras.Model:
-    """Returns a model of the zoo with RepDistiller's shortcuts and fused batch normalization."""
-    options = {"shortcut": "projection"} if name.startswith("resnet") else {}
-    return models.build(name, (32, 32, 3), NUM_CLASSES.value, **options)
-
-
-def with_statistics(model: keras.Model, images: np.ndarray) -> keras.Model:
-    """Sets batch statistics, because with the initial ones the logits explode."""
-    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    for norm in norms:
-        norm.momentum = 0.0
-    model(images.astype("float32"), training=True)
-    for norm in norms:
-        norm.momentum = 0.9
-    return model
-
-
-def as_keras_does(name: str) -> keras.Model:
-    """Returns the model with Keras's own batch normalization."""
-    return keras.Model.from_config(build(name).get_config())
-
-
-def optimizer() -> keras.optimizers.Optimizer:
-    """Returns SGD as PyTorch defines it."""
-    return stkd_keras.SGD(0.01, momentum=0.9, nesterov=True, l2=5e-4)
-
-
-def student_alone(name: str) -> keras.Model:
-    """Returns the student, compiled for Keras's training loop."""
-    model = build(name)
-    model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-
-
-def ours(student_name: str, teacher, batches: tf.data.Dataset, **settings) -> Callable:
-    """Returns a step of the distiller."""
-    distiller = stkd_keras.SimilarityTransferDistiller(build(student_name), teacher, **settings)
-    distiller.compile(optimizer())
-    return keras_step(distiller, batches)
-
-
-def replay(student_name: str, teacher, images, labels) -> Callable:
-    """Returns a step of the distiller with a recorded teacher, on batches of the pipeline."""
-    split = stkd_keras.data.Split(images, labels)
-    classes = tuple(map(str, range(NUM_CLASSES.value)))
-    dataset = stkd_keras.data.Dataset(
-        "noise", "1", classes, (0.5,) * 3, (0.5,) * 3, True, split, split
-    )
-    batches = stkd_keras.data.pipeline(dataset, "train", BATCH_SIZE.value, 0, "none")
-    mixing = stkd_keras.Mixup()
-    steps = NOT_COUNTED + ROUNDS.value
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "teacher.replay")
-        recorded = stkd_keras.record_teacher(
-            file, teacher, batches, mixing, 0, steps, verbose=False
-        )
-        return ours(student_name, recorded, recorded.attach(batches), mixing=mixing)
-
-
-def keras_distiller(
-    teacher_name: str, student_name: str, batches: tf.data.Dataset, make
-) -> Callable:
-    """Returns a step of Keras's distiller, with `keras.layers.MixUp` in the pipeline."""
-    mixup = keras.layers.MixUp(alpha=1.0)
-
-    def mixed(images, labels):
-        one_hot = tf.one_hot(labels, NUM_CLASSES.value)
-        both = mixup({"images": images, "labels": one_hot}, training=True)
-        return both["images"], both["labels"]
-
-    distiller = keras.distillation.Distiller(
-        teacher=make(teacher_name),
-        student=make(student_name),
-        distillation_losses=keras.distillation.LogitsDistillation(
-            temperature=TEMPERATURE, loss=keras.losses.KLDivergence()
-        ),
-        student_loss_weight=LABEL_WEIGHT,
-    )
-    distiller.compile(optimizer(), loss=keras.losses.CategoricalCrossentropy(from_logits=True))
-    return keras_step(distiller, batches.map(mixed).prefetch(tf.data.AUTOTUNE))
+            found |= torch_steps.steps(teacher_name, student_name, images, labels)
+    return found
 
 
 def keras_step(model: keras.Model, batches: tf.data.Dataset) -> Callable[[], object]:

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py --json=gpu.json
 
-prints a Markdown table and ratios, and writes them as JSON after each part. A part is a process:
-"steps" and "torch" each time their contenders in turns; "replicas" splits the GPU in two and
-compares one replica with two; "epoch" runs train.py. It takes about six minutes on an H100. Without
-a GPU it runs on the CPU; try it with small models:
+prints a Markdown table and ratios, and writes them as JSON after each part; an existing file keeps
+the results of other parts. A part is a process: "steps" and "torch" each time their contenders in
+turns; "replicas" splits the GPU in two and compares one replica with two; "epoch" runs train.py. It
+takes about six minutes on an H100. Without a GPU it runs on the CPU; try it with small models:
 
     python benchmarks/gpu.py --teacher=resnet8 --student=resnet8 --batch_size=8 --chunk=2 --rounds=2
 """
@@ -27,7 +27,8 @@ import quiet_tensorflow  # noqa: F401
 from absl import flags
 
 from stkd_keras.cli import app
-from stkd_keras.files.json_files import write_json
+from stkd_keras.errors import InputError
+from stkd_keras.files.json_files import read_json, write_json
 
 PARTS = {
     "steps": "gpu_steps.py", "torch": "gpu_torch.py", "replicas": "gpu_steps.py",
@@ -73,17 +74,30 @@ def main() -> None:
             DATASET, DATA_DIR,
         )
     }  # fmt: skip
-    rows: dict[str, dict[str, Any]] = {}
-    result = {"settings": settings, "rows": rows}
+    result = stored() or {"rows": {}}
+    result["settings"] = settings
+    rows = result["rows"]
     for part in ONLY.value:
-        error = run_part(part, settings, rows, result)
+        result.setdefault("errors", {})[part] = error = run_part(part, settings, rows, result)
         if error:
-            result.setdefault("errors", {})[part] = error
             print(f"{part}: {error}", file=sys.stderr)
         result["ratios"] = ratios(rows)
         if JSON.value is not None:
             write_json(pathlib.Path(JSON.value), result)
     print_results(result)
+
+
+def stored() -> dict[str, Any]:
+    """Returns the content of the file given by --json, whose other parts are kept."""
+    file = pathlib.Path(JSON.value or "")
+    result = read_json(file) if file.is_file() else {}
+    for flag in (TEACHER, STUDENT, BATCH_SIZE, CLASSES) if result else ():
+        if result["settings"][flag.name] != flag.value:
+            raise InputError(
+                f"{file} has results for --{flag.name}={result['settings'][flag.name]}, not "
+                f"{flag.value}: choose another file"
+            )
+    return result
 
 
 def run_part(part: str, settings: dict, rows: dict, result: dict) -> str | None:
@@ -106,7 +120,9 @@ def run_part(part: str, settings: dict, rows: dict, result: dict) -> str | None:
             if line.startswith('{"row"'):
                 news = json.loads(line)
                 name = news.pop("row")
-                (result if name is None else rows.setdefault(name, {})).update(news)
+                row = result if name is None else rows.setdefault(name, {})
+                row.pop("error", None)
+                row.update(news)
                 if "ms" not in news:
                     print(f"{part}: {name}: {news}", file=sys.stderr, flush=True)
         status = process.wait()

@@ -20,14 +20,8 @@ from models.finished_runs import FinishedRun, read_run
 from models.loading import is_whole_model, takes_normalization
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import data, experiment, export
-from stkd_keras.cli import app, loading
+from stkd_keras.cli import app, evaluate_settings, loading
 from stkd_keras.cli.evaluate_flags import COMMON, GROUPS
-from stkd_keras.cli.evaluate_settings import (
-    Outputs,
-    check_same_data,
-    names_a_run,
-    outputs_from_flags,
-)
 from stkd_keras.errors import InputError
 from stkd_keras.files.json_files import read_json
 from stkd_keras.teacher.frozen import FrozenTeacher
@@ -50,10 +44,10 @@ def main() -> None:
     """Runs the command."""
     if FLAGS.model is None:
         raise InputError("--model is missing: a run directory, a .keras file or a zoo model")
-    run = read_run(FLAGS.model, "--model") if names_a_run(FLAGS.model) else None
+    run = read_run(FLAGS.model, "--model") if evaluate_settings.names_a_run(FLAGS.model) else None
     source = FLAGS.model if run is None else run.student
     check_source(source)
-    outputs = outputs_from_flags()
+    outputs = evaluate_settings.outputs_from_flags()
     for folder in outputs.compared.values():
         read_run(folder, "--compare")
 
@@ -64,7 +58,7 @@ def main() -> None:
         dataset = loading.load_dataset(run or FinishedRun(student="", dataset="digits"))
         loading.list_skipped(dataset.skipped)
         for folder in outputs.compared.values():
-            check_same_data(folder, dataset)
+            evaluate_settings.check_same_data(folder, dataset)
         student = models.load_for(dataset, source, FLAGS.weights, FLAGS.normalization)
         result: dict[str, Any] = {}
         if outputs.export is not None:
@@ -115,13 +109,13 @@ def score(
     student: keras.Model,
     teacher: FrozenTeacher | None,
     dataset: data.Dataset,
-    outputs: Outputs,
+    outputs: evaluate_settings.Outputs,
     sources: Sequence[TeacherSource],
 ) -> dict[str, dict[str, float]]:
     """Evaluates the student and writes the report if requested."""
     if outputs.report is None:
         return experiment.evaluate(student, teacher, dataset, {})
-    run = FLAGS.model if names_a_run(FLAGS.model) else None
+    run = FLAGS.model if evaluate_settings.names_a_run(FLAGS.model) else None
     name = model_name(FLAGS.model)
     if run is not None:
         finished = RunDirectory(run)

@@ -14,13 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.classifiers.outputs import (
-    compatible,
-    input_shape,
-    logits_function,
-    num_classes,
-    resolve_outputs,
-)
+from stkd_keras.classifiers import outputs
 from stkd_keras.data import Dataset, evaluation_pipeline
 from stkd_keras.distillation.checks import check_student
 from stkd_keras.errors import InputError, unknown_name
@@ -214,22 +208,22 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
             f"the student {student.name!r} has no weights yet: load the trained model, or call it "
             "on a batch"
         )
-    shape, classes = input_shape(student), num_classes(student, "student")
-    fits = shape is None or compatible(shape, dataset.image_shape)
+    shape, classes = outputs.input_shape(student), outputs.num_classes(student, "student")
+    fits = shape is None or outputs.compatible(shape, dataset.image_shape)
     if not fits or classes not in (None, dataset.num_classes):
         raise InputError(
             f"the student {student.name!r} takes images of shape {shape} and has {classes} "
             f"classes, but {dataset.name} has images of shape {dataset.image_shape} and "
             f"{dataset.num_classes} classes: use the data it was trained on"
         )
-    resolve_outputs(student, "auto", "student")
+    outputs.resolve_outputs(student, "auto", "student")
 
 
 def _evaluate_all(
     formats: Sequence[str], folder: pathlib.Path, student: keras.Model, dataset: Dataset
 ) -> dict[str, Any]:
     """Evaluates the student and all files; returns the content of export.json."""
-    classifier = compiled(logits_function(student), dataset.image_shape)
+    classifier = compiled(outputs.logits_function(student), dataset.image_shape)
 
     def run_student(pixels: np.ndarray) -> np.ndarray:
         return tf.nn.softmax(classifier(tf.constant(pixels))).numpy()

@@ -13,17 +13,7 @@ import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import logits_function
 from stkd_keras.data import Dataset, RecordSplit, evaluation_pipeline, pipeline
-from stkd_keras.evaluation import cost
-from stkd_keras.evaluation.scores import (
-    EVALUATION_BATCH,
-    compiled,
-    divergences,
-    fidelity,
-    log_softmax,
-    reliability,
-    score,
-    wilson_interval,
-)
+from stkd_keras.evaluation import cost, scores
 from stkd_keras.mixing import CutMix, Mixup, mix_batch
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.training.sample_panel import NUM_SAMPLES
@@ -53,7 +43,7 @@ def measure(
     classifiers = _classifiers(compared.values(), dataset)
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
-    batches = evaluation_pipeline(dataset.test, EVALUATION_BATCH, pad=False)
+    batches = evaluation_pipeline(dataset.test, scores.EVALUATION_BATCH, pad=False)
     test = _predict(classifiers, batches, len(dataset.test))
     print("report: evaluating on virtual samples")
     virtual = _predict_virtual_samples(classifiers, dataset, mixing, data_seed)
@@ -114,10 +104,10 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     correct, images = np.diag(confusion), confusion.sum(axis=1)
-    bins = reliability(logits, labels)
+    bins = scores.reliability(logits, labels)
     edges = np.linspace(0, 1, len(bins["images"]) + 1)
     return {
-        **score(logits, labels),
+        **scores.score(logits, labels),
         "correct": int(correct.sum()),
         "accuracy_interval": _interval(correct.sum(), len(labels)),
         "reliability": [
@@ -140,7 +130,7 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
 def class_similarity(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     """Returns the mean softened probabilities on the images of each class, (C, C)."""
     sums = np.zeros((logits.shape[1], logits.shape[1]))
-    np.add.at(sums, labels, np.exp(log_softmax(logits.astype(np.float64) / temperature)))
+    np.add.at(sums, labels, np.exp(scores.log_softmax(logits.astype(np.float64) / temperature)))
     counts = np.bincount(labels, minlength=len(sums))[:, None]
     return sums / np.where(counts > 0, counts, math.nan)
 
@@ -162,7 +152,7 @@ def similarity_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
 
 def fidelity_scores(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, Any]:
     """Returns "agreement", its 95 % interval "agreement_interval", "kl" and "images"."""
-    result = fidelity(student_logits, teacher_logits)
+    result = scores.fidelity(student_logits, teacher_logits)
     count = len(student_logits)
     agreed = round(result["agreement"] * count)
     return {**result, "agreement_interval": _interval(agreed, count), "images": count}
@@ -172,7 +162,7 @@ def most_different(
     student_logits: np.ndarray, teacher_logits: np.ndarray, count: int
 ) -> list[tuple[int, float]]:
     """Returns the (index, KL divergence) of the samples with the largest divergence."""
-    divergence = divergences(student_logits, teacher_logits)
+    divergence = scores.divergences(student_logits, teacher_logits)
     order = np.argsort(-divergence, kind="stable")[:count]
     return [(int(index), float(divergence[index])) for index in order]
 
@@ -188,7 +178,9 @@ def largest_entries(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
 def _classifiers(models: Iterable[keras.Model | FrozenTeacher], dataset: Dataset) -> list:
     """Returns a traced function from images to logits for each model."""
     functions = (m if isinstance(m, FrozenTeacher) else logits_function(m) for m in models)
-    return [compiled(each, dataset.image_shape).get_concrete_function() for each in functions]
+    return [
+        scores.compiled(each, dataset.image_shape).get_concrete_function() for each in functions
+    ]
 
 
 def _predict_virtual_samples(
@@ -196,7 +188,7 @@ def _predict_virtual_samples(
 ) -> Predictions:
     """Predicts at most 10,000 mixtures of shuffled test images."""
     count = min(len(dataset.test), MOST_VIRTUAL_SAMPLES)
-    steps = -(-count // EVALUATION_BATCH)
+    steps = -(-count // scores.EVALUATION_BATCH)
     size = count // steps  # So that no image is used twice.
     mix = tf.function(functools.partial(mix_batch, mixing, None, data_seed))
 
@@ -253,4 +245,4 @@ def _costs(
 
 
 def _interval(successes, trials) -> list[float]:
-    return [float(bound) for bound in wilson_interval(successes, trials)]
+    return [float(bound) for bound in scores.wilson_interval(successes, trials)]

@@ -14,12 +14,7 @@ from typing import IO, Any
 
 from stkd_keras.data.sources.threads import with_progress
 from stkd_keras.errors import InputError
-from stkd_keras.files.untrusted import (
-    LARGEST_MEMBER,
-    check_member_size,
-    member_name,
-    refused_member,
-)
+from stkd_keras.files import untrusted
 
 UNPACKED = ".unpacked-"
 """Marks the names of unpacked folders, complete or not."""
@@ -125,13 +120,13 @@ def _checked_members(
     names, total = set(), 0
     for entry in archive:
         if not entry.isfile() and not entry.isdir():
-            raise refused_member(path, entry.name, "is a link or a device")
-        name = member_name(path, entry.name)
+            raise untrusted.refused_member(path, entry.name, "is a link or a device")
+        name = untrusted.member_name(path, entry.name)
         if entry.isfile() and name in names:
-            raise refused_member(path, name, "appears twice")
+            raise untrusted.refused_member(path, name, "appears twice")
         names.add(name)
         total += entry.size
-        check_member_size(path, name, entry.size, total)
+        untrusted.check_member_size(path, name, entry.size, total)
         reader.limit = entry.size + _LONGEST_HEADER
         yield entry
 
@@ -147,7 +142,7 @@ def _check_end(file: IO[bytes]) -> None:
         if block.strip(b"\0"):
             raise tarfile.ReadError("a header is broken")
         size += len(block)
-        if size > LARGEST_MEMBER:
+        if size > untrusted.LARGEST_MEMBER:
             raise tarfile.ReadError("it has too many zeros after its last file")
     if not size:
         raise tarfile.ReadError("it is truncated")

@@ -16,7 +16,6 @@ from stkd_keras.classifiers.fused_batch_norm import (
     has_fused_batch_normalization,
 )
 from stkd_keras.classifiers.outputs import (
-    CONFIG_ERRORS,
     as_logits,
     compute_in,
     has_keras_call,
@@ -199,7 +198,7 @@ def _rebuild(model: keras.Model) -> keras.Model | None:
             fuse_batch_normalization(rebuilt)  # Otherwise the outputs differ by rounding.
         # A layer may omit arguments from its config, or keep state that isn't a weight.
         return rebuilt if _have_same_outputs(rebuilt, model) else None
-    except (*CONFIG_ERRORS, tf.errors.OpError) as error:
+    except Exception as error:  # The user's class can't be recreated from its config.
         logging.info("%s", error)
         return None
 

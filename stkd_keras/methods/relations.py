@@ -163,12 +163,13 @@ def correlation_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
 
 def distance_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     """Returns the mean Huber loss of the relative distances, a scalar."""
-    return tf.reduce_mean(_huber(_relative_distances(student), _relative_distances(teacher)))
+    distances = _relative_distances(student), _relative_distances(teacher)
+    return tf.reduce_mean(keras.losses.huber(*distances))
 
 
 def angle_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     """Returns the mean Huber loss of the cosines of angles, a scalar."""
-    return tf.reduce_mean(_huber(_cosines(student), _cosines(teacher)))
+    return tf.reduce_mean(keras.losses.huber(_cosines(student), _cosines(teacher)))
 
 
 def probability_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
@@ -200,11 +201,6 @@ def _cosines(x: tf.Tensor) -> tf.Tensor:
 def _differences(x: tf.Tensor) -> tf.Tensor:
     """Returns x_j - x_i at (i, j), (B, B, D)."""
     return x[None] - x[:, None]
-
-
-def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    difference = tf.abs(a - b)
-    return tf.where(difference < 1.0, 0.5 * difference**2, difference - 0.5)
 
 
 def _pair_probabilities(x: tf.Tensor) -> tf.Tensor:

@@ -17,7 +17,7 @@ from absl import flags
 
 import models
 from models.finished_runs import FinishedRun, read_run
-from models.loading import is_whole_model, takes_normalization
+from models.loading import check_normalization, is_whole_model
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import data, experiment, export
 from stkd_keras.cli import app, evaluate_settings, loading
@@ -79,11 +79,7 @@ def check_source(source: str) -> None:
     models.check_source(source, weights=FLAGS.weights)
     if FLAGS.weights is None and not is_whole_model(source):
         raise InputError(f"--model={source} has random weights; add --weights=FILE")
-    if FLAGS.normalization is not None and not takes_normalization(source, FLAGS.weights):
-        raise InputError(
-            f"--normalization={FLAGS.normalization} is for --weights of a zoo model (.weights.h5 "
-            f"or PyTorch); {source} has its own: leave --normalization out"
-        )
+    check_normalization(FLAGS.normalization, source, FLAGS.weights)
 
 
 def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:

@@ -168,13 +168,13 @@ def check_source(source: str, weights: str | None = None) -> None:
 
 
 def check_normalization(
-    role: str, normalization: str | None, source: str, weights: str | None
+    normalization: str | None, source: str, weights: str | None, prefix: str = ""
 ) -> None:
-    """Refuses a `normalization` that the model wouldn't use; `role` is "student" or "teacher"."""
+    """Refuses a `normalization` that the model wouldn't use; `prefix` is that of the flags."""
     if normalization is not None and not takes_normalization(source, weights):
         raise InputError(
-            f"--{role}_normalization={normalization} is only for --{role}_weights of a zoo model "
-            f"(.weights.h5 or PyTorch); other {role}s have their own normalization, so leave it out"
+            f"--{prefix}normalization={normalization} is only for --{prefix}weights of a zoo model "
+            f"(.weights.h5 or PyTorch); {source} has its own normalization, so leave it out"
         )
 
 

@@ -25,7 +25,7 @@ def find_teachers(
 ) -> list[TeacherSource]:
     """Returns the teachers, after checking that every model named by a flag exists."""
     student = settings.student, settings.student_weights
-    check_normalization("student", settings.student_normalization, *student)
+    check_normalization(settings.student_normalization, *student, prefix="student_")
     check_source(*student)
     sources = teachers.parse_teachers(
         settings.teacher, weights, settings.teacher_normalization, settings.teacher_classes

@@ -78,7 +78,7 @@ def parse_teachers(
     weights_of_each = _per_teacher("--teacher_weights", weights, sources)
     classes_of_each = _per_teacher("--teacher_classes", classes, sources, one_for_all=True)
     if not any(map(takes_normalization, sources, weights_of_each)):
-        check_normalization("teacher", normalization, sources[0], weights_of_each[0])
+        check_normalization(normalization, sources[0], weights_of_each[0], prefix="teacher_")
     return [
         _checked(source, file, normalization, names)
         for source, file, names in zip(sources, weights_of_each, classes_of_each, strict=True)

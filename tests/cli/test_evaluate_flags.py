@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         ("--model=run --report --compare=nowhere", "--compare=nowhere isn't the directory of a"),
         ("--model=run --report --report_file=no/report.html", "no/report.html"),
         ("--model=run --teacher=a.keras --export=litert", "--export doesn't use --teacher"),
-        ("--model=a.keras --normalization=imagenet", "leave --normalization out"),
+        ("--model=a.keras --normalization=imagenet", "a.keras has its own normalization"),
         ("--model=a.keras --teacher=resnet8", "add --teacher_weights=FILE"),
     ],
 )

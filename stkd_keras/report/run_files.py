@@ -119,10 +119,10 @@ def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
     with explain_errors(f"{file} can't be read", "expected one line per epoch, as a run writes it"):
-        names, *rows = list(csv.reader(io.StringIO(read_text(file)))) or [[]]
+        reader = csv.DictReader(io.StringIO(read_text(file)), restval="")
+        rows = list(reader)
     return {
-        printable(name): [_as_number(row[column] if column < len(row) else "") for row in rows]
-        for column, name in enumerate(names)
+        printable(name): [_as_number(row[name]) for row in rows] for name in reader.fieldnames or ()
     }
 
 

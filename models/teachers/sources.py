@@ -12,7 +12,7 @@ from models.loading import (
     is_whole_model,
     takes_normalization,
 )
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import read_text
 
 
@@ -87,11 +87,8 @@ def parse_teachers(
 
 def read_class_names(file: str | pathlib.Path) -> list[str]:
     """Reads a UTF-8 file with one class name per line; blank lines at its end are ignored."""
-    _check_class_file(str(file))
-    try:
+    with explain_errors(f"can't read {file}", "expected UTF-8 text with one class name per line"):
         lines = read_text(file).split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} isn't UTF-8 text; expected one class name per line") from error
     while lines and not lines[-1].strip():
         lines.pop()
     seen: dict[str, int] = {}
@@ -138,8 +135,8 @@ def _checked(
     source: str, weights: str | None, normalization: str | None, classes: str | None
 ) -> TeacherSource:
     check_source(source, weights)
-    if classes is not None:
-        _check_class_file(classes)
+    if classes is not None and not os.path.isfile(classes):
+        raise InputError(f"no file {classes}; expected the teacher's class names, check the path")
     teacher = TeacherSource(
         os.path.abspath(source) if is_whole_model(source) else source,
         weights and os.path.abspath(weights),
@@ -152,8 +149,3 @@ def _checked(
             "so is trained on the data's own; add --teacher_weights=FILE, or leave it out"
         )
     return teacher
-
-
-def _check_class_file(file: str) -> None:
-    if not pathlib.Path(file).is_file():
-        raise InputError(f"no file {file}; expected the teacher's class names, check the path")

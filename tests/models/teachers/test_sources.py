@@ -68,7 +68,7 @@ def test_class_names_are_read_with_any_line_ends(tmp_path):
         (b"ant\nbee\ncat\nant\n", "'ant' at lines 1 and 4"),
         (b"ant\n\nbee\ncat\n", "blank at line 2"),
         (b"\n\n", "0 class names"),
-        ("ant\n".encode("utf-16"), "isn't UTF-8"),
+        ("ant\n".encode("utf-16"), "expected UTF-8 text"),
     ],
 )
 def test_invalid_files_of_class_names_are_refused(content, named, tmp_path):

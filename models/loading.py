@@ -63,12 +63,12 @@ def load(
         file = name
     settings = {"mean": mean, "std": std, **options}
     settings = {key: value for key, value in settings.items() if value is not None}
+    if settings and (is_whole_model(file) or is_application(name)):
+        raise InputError(
+            f"the model of {file or name} has its own settings, but {', '.join(settings)} is given "
+            "too: leave it out, or name a model of the zoo"
+        )
     if is_whole_model(file):
-        if settings:
-            raise InputError(
-                f"{file} is a complete model with its own settings, but {', '.join(settings)} is "
-                "given too: leave it out, or name a model of the zoo"
-            )
         return _load_keras_file(str(file), input_shape, num_classes)
     if input_shape is None or num_classes is None:
         raise InputError(
@@ -76,11 +76,6 @@ def load(
             "both; pass, for example, (32, 32, 3) and 10"
         )
     if is_application(name):
-        if settings:
-            raise InputError(
-                f"{name} has its own preprocessing, but {', '.join(settings)} is given too: "
-                "leave it out, or name a model of the zoo"
-            )
         model = applications.build(name, input_shape, num_classes)
         return fuse_batch_normalization(model if file is None else fill(model, name, file))
     if file is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.architectures import imagenet_resnet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
 from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError, explain_errors, unknown_name
 
 _FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
 # name -> function of (normalized images, number of classes, *, options) that returns logits.
@@ -118,14 +118,10 @@ def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
     """
     if not names:
         raise InputError("no features are named; expected at least one, such as 'embedding'")
-    try:
+    problem = f"the model {model.name!r} has no graph to take features from"
+    with explain_errors(problem, "expected a model of models.build, or another functional one"):
         known = {layer.name: layer.output for layer in model.layers}
         known["logits"] = model.outputs[0]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the model {model.name!r} has no graph to take features from; expected a model of "
-            "models.build, or another functional one"
-        ) from error
     for name in names:
         if name not in known:
             raise unknown_name(f"feature of {model.name}", name, _feature_names(known))

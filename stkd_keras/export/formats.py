@@ -17,7 +17,7 @@ import tensorflow as tf
 from stkd_keras.classifiers import outputs
 from stkd_keras.data import Dataset, evaluation_pipeline
 from stkd_keras.distillation.checks import check_student
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError, explain_errors, unknown_name
 from stkd_keras.evaluation.cost import file_bytes, machine, median_seconds
 from stkd_keras.evaluation.scores import compiled, predict_logits
 from stkd_keras.export import converters, runtimes
@@ -180,15 +180,10 @@ def _new_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _check_installed(name: str) -> None:
     packages = FORMATS[name].packages
-    try:
-        with quiet():
-            for package in packages:
-                importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
-        raise InputError(
-            f"the export format {name} needs {' and '.join(packages)}, but one of them can't be "
-            f"imported ({error}): pip install {' '.join(packages)}"
-        ) from error
+    problem = f"the export format {name} needs {' and '.join(packages)}, but can't import them"
+    with explain_errors(problem, f"pip install {' '.join(packages)}"), quiet():
+        for package in packages:
+            importlib.import_module(package.replace("-", "_"))
 
 
 def _check_replaceable(path: pathlib.Path, is_folder: bool) -> None:

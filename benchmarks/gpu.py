@@ -35,7 +35,7 @@ PARTS = {
     "epoch": "gpu_epoch.py",
 }  # fmt: skip
 ONLY = flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "the parts to run")
-CONTENDERS = flags.DEFINE_list("contenders", [], "the contenders to time (default: all)")
+CONTENDERS = flags.DEFINE_multi_string("contender", [], "a contender to time (default: all)")
 TEACHER = flags.DEFINE_string("teacher", "resnet56", "teacher")
 STUDENT = flags.DEFINE_string("student", "resnet20", "student")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "batch size", lower_bound=2)

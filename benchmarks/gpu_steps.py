@@ -143,7 +143,7 @@ def built(found: dict[str, Callable[[], Step]], settings: dict[str, Any]) -> dic
     """Builds the contenders, reports the time up to their first step, and returns their loops."""
     loops, began = {}, time.monotonic()
     for name, make in found.items():
-        if settings["contenders"] and name not in settings["contenders"]:
+        if settings["contender"] and name not in settings["contender"]:
             continue
         start = time.perf_counter()
         if time.monotonic() - began > BUILDING * settings["limit"]:

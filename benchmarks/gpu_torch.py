@@ -28,7 +28,7 @@ CONTENDERS = {
 
 def main(settings: dict[str, Any]) -> None:
     """Times all contenders."""
-    chosen = [x for x in CONTENDERS if not settings["contenders"] or x in settings["contenders"]]
+    chosen = [x for x in CONTENDERS if not settings["contender"] or x in settings["contender"]]
     try:
         import torch
     except ImportError:

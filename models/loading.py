@@ -128,11 +128,7 @@ def load_for(
 
 
 def check_source(source: str, weights: str | None = None) -> None:
-    """Checks a name or file for `load` without loading it.
-
-    Args:
-        source: as in `load`.
-        weights: as in `load`.
+    """Checks `source` and `weights` for `load`, without loading them.
 
     Raises:
         InputError: if the name is unknown, a file is missing, or the two don't go together.

@@ -260,9 +260,6 @@ def content_hash(split: AnySplit) -> str:
     """Returns a SHA-256 hash of a split's images and labels, in order, as 64 hex digits.
 
     The hash is cached. Of images that take more than 1 GB, only 10,000 are hashed.
-
-    Args:
-        split: the images and labels.
     """
     if split not in _HASHES:
         _HASHES[split] = _hashed(split)
@@ -282,11 +279,7 @@ def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns an uninitialized uint8 array that TensorFlow can use without copying it.
-
-    Args:
-        shape: the array's shape.
-    """
+    """Returns an uninitialized uint8 array that TensorFlow can use without copying it."""
     size = math.prod(shape)
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT

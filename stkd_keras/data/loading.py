@@ -128,9 +128,6 @@ def load(
 def check_name(name: str) -> None:
     """Checks that `load` accepts a name.
 
-    Args:
-        name: the name of a data set.
-
     Raises:
         InputError: if it doesn't; the message suggests similar names.
     """

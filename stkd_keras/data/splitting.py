@@ -68,13 +68,7 @@ def check_split_arguments(
     seed: int = 0,
     images_per_class: int | None = None,
 ) -> None:
-    """Checks the arguments of `split_train` that don't depend on the data set.
-
-    Args:
-        validation_fraction: see `split_train`.
-        train_fraction: see `split_train`.
-        seed: see `split_train`.
-        images_per_class: see `split_train`.
+    """Checks the arguments of `split_train`, as far as they don't depend on the data set.
 
     Raises:
         InputError: if a number is out of range, or two arguments exclude each other.

@@ -48,7 +48,7 @@ def file_bytes(models: Iterable[keras.Model]) -> int:
 
 
 def median_seconds(*calls: Callable[[], object], seconds: float) -> list[float]:
-    """Returns the median duration of each call in seconds. The calls take turns.
+    """Returns the median duration of each call in seconds.
 
     The calls take turns, so that a disturbance affects all of them. After two warm-up rounds, 3 to
     50 rounds are timed, until `seconds` are over.

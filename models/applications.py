@@ -31,7 +31,6 @@ _FUNCTIONS = {
 
 
 def is_application(source: str) -> bool:
-    """Whether a name is one of keras.applications."""
     return source.startswith(PREFIX)
 
 

@@ -148,7 +148,6 @@ def _shuffled(x, groups: int, name: str) -> keras.KerasTensor:
 
 
 def _channels(x, start: int, end: int, name: str) -> keras.KerasTensor:
-    """Slices channels from start to end."""
     # Loads in plain Keras, where a lambda does not: cropping the "width" of an image declared
     # channels first crops its channels.
     cropping = ((0, 0), (start, x.shape[-1] - end))

@@ -131,7 +131,6 @@ _REMEDY = (
 
 
 def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
-    """Returns the teacher's model for the data set's images."""
     name, weights = source.source, source.weights
     if is_whole_model(name, weights):
         any_size = (None, None, dataset.image_shape[-1])

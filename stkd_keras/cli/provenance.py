@@ -30,7 +30,6 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of this checkout, or None."""
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
         git = subprocess.run(

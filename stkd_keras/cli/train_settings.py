@@ -76,7 +76,6 @@ def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
 
 
 def images_from_flags() -> Images:
-    """Loads and splits the data set."""
     dataset = loading.load_dataset()
     if FLAGS.flip is not None:
         dataset = dataclasses.replace(dataset, flip=FLAGS.flip)

@@ -64,7 +64,6 @@ def randaugment(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
 
 
 def unchanged(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
-    """Returns the images unchanged."""
     return images
 
 

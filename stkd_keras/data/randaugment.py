@@ -31,7 +31,6 @@ def distort(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def identity(images: tf.Tensor, magnitude: float, sign: tf.Tensor) -> tf.Tensor:
-    """Returns the images unchanged."""
     return images
 
 

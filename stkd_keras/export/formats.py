@@ -31,8 +31,6 @@ BATCH = 128
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """An export format."""
-
     file: str
     dtype: str
     labels: str

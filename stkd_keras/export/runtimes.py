@@ -12,7 +12,6 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def run_saved_model(path: pathlib.Path) -> Run:
-    """Loads a SavedModel into TensorFlow."""
     model = tf.saved_model.load(str(path))
     serve = model.signatures["serving_default"]
 

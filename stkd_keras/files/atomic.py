@@ -51,7 +51,6 @@ def remove_unfinished(folder: pathlib.Path) -> None:
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
-    """Whether a path is a temporary file of `atomic_path`."""
     return path.name.startswith(_UNFINISHED)
 
 

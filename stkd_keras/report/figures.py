@@ -80,7 +80,6 @@ def draw_figures(
 
 
 def _draw_accuracies(models: Sequence[Mapping]) -> dict:
-    """Draws each model's accuracy with its confidence interval."""
     figure = _new_figure(46 + 26 * len(models))
     axes = figure.subplots()
     said = []
@@ -102,7 +101,6 @@ def _draw_accuracies(models: Sequence[Mapping]) -> dict:
 
 
 def _draw_reliability(number: int, model: Mapping) -> dict:
-    """Draws accuracy and the fraction of images by confidence."""
     bins = [each for each in model["reliability"] if each["images"]]
     left, accuracy, confidence, images = (
         np.array([each[key] for each in bins])
@@ -132,7 +130,6 @@ def _draw_reliability(number: int, model: Mapping) -> dict:
 
 
 def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
-    """Draws the confusion matrix, in percent of each true class."""
     counts = model["confusion"]
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(totals > 0, totals, math.nan)
@@ -171,7 +168,6 @@ def _draw_similarity(
 
 
 def _draw_similarity_scatter(student: Mapping, teacher: Mapping) -> dict:
-    """Draws the student's class similarities against the teacher's."""
     x, y = (100 * off_diagonal(model["similarity"]) for model in (teacher, student))
     figure = _new_figure(WIDTH * 0.9)
     axes = figure.subplots()

@@ -99,7 +99,6 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
 
 
 def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
-    """Returns one model's scores on the test split."""
     classes = logits.shape[1]
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

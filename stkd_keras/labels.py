@@ -1,36 +1,73 @@
 """Converts integer, one-hot and soft labels to soft labels."""
 
+import re
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
 
+_BAD_LABEL = "label out of range"
 
-def as_soft_labels(labels, num_classes: int, batch_size: tf.Tensor | None = None) -> tf.Tensor:
-    """Converts labels to float32 soft labels (B, C); labels of None or -1 become zeros."""
-    if labels is None:
-        return tf.zeros((batch_size, num_classes))
-    labels = tf.convert_to_tensor(labels)
-    shape = labels.shape
-    if batch_size is not None and (shape.rank is None or (shape.rank == 2 and shape[1] is None)):
-        # The static shape is unknown: Keras saw other kinds of labels, or the data don't define it.
+
+def soft_labels(labels, num_classes: int) -> np.ndarray:
+    """Converts an array of labels to soft labels; a label of -1 becomes zeros.
+
+    Args:
+        labels: integers (B,) or (B, 1), or soft labels (B, C), of any dtype.
+        num_classes: integer, C.
+
+    Returns:
+        float32 array (B, C).
+
+    Raises:
+        InputError: if the labels have another shape, or an integer is out of range.
+    """
+    labels = np.asarray(labels)
+    if not _are_integers(labels.shape, num_classes):
+        return labels.astype(np.float32, copy=False)
+    indices = labels.reshape(-1)
+    bad = indices[~_is_valid(indices, num_classes)]
+    if bad.size:
+        raise _out_of_range(bad[0], num_classes)
+    one_hot = np.zeros((len(indices), num_classes), np.float32)
+    labeled = indices >= 0
+    one_hot[np.flatnonzero(labeled), indices[labeled].astype(np.int64)] = 1
+    return one_hot
+
+
+def checked_soft_labels(labels: tf.Tensor, num_classes: int, batch_size: tf.Tensor) -> tf.Tensor:
+    """Like `soft_labels`, for a tf.data function: also takes labels of unknown shape.
+
+    A label out of range fails there with an error that `label_error` recognizes.
+    """
+    if labels.shape.rank is None or (labels.shape.rank == 2 and labels.shape[1] is None):
         return tf.cond(
             tf.size(labels) == batch_size,
-            lambda: as_soft_labels(tf.reshape(labels, [-1]), num_classes),
+            lambda: checked_soft_labels(tf.reshape(labels, [-1]), num_classes, batch_size),
             lambda: as_soft_labels(tf.reshape(labels, [-1, num_classes]), num_classes),
         )
-    if shape.rank == 2 and shape[1] in (num_classes, None):
+    if not _are_integers(labels.shape, num_classes):
         return tf.cast(labels, tf.float32)
-    if shape.rank != 1 and not (shape.rank == 2 and shape[1] == 1):
-        raise InputError(
-            f"the labels have shape {shape}, but must be integers (B,) or (B, 1), or soft labels "
-            f"(B, {num_classes}) for the student's {num_classes} classes"
-        )
-    # Under a strategy, Keras's first batch has float64 labels.
-    indices = tf.cast(tf.reshape(labels, [-1]), tf.int32)
-    is_valid = tf.reduce_all((indices >= -1) & (indices < num_classes))
-    message = f"labels must be integers from 0 to {num_classes - 1}, or -1 for none, but were"
-    with tf.control_dependencies([tf.debugging.Assert(is_valid, [message, indices])]):
-        return tf.one_hot(indices, num_classes)
+    indices = tf.reshape(labels, [-1])
+    is_valid = _is_valid(indices, num_classes)
+    bad = tf.boolean_mask(indices, ~is_valid)[:1]
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_valid), [_BAD_LABEL, bad])]):
+        return as_soft_labels(indices, num_classes)
+
+
+def as_soft_labels(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Converts labels of known rank to float32 soft labels (B, C), without checking the values."""
+    if not _are_integers(labels.shape, num_classes):
+        return tf.cast(labels, tf.float32)
+    return tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), num_classes)
+
+
+def label_error(error: tf.errors.OpError, num_classes: int) -> InputError | None:
+    """Returns the InputError for the failure of a check in `checked_soft_labels`, if it is one."""
+    match = re.search(rf"\[{_BAD_LABEL}\] \[([^\]]*)\]", str(error))
+    return _out_of_range(match[1], num_classes) if match else None
 
 
 def normalize_soft_labels(soft_labels: tf.Tensor, sample_weight) -> tuple[tf.Tensor, tf.Tensor]:
@@ -42,3 +79,27 @@ def normalize_soft_labels(soft_labels: tf.Tensor, sample_weight) -> tuple[tf.Ten
     share = tf.reduce_sum(soft_labels, axis=1)
     weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
     return tf.math.divide_no_nan(soft_labels, share[:, None]), weight
+
+
+def _are_integers(shape, num_classes: int) -> bool:
+    """Whether labels of this shape are integers; otherwise they are soft labels."""
+    if len(shape) == 2 and shape[1] == num_classes:
+        return False
+    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        return True
+    raise InputError(
+        f"the labels have shape {shape}, but must be integers (B,) or (B, 1), or soft labels "
+        f"(B, {num_classes}) for the student's {num_classes} classes"
+    )
+
+
+def _is_valid(indices, num_classes: int):
+    # A float label that isn't an integer is no valid label either.
+    return (indices >= -1) & (indices < num_classes) & (indices == indices // 1)
+
+
+def _out_of_range(label: Any, num_classes: int) -> InputError:
+    return InputError(
+        f"the labels have a {label}, but must be integers from 0 to {num_classes - 1}, or -1 for "
+        "an unlabeled image"
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
+from stkd_keras.labels import as_soft_labels
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.teacher.recorded import RecordedTeacher
 
@@ -43,12 +44,12 @@ def as_tensor(x) -> tf.Tensor:
 
 
 def split_targets(
-    y, teacher, terms: Sequence[DistillationTerm], label_weight: float, step: tf.Tensor
+    y, teacher, terms: Sequence[DistillationTerm], label_weight: float
 ) -> tuple[Any, dict[str, tf.Tensor], tf.Tensor | None]:
     """Returns the labels of a batch, its image indices as {"index": (B,)}, and recorded logits."""
     recorded_logits = None
     if isinstance(teacher, RecordedTeacher):
-        y, recorded_logits = _split_recorded(y, teacher, step)
+        y, recorded_logits = _split_recorded(y, teacher)
     has_index = isinstance(y, dict) and "index" in y
     needing = [term.name for term in terms if term.needs_index]
     if needing and not has_index:
@@ -66,14 +67,29 @@ def split_targets(
     return labels, index, recorded_logits
 
 
-def _split_recorded(y, teacher: RecordedTeacher, step: tf.Tensor) -> tuple[Any, tf.Tensor]:
+def soft_labels(labels, x: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Returns float32 soft labels (B, C); zeros if there are none."""
+    if labels is None:
+        return tf.zeros((tf.shape(x)[0], num_classes))
+    return as_soft_labels(tf.convert_to_tensor(labels), num_classes)
+
+
+def without_padding(sample_weight, batch_size: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """Returns sample weights for which Keras's mean over the batch ignores those that are 0.
+
+    Also returns the number of the others.
+    """
+    if sample_weight is None:
+        return None, batch_size
+    sample_weight = tf.cast(sample_weight, tf.float32)
+    count = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
+    return tf.math.divide_no_nan(sample_weight * tf.cast(batch_size, tf.float32), count), count
+
+
+def _split_recorded(y, teacher: RecordedTeacher) -> tuple[Any, tf.Tensor]:
     if not isinstance(y, dict) or "teacher_logits" not in y:
         raise InputError(
             f"the teacher is the recording {teacher.path}, but the data don't have its logits; "
             "pass fit its attach(train_ds)"
         )
-    step = tf.cast(step, y["step"].dtype)
-    message = "the recorded logits aren't those of step"
-    is_next = tf.debugging.Assert(tf.reduce_all(y["step"] == step), [message, step])
-    with tf.control_dependencies([is_next] if is_next is not None else []):
-        return y["labels"], tf.identity(y["teacher_logits"])
+    return y["labels"], y["teacher_logits"]

@@ -1,8 +1,19 @@
-"""Makes ModelCheckpoint save only the student."""
+"""Callbacks that `fit` adds."""
 
 import keras
 
 from stkd_keras.distribution.replicas import average_batch_statistics
+
+
+class EndEpochExactly(keras.callbacks.Callback):
+    """Tells the model how many steps are left, so that several at once don't run into the next epoch."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        steps = self.params["steps"]
+        self.model.steps_left = steps and steps - batch
+
+    def on_train_end(self, logs=None):
+        self.model.steps_left = None
 
 
 class SaveTheStudent(keras.callbacks.Callback):

@@ -122,7 +122,7 @@ def check_losses(terms: Sequence[keras.layers.Layer], teacher, soft_weight, mixi
 
 def check_compile(
     strategy, terms: Sequence[DistillationTerm], optimizer, loss=None, loss_weights=None,
-    steps_per_execution=1, jit_compile="auto", **_: Any,
+    steps_per_execution=1, **_: Any,
 ) -> None:  # fmt: skip
     """Raises InputError for arguments of `compile` that the distiller or Keras doesn't support."""
     if loss is not None or loss_weights is not None:
@@ -132,7 +132,7 @@ def check_compile(
             "the cross-entropy with the mixed labels; leave it out, and set soft_weight and "
             "label_weight"
         )
-    check_compile_options(strategy, optimizer, steps_per_execution, jit_compile)
+    check_compile_options(strategy, optimizer, steps_per_execution)
     for term in terms:
         if term.needs_one_replica and strategy.num_replicas_in_sync > 1:
             raise InputError(
@@ -142,7 +142,7 @@ def check_compile(
 
 
 def check_training_data(
-    x, batch_size: int | None, validation_split: float, student: keras.Model, strategy, step: int
+    x, batch_size: int | None, validation_split: float, student: keras.Model, strategy
 ) -> None:
     """Raises InputError for data that `fit` can't train on; warns of a small last batch."""
     check_not_empty(x)
@@ -150,10 +150,27 @@ def check_training_data(
     if replicas > 1:
         _check_first_batch(x, batch_size, validation_split, replicas)
     _warn_of_small_last_batch(x, batch_size, validation_split, student, replicas)
-    if getattr(x, "first_step", step) != step:  # Set by RecordedTeacher.attach.
+
+
+def check_recorded_batches(teacher, x, step: int, epochs: int, steps_per_epoch: int | None) -> None:
+    """Raises InputError unless the batches for `fit` have the recorded logits of the next steps."""
+    if not isinstance(teacher, RecordedTeacher):
+        return
+    first = getattr(x, "first_step", None)  # Set by RecordedTeacher.attach.
+    if first is None:
         raise InputError(
-            f"the recorded batches begin with step {x.first_step}, but the next step is {step}; "
-            f"pass attach a pipeline with start_step={step}"
+            f"the teacher is the recording {teacher.path}, but the data don't have its logits; "
+            "pass fit its attach(train_ds), without map, take and the like"
+        )
+    if first != step:
+        raise InputError(
+            f"the recorded batches begin with step {first}, but the next step is {step}; pass "
+            f"attach a pipeline with start_step={step}"
+        )
+    if epochs > 1 and steps_per_epoch is None:
+        raise InputError(
+            f"{epochs} epochs of a recording need steps_per_epoch; pass fit "
+            "stkd_keras.data.steps_per_epoch(split, batch_size)"
         )
 
 

@@ -15,20 +15,18 @@ from stkd_keras.classifiers.outputs import (
     precision_policy,
     resolve_outputs,
 )
-from stkd_keras.distillation import batch, checks, pretraining
-from stkd_keras.distillation.callbacks import SaveTheStudent
-from stkd_keras.distillation.metrics import adapt_sparse_metrics
+from stkd_keras.distillation import batch, checks, inputs, pretraining
+from stkd_keras.distillation.callbacks import EndEpochExactly, SaveTheStudent
+from stkd_keras.distillation.metrics import adapt_metrics
 from stkd_keras.distillation.objective import LOGGED_WITHOUT_LABELS, Objective, connect_terms
 from stkd_keras.distillation.saving import SavedDistiller
 from stkd_keras.distillation.soft_targets import SoftTargets, freeze
 from stkd_keras.distribution.replicas import (
     average_batch_statistics,
-    first_local_batch,
     reducible,
     skip_empty_batch,
 )
 from stkd_keras.errors import InputError
-from stkd_keras.labels import as_soft_labels
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.mixing import Mixup, mix_batch, mix_batch_outputs
 from stkd_keras.randomness import MIXING, step_seed
@@ -231,15 +229,17 @@ class SimilarityTransferDistiller(SavedDistiller):
         )
         super().compile(
             optimizer=optimizer,
-            metrics=adapt_sparse_metrics(metrics),
-            weighted_metrics=adapt_sparse_metrics(weighted_metrics),
+            metrics=adapt_metrics(metrics),
+            weighted_metrics=adapt_metrics(weighted_metrics),
             **kwargs,
         )
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
 
     def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
-    ):
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
+        validation_split=0.0, validation_data=None, class_weight=None, sample_weight=None,
+        **kwargs,
+    ):  # fmt: skip
         """Trains like `keras.Model.fit`.
 
         Labels are integers of shape (B,) or (B, 1), or soft labels (B, C). An image with the label
@@ -250,41 +250,82 @@ class SimilarityTransferDistiller(SavedDistiller):
         too small for batch normalization, `fit` warns and suggests a batch size.
 
         Raises:
-            InputError: if the data are empty or don't fit the models.
+            InputError: if the data are empty or don't fit the models, or a label is out of range.
         """
-        has_validation = kwargs.get("validation_data") is not None
-        split = 0.0 if has_validation else kwargs.get("validation_split") or 0.0
         before = int(self.step.numpy())
-        checks.check_training_data(
-            x, batch_size, split, self.student, self.distribute_strategy, before
-        )
+        split = validation_split if validation_data is None else 0.0
+        checks.check_training_data(x, batch_size, split, self.student, self.distribute_strategy)
+        checks.check_recorded_batches(
+            self.teacher, x, before, epochs - kwargs.get("initial_epoch", 0),
+            kwargs.get("steps_per_epoch"),
+        )  # fmt: skip
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = callbacks.callbacks
         callbacks = keras.tree.flatten(callbacks or [])
-        callbacks.insert(0, SaveTheStudent(callbacks))
-        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        callbacks[:0] = [EndEpochExactly(), SaveTheStudent(callbacks)]
+        with inputs.label_errors(self):
+            x, y, sample_weight = self._prepare(x, y, sample_weight, class_weight)
+            if isinstance(validation_data, list | tuple):
+                validation_data = self._prepare(*validation_data)
+            elif validation_data is not None:
+                validation_data, _, _ = self._prepare(validation_data)
+            history = super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
+                sample_weight=sample_weight, **kwargs,
+            )  # fmt: skip
         if epochs > kwargs.get("initial_epoch", 0) and int(self.step.numpy()) == before:
             raise InputError("the training data are empty; pass at least one batch")
         return history
 
-    def evaluate(self, *args, **kwargs):
-        """Evaluates the student like `keras.Model.evaluate`, without the teacher."""
-        if args or "x" in kwargs:
-            checks.check_not_empty(args[0] if args else kwargs["x"])
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs):
+        """Evaluates the student like `keras.Model.evaluate`, without the teacher.
+
+        Images whose sample weight is 0 don't count in `loss`; unlabeled ones don't count in the
+        metrics.
+
+        Raises:
+            InputError: if the data are empty or don't fit the student, or a label is out of range.
+        """
+        checks.check_not_empty(x)
         average_batch_statistics(self)
-        with self._student_metrics_only():
-            return super().evaluate(*args, **kwargs)
+        with inputs.label_errors(self), self._student_metrics_only():
+            if not kwargs.get("_use_cached_eval_dataset"):  # Set by Keras's `fit`.
+                x, y, sample_weight = self._prepare(x, y, sample_weight)
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """Trains on a batch of arrays like `keras.Model.train_on_batch`; labels as in `fit`."""
+        x, y, sample_weight = self._prepare(x, y, sample_weight, class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Evaluates a batch of arrays like `keras.Model.test_on_batch`; labels as in `fit`."""
+        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def train_step(self, data):
+        step = tf.identity(tf.convert_to_tensor(self.step))
+        restore_frozen = pretraining.freeze_during_stage(self.terms, self.student, step)
+        gradients, logs = self._on_replica(self._compute_gradients)(data, step)
+        variables = self.trainable_variables
+        if variables:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        restore_frozen()
+        # The step counts only if the data had another batch.
+        with tf.control_dependencies(list(logs.values())):
+            self.step.assign_add(1)
+        return reducible(logs)
+
+    def _compute_gradients(self, data, step):
+        """Computes the losses of a batch; returns the gradients and the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self._prepare_inputs(x)
-        step = tf.identity(tf.convert_to_tensor(self.step))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         y, index, recorded_logits = batch.split_targets(
-            y, self.teacher, self.terms, self.label_weight, step
+            y, self.teacher, self.terms, self.label_weight
         )
         self._has_labels = y is not None
-        labels = as_soft_labels(y, self.num_classes, tf.shape(x)[0])
+        labels = batch.soft_labels(y, x, self.num_classes)
         if sample_weight is not None:
             sample_weight = tf.cast(sample_weight, tf.float32)
 
@@ -296,29 +337,36 @@ class SimilarityTransferDistiller(SavedDistiller):
             targets["teacher"] = self._soft_targets(
                 virtual_x, x, labels, recorded_logits, step, replica
             )
-        # The step counts only if the data had another batch.
-        with tf.control_dependencies([virtual_x]):
-            self.step.assign_add(1)
-        restore_frozen = pretraining.freeze_during_stage(self.terms, self.student, step)
-        logs = super().train_step((virtual_x, targets, sample_weight))
-        restore_frozen()
-        return reducible(logs)
+        with tf.GradientTape() as tape:
+            outputs = self(virtual_x, training=True)
+            loss = self.compute_loss(virtual_x, targets, outputs, sample_weight)
+            self._track_loss(loss, tf.shape(x)[0])
+            loss = self.optimizer.scale_loss(loss)
+        logs = self.compute_metrics(virtual_x, virtual_labels, outputs, sample_weight)
+        return tape.gradient(loss, self.trainable_variables), logs
 
     def test_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if y is None:
+        return reducible(self._on_replica(self._score)(data))
+
+    def _score(self, data) -> dict:
+        """Scores the student on a batch; returns the logs."""
+        x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if labels is None:
             raise InputError("the data have no labels to score against; pass (images, labels)")
         x = self._prepare_inputs(x)
-        labels = as_soft_labels(y, self.num_classes, tf.shape(x)[0])
+        labels = batch.soft_labels(labels, x, self.num_classes)
+        outputs = self(x, training=False)
+        weights, count = batch.without_padding(sample_weight, tf.shape(x)[0])
+        self._track_loss(self.compute_loss(x, labels, outputs, weights, training=False), count)
         with self._student_metrics_only():
-            return reducible(super().test_step((x, labels, sample_weight)))
+            return self.compute_metrics(x, labels, outputs, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the loss; in training, `y` has the targets of `Objective.training_loss`."""
         targets = y if isinstance(y, dict) else {"labels": y}
         outputs = y_pred if isinstance(y_pred, dict) else {OUTPUTS: y_pred}
         logits = as_logits(outputs[OUTPUTS], self._student_kind)
-        labels = as_soft_labels(targets["labels"], self.num_classes, tf.shape(logits)[0])
+        labels = batch.soft_labels(targets["labels"], logits, self.num_classes)
         # Without a compiled loss, Keras's own sum is that of the regularization losses.
         regularization = super().compute_loss() if self.losses else 0.0
         if not training:
@@ -331,11 +379,7 @@ class SimilarityTransferDistiller(SavedDistiller):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
         labels = y["labels"] if isinstance(y, dict) else y
-        labels = as_soft_labels(labels, self.num_classes, tf.shape(y_pred)[0])
-        is_labeled = tf.reduce_any(labels > 0, axis=1)
-        labels, y_pred = (tf.boolean_mask(each, is_labeled) for each in (labels, y_pred))
-        if sample_weight is not None:
-            sample_weight = tf.boolean_mask(sample_weight, is_labeled)
+        labels = batch.soft_labels(labels, y_pred, self.num_classes)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict:
@@ -383,6 +427,21 @@ class SimilarityTransferDistiller(SavedDistiller):
         checks.check_inputs(x, self.student)
         return tf.cast(x, tf.float32)
 
+    def _track_loss(self, loss, size) -> None:
+        # Keras divides losses by the number of replicas, so that their sum is the batch's.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(loss * replicas, sample_weight=size)
+
+    def _prepare(self, x, y=None, sample_weight=None, class_weight=None):
+        """Returns data with soft labels; see `inputs.prepare`."""
+        return inputs.prepare(self._num_classes_for, x, y, sample_weight, class_weight)
+
+    def _num_classes_for(self, input_shape) -> int:
+        if not self.built:
+            with self.distribute_strategy.scope():
+                self.build(tuple(input_shape))
+        return self.num_classes
+
     @contextlib.contextmanager
     def _student_metrics_only(self):
         before, self._hides_training_metrics = self._hides_training_metrics, True
@@ -390,9 +449,3 @@ class SimilarityTransferDistiller(SavedDistiller):
             yield
         finally:
             self._hides_training_metrics = before
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if self._distribute_strategy is not None:
-            data_batch = first_local_batch(iterator, data_batch, self.distribute_strategy)
-            with self.distribute_strategy.scope():
-                self._symbolic_build(data_batch=data_batch)

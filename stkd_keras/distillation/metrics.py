@@ -1,31 +1,46 @@
-"""Keras metrics for soft labels."""
+"""Keras metrics for soft labels, of which some are missing."""
 
 import keras
+import tensorflow as tf
 
 
-def adapt_sparse_metrics(metrics):
-    """Adapts the sparse metrics among those of `compile` to one-hot or soft labels."""
+def adapt_metrics(metrics):
+    """Adapts the metrics of `compile` to soft labels (B, C): rows of zeros are unlabeled."""
     if metrics is None:
         return None
-    return keras.tree.map_structure(lambda m: OnHeaviestClass(m) if _is_sparse(m) else m, metrics)
+    return keras.tree.map_structure(
+        lambda m: OnHeaviestClass(m) if _is_sparse(m) else OnLabeled(m), metrics
+    )
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
-class OnHeaviestClass(keras.metrics.Metric):
-    """Passes the class with the largest share of each label (B, C) to a sparse metric."""
+class OnLabeled(keras.metrics.Metric):
+    """Passes labels (B, C) to a metric, with a weight of 0 for unlabeled samples.
+
+    Removing these samples instead would make the shape depend on the data.
+    """
 
     def __init__(self, metric, name: str | None = None, **kwargs):
+        given = metric if isinstance(metric, str) else None
+        if given in ("accuracy", "acc"):
+            metric = keras.metrics.CategoricalAccuracy(name=given)
         resolved = keras.metrics.get(metric)
         if not isinstance(resolved, keras.metrics.Metric):
             resolved = keras.metrics.MeanMetricWrapper(resolved, name=_name(metric))
-        super().__init__(name=name or (metric if isinstance(metric, str) else resolved.name))
+        super().__init__(name=name or given or resolved.name)
         self.metric = resolved
         if hasattr(resolved, "_direction"):
             # Keras's callbacks read it to see whether more is better.
             self._direction = resolved._direction
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        self.metric.update_state(keras.ops.argmax(y_true, axis=-1), y_pred, sample_weight)
+        weight = tf.cast(tf.reduce_any(y_true > 0, axis=1), tf.float32)
+        if sample_weight is not None:
+            weight *= tf.reshape(tf.cast(sample_weight, tf.float32), [-1])
+        self.metric.update_state(self._labels(y_true), y_pred, sample_weight=weight)
+
+    def _labels(self, y_true):
+        return y_true
 
     def result(self):
         return self.metric.result()
@@ -37,8 +52,16 @@ class OnHeaviestClass(keras.metrics.Metric):
         return {"metric": keras.saving.serialize_keras_object(self.metric), "name": self.name}
 
     @classmethod
-    def from_config(cls, config: dict) -> "OnHeaviestClass":
+    def from_config(cls, config: dict) -> "OnLabeled":
         return cls(keras.saving.deserialize_keras_object(config["metric"]), name=config["name"])
+
+
+@keras.saving.register_keras_serializable("stkd_keras")
+class OnHeaviestClass(OnLabeled):
+    """Passes the class with the largest share of each label (B, C) to a sparse metric."""
+
+    def _labels(self, y_true):
+        return tf.argmax(y_true, axis=-1)
 
 
 def _is_sparse(metric) -> bool:

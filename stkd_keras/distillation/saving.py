@@ -6,6 +6,7 @@ from stkd_keras.classifiers.fused_batch_norm import (
     fuse_batch_normalization,
     has_fused_batch_normalization,
 )
+from stkd_keras.distillation.compilation import CompiledSteps
 from stkd_keras.distribution.replicas import average_batch_statistics
 from stkd_keras.errors import without_removed
 from stkd_keras.teacher.frozen import FrozenTeacher
@@ -21,7 +22,7 @@ _ARGUMENTS = (
 _REMOVED = {"clean_soft_weight": 0.0}
 
 
-class SavedDistiller(keras.Model):
+class SavedDistiller(CompiledSteps):
     """Base class of the distiller: how Keras saves and loads it."""
 
     def get_config(self) -> dict:

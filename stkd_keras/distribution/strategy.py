@@ -86,7 +86,7 @@ def check_batch_size(
 
 
 def check_compile_options(
-    strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int, jit_compile
+    strategy: tf.distribute.Strategy, optimizer, steps_per_execution: int
 ) -> None:
     """Rejects arguments of `compile` that Keras doesn't support on several replicas."""
     if is_multi_worker(strategy) and not keras.__version__.startswith(f"{TESTED_WITH_WORKERS}."):
@@ -102,7 +102,6 @@ def check_compile_options(
         "gradient_accumulation_steps": getattr(inner, "gradient_accumulation_steps", None),
         "ema_overwrite_frequency": getattr(inner, "ema_overwrite_frequency", None),
         "steps_per_execution": steps_per_execution if steps_per_execution != 1 else None,
-        "jit_compile": jit_compile if jit_compile != "auto" else None,
     }
     for option, value in given.items():
         if value:

@@ -257,10 +257,41 @@ def test_xla_trains_on_the_same_mixtures_in_mixed_precision():
     np.testing.assert_allclose(logs[0], logs[1], rtol=5e-3)
 
 
-def test_a_label_out_of_range_is_an_error():
-    x, y = networks.vectors(8)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="integers from 0 to 4"):
-        make(eager=True).train_on_batch(x, y + 5)
+def label_sources(x, y):
+    """The same batches as each kind of data that `fit` takes."""
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return x[8 * index :][:8], y[8 * index :][:8]
+
+    unknown = tf.data.Dataset.from_generator(
+        lambda: iter([(x[:8], y[:8]), (x[8:], y[8:])]),
+        output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec(None, y.dtype)),
+    )
+    return {
+        "arrays": (x, y),
+        "data set": (tf.data.Dataset.from_tensor_slices((x, y)).batch(8),),
+        "data set of unknown rank": (unknown,),
+        "PyDataset": (Batches(),),
+        "generator": ((each for each in [(x[:8], y[:8]), (x[8:], y[8:])]),),
+    }
+
+
+@pytest.mark.parametrize("source", label_sources(*networks.vectors(16)))
+def test_a_label_out_of_range_is_an_error(source):
+    x, y = networks.vectors(16)
+    y[12] = 5
+    message = "the labels have a 5, but must be integers from 0 to 4, or -1 for an unlabeled image"
+    distiller = make()
+    for train in (distiller.fit, distiller.evaluate):
+        with pytest.raises(InputError) as caught:
+            train(*label_sources(x, y)[source], verbose=0)
+        assert str(caught.value) == message
+    with pytest.raises(InputError, match=message):
+        distiller.fit(*networks.vectors(16), verbose=0, validation_data=label_sources(x, y)[source])
 
 
 class Subclassed(keras.Model):
@@ -349,7 +380,7 @@ def test_a_last_batch_too_small_for_batch_normalization_is_warned_of(count, batc
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for student in (networks.small_convolutional_classifier(), networks.dense_classifier()):
-            check_training_data(x, batch_size, 0.0, student, strategy, step=0)
+            check_training_data(x, batch_size, 0.0, student, strategy)
     messages = [str(each.message) for each in caught if "batch normalization" in str(each.message)]
     assert len(messages) == bool(left)
     for message in messages:

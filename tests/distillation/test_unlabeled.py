@@ -109,5 +109,5 @@ def test_missing_labels_are_refused_where_they_are_needed():
     with pytest.raises(InputError, match="no labels to score"):
         make(eager=True).evaluate(x, verbose=0)
     labels[3] = -2
-    with pytest.raises(Exception, match="or -1 for none"):
+    with pytest.raises(Exception, match="or -1 for an unlabeled image"):
         make(eager=True).fit(x, labels, verbose=0)

@@ -1,0 +1,119 @@
+"""Compiles training and evaluation steps: with XLA, on several replicas, many steps at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from stkd_keras.distribution.replicas import first_local_batch
+
+
+class CompiledSteps(keras.Model):
+    """Base class of the distiller: how Keras turns its steps into TensorFlow programs.
+
+    Unlike in Keras, XLA also compiles with several replicas (each replica's forward and backward
+    pass is a program; the gradients are reduced outside) and with deterministic operations.
+    """
+
+    # Of the current epoch, if it's known; set by EndEpochExactly.
+    steps_left: int | None = None
+
+    def compile(self, jit_compile="auto", **kwargs):
+        super().compile(jit_compile=False, **kwargs)
+        self._requested_jit = jit_compile
+        # Keras itself refuses XLA with deterministic operations, and "auto" with several replicas.
+        supported = all(layer.supports_jit for layer in self._flatten_layers())
+        wanted = self._has_accelerator() if jit_compile == "auto" else bool(jit_compile)
+        self._jit_compile = wanted and supported and not self.run_eagerly
+
+    def get_compile_config(self) -> dict:
+        config = super().get_compile_config()
+        return {**config, "jit_compile": self._requested_jit} if config else config
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            self.train_function = self._make_function(self.train_step)
+            is_one_replica = self.distribute_strategy.num_replicas_in_sync == 1
+            if self.steps_per_execution > 1 and is_one_replica and not self.run_eagerly:
+                self.train_function = self._many_steps(otherwise=self.train_function)
+        return self.train_function
+
+    def _make_function(self, step_function):
+        is_jit = self._jit_compile
+        # XLA can't compile the reduction over replicas; `_on_replica` compiles what's before it.
+        self._jit_compile = is_jit and self.distribute_strategy.num_replicas_in_sync == 1
+        try:
+            return super()._make_function(step_function)
+        finally:
+            self._jit_compile = is_jit
+
+    def _on_replica(self, function: Callable) -> Callable:
+        """Compiles a part of a replica's step with XLA, unless the whole step is compiled."""
+        if self.jit_compile and self.distribute_strategy.num_replicas_in_sync > 1:
+            return tf.function(function, jit_compile=True, autograph=False)
+        return function
+
+    def _has_accelerator(self) -> bool:
+        devices = tf.config.list_physical_devices()
+        return self._resolve_auto_jit_compile() or any(d.device_type != "CPU" for d in devices)
+
+    def _many_steps(self, otherwise: Callable) -> Callable:
+        """Returns a train function that runs many steps in one program.
+
+        `otherwise` runs batches whose size isn't the same, or that don't come from tf.data.
+        """
+        most = self.steps_per_execution
+
+        def train_function(iterator) -> Any:
+            spec = getattr(iterator, "element_spec", None)
+            tensors = tf.nest.flatten(spec)
+            if not all(isinstance(t, tf.TensorSpec) and t.shape.is_fully_defined() for t in tensors):
+                return otherwise(iterator)
+            count, batches = collect(iterator, tf.constant(min(most, self.steps_left or most)))
+            if not count:
+                raise StopIteration
+            return run(count, batches)
+
+        @tf.function(autograph=False)
+        def collect(iterator, count):
+            return _collected(iterator, count, most)
+
+        @tf.function(autograph=False, jit_compile=self.jit_compile)
+        def run(count, batches):
+            def body(n):
+                self.train_step(tf.nest.map_structure(lambda each: each[n], batches))
+                return n + 1
+
+            tf.while_loop(lambda n: n < count, body, [tf.constant(0)])
+            return self.get_metrics_result()
+
+        return train_function
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is not None:
+            data_batch = first_local_batch(iterator, data_batch, self.distribute_strategy)
+            with self.distribute_strategy.scope():
+                self._symbolic_build(data_batch=data_batch)
+
+
+def _collected(iterator, count: tf.Tensor, most: int):
+    """Takes up to `count` batches; returns their number, and the batches stacked to (most, ...)."""
+    spec = iterator.element_spec
+    arrays = [
+        tf.TensorArray(each.dtype, most, element_shape=each.shape)
+        for each in tf.nest.flatten(spec)
+    ]
+
+    def body(n, arrays, batch):
+        values = tf.nest.flatten(batch.get_value())
+        arrays = [array.write(n, value) for array, value in zip(arrays, values, strict=True)]
+        more = n + 1 < count
+        return n + 1, arrays, tf.cond(more, iterator.get_next_as_optional, lambda: batch)
+
+    taken, arrays, _ = tf.while_loop(
+        lambda n, _, batch: (n < count) & batch.has_value(),
+        body,
+        [tf.constant(0), arrays, iterator.get_next_as_optional()],
+    )
+    return taken, tf.nest.pack_sequence_as(spec, [array.stack() for array in arrays])

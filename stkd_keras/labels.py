@@ -70,17 +70,6 @@ def label_error(error: tf.errors.OpError, num_classes: int) -> InputError | None
     return _out_of_range(match[1], num_classes) if match else None
 
 
-def normalize_soft_labels(soft_labels: tf.Tensor, sample_weight) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales labels to sum to 1, and multiplies the sample weights by the original sums.
-
-    TensorFlow's gradient of the cross-entropy, softmax minus label, is right only for labels that
-    sum to 1. A mixed label sums to the share of its labeled images.
-    """
-    share = tf.reduce_sum(soft_labels, axis=1)
-    weight = share if sample_weight is None else share * tf.reshape(sample_weight, [-1])
-    return tf.math.divide_no_nan(soft_labels, share[:, None]), weight
-
-
 def _are_integers(shape, num_classes: int) -> bool:
     """Whether labels of this shape are integers; otherwise they are soft labels."""
     if len(shape) == 2 and shape[1] == num_classes:

@@ -4,7 +4,15 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, without_removed
-from stkd_keras.randomness import MIXING, dirichlet, random_bits, step_seed, uniforms
+from stkd_keras.randomness import (
+    MIXING,
+    dirichlet,
+    fold_in,
+    random_bits,
+    split_seed,
+    step_seed,
+    uniforms,
+)
 
 # Options that were removed after commit 1f4727a, with the values that match the current behavior.
 REMOVED = {"partners": "any", "labels": "mixed"}
@@ -39,7 +47,7 @@ class _Mixing:
         """Mixes a batch."""
         x, y = _as_floats(x), _as_floats(y)
         _check_labels(x, y)
-        partners, weights = self.draw(tf.shape(x)[0], seed=seed)
+        partners, weights = self._draw(_batch_size(x), seed)
         x, weights = self._mix_images(x, partners, weights, seed)
         y = _weighted_sum(y, partners, weights)
         if sample_weight is not None:
@@ -49,25 +57,33 @@ class _Mixing:
     def mix_outputs(self, outputs, x, y, *, seed) -> tf.Tensor:
         """Mixes a model's outputs on a batch as `__call__` mixes the labels."""
         x = _as_floats(x)
-        partners, weights = self.draw(tf.shape(x)[0], seed=seed)
+        partners, weights = self._draw(_batch_size(x), seed)
         _, weights = self._mix_images(x, partners, weights, seed)
         return _weighted_sum(_as_floats(outputs), partners, weights)
 
     def draw(self, batch_size, *, seed) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws the image indices and weights of each mixture, both (B, num_images)."""
-        seeds = tf.random.experimental.stateless_split(tf.cast(seed, tf.int64), num=3, alg="philox")
+        partners, weights = self._draw(batch_size, seed)
+        weights = [tf.broadcast_to(weight, tf.shape(partners[0])) for weight in weights]
+        return tf.stack([tf.range(batch_size), *partners], 1), tf.stack(weights, 1)
+
+    def _draw(self, batch_size, seed) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Draws the indices of the other images, and the weights of all images.
+
+        Returns a tensor (B,) for each image; with `per_batch`, weights are (1,).
+        """
+        seeds = tf.unstack(split_seed(seed, 3))
         order = random_bits((self.num_images - 1, batch_size), seeds[0])
-        others = tf.argsort(order, axis=1, stable=True)
-        partners = tf.concat([tf.range(batch_size)[None], others], axis=0)
+        # Sorts stably in ascending order.
+        others = tf.math.top_k(tf.bitwise.invert(order), batch_size).indices
 
         count = 1 if self.per_batch else batch_size
         weights = dirichlet(self.alpha, count, self.num_images, seeds[1])
         # Draws are strictly between 0 and 1, so probabilities 0 and 1 are exact.
-        is_mixed = uniforms((count, 1), seeds[2]) < self.probability
-        unmixed = tf.one_hot([0], self.num_images, dtype=weights.dtype)
-        weights = tf.where(is_mixed, weights, unmixed)
-        weights = tf.broadcast_to(weights, (batch_size, self.num_images))
-        return tf.transpose(partners), tf.cast(weights, tf.float32)
+        if self.probability < 1:
+            is_mixed = uniforms((count, 1), seeds[2]) < self.probability
+            weights = tf.where(is_mixed, weights, tf.one_hot([0], self.num_images, dtype=weights.dtype))
+        return tf.unstack(others), tf.unstack(tf.cast(weights, tf.float32), axis=1)
 
     def get_config(self) -> dict:
         return {
@@ -82,7 +98,7 @@ class _Mixing:
         return cls(**without_removed(config, REMOVED))
 
     def _mix_images(self, x, partners, weights, seed):
-        """Returns the mixed images and the share of each source image, (B, num_images)."""
+        """Returns the mixed images and the share of each source image, as in `_draw`."""
         raise NotImplementedError
 
 
@@ -149,16 +165,14 @@ class CutMix(_Mixing):
                 f"inputs of shape {tuple(x.shape)} have no boxes to cut: CutMix takes images "
                 "(B, H, W, channels); use Mixup"
             )
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.cast(seed, tf.int64), tf.constant(0, tf.int64), alg="philox"
-        )
+        seed = fold_in(seed, 0)
         center = uniforms((2, tf.shape(x)[0], 1), seed)
-        side = tf.sqrt(tf.cast(weights[:, 1:], tf.float64))
+        side = tf.sqrt(tf.cast(weights[1], tf.float64))[:, None]
         rows, columns = (_is_within(center[axis], side, tf.shape(x)[axis + 1]) for axis in range(2))
         box = rows[:, :, None] & columns[:, None, :]
-        share = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])[:, None]
-        mixed = tf.where(box[..., None], tf.gather(x, partners[:, 1]), x)
-        return tf.ensure_shape(mixed, x.shape), tf.concat([1 - share, share], axis=1)
+        share = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])
+        mixed = tf.where(box[..., None], tf.gather(x, partners[0]), x)
+        return tf.ensure_shape(mixed, x.shape), [1 - share, share]
 
 
 def mix_batch(
@@ -207,13 +221,17 @@ def _check_labels(x, y) -> None:
         raise InputError(f"there are {x.shape[0]} samples and {y.shape[0]} labels")
 
 
+def _batch_size(x: tf.Tensor):
+    return x.shape[0] or tf.shape(x)[0]
+
+
 def _weighted_sum(values, partners, weights) -> tf.Tensor:
     """Returns the weighted sum of each sample and its partners, (B, ...)."""
-    shape = tf.concat([tf.shape(weights)[:1], [1] * (values.shape.rank - 1)], axis=0)
+    shape = [-1] + [1] * (values.shape.rank - 1)
+    sources = [values, *(tf.gather(values, each) for each in partners)]
     total = 0.0
-    for k in range(weights.shape[1]):
-        share = tf.reshape(tf.cast(weights[:, k], values.dtype), shape)
-        total += share * (values if k == 0 else tf.gather(values, partners[:, k]))
+    for source, weight in zip(sources, weights, strict=True):
+        total += tf.reshape(tf.cast(weight, values.dtype), shape) * source
     return tf.ensure_shape(total, values.shape)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from forked_command import ForkedCommands
+from forked_command import ForkedCommands, force_xla
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores slow each other down.
@@ -14,6 +14,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--as_on_gpu",
+        action="store_true",
+        help="make Keras compile with XLA on the CPU wherever it does on a GPU",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("as_on_gpu"):
+        os.environ["STKD_AS_ON_GPU"] = "1"  # For the commands that tests start.
+        force_xla()
 
 
 def pytest_collection_modifyitems(items):

@@ -70,11 +70,16 @@ def split_targets(
 def soft_labels(labels, x: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Returns float32 soft labels (B, C); zeros if there are none."""
     if labels is None:
-        return tf.zeros((tf.shape(x)[0], num_classes))
+        return tf.zeros((size(x), num_classes))
     return as_soft_labels(tf.convert_to_tensor(labels), num_classes)
 
 
-def without_padding(sample_weight, batch_size: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+def size(tensor: tf.Tensor) -> tf.Tensor | int:
+    """Returns the number of samples; an integer if it is known."""
+    return tensor.shape[0] or tf.shape(tensor)[0]
+
+
+def without_padding(sample_weight, batch_size) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns sample weights for which Keras's mean over the batch ignores those that are 0.
 
     Also returns the number of the others.

@@ -59,33 +59,48 @@ class CompiledSteps(keras.Model):
         return self._resolve_auto_jit_compile() or any(d.device_type != "CPU" for d in devices)
 
     def _many_steps(self, otherwise: Callable) -> Callable:
-        """Returns a train function that runs many steps in one program.
+        """Returns a train function that runs `steps_per_execution` steps, or those that are left.
 
-        `otherwise` runs batches whose size isn't the same, or that don't come from tf.data.
+        With XLA, they are one program, for which `otherwise` replaces it if batches differ in size.
         """
         most = self.steps_per_execution
 
         def train_function(iterator) -> Any:
-            spec = getattr(iterator, "element_spec", None)
-            tensors = tf.nest.flatten(spec)
-            if not all(isinstance(t, tf.TensorSpec) and t.shape.is_fully_defined() for t in tensors):
+            spec = tf.nest.flatten(getattr(iterator, "element_spec", None))
+            if not all(isinstance(each, tf.TensorSpec) for each in spec):
                 return otherwise(iterator)
-            count, batches = collect(iterator, tf.constant(min(most, self.steps_left or most)))
+            count = tf.constant(min(self.steps_per_execution, self.steps_left or most))
+            if not self.jit_compile:
+                count, logs = loop(iterator, count)
+            elif all(each.shape.is_fully_defined() for each in spec):
+                count, batches = collect(iterator, count)
+                logs = program(count, batches) if count else {}
+            else:
+                return otherwise(iterator)
             if not count:
                 raise StopIteration
-            return run(count, batches)
+            return logs
+
+        @tf.function(autograph=False)
+        def loop(iterator, count):
+            def step(n, batch):
+                self.train_step(batch)
+                return (n + 1,)
+
+            (taken,) = _for_each_batch(iterator, count, step, [tf.constant(0)])
+            return taken, self.get_metrics_result()
 
         @tf.function(autograph=False)
         def collect(iterator, count):
-            return _collected(iterator, count, most)
+            return _stacked(iterator, count, most)
 
-        @tf.function(autograph=False, jit_compile=self.jit_compile)
-        def run(count, batches):
-            def body(n):
+        @tf.function(autograph=False, jit_compile=True)
+        def program(count, batches):
+            def step(n):
                 self.train_step(tf.nest.map_structure(lambda each: each[n], batches))
                 return n + 1
 
-            tf.while_loop(lambda n: n < count, body, [tf.constant(0)])
+            tf.while_loop(lambda n: n < count, step, [tf.constant(0)])
             return self.get_metrics_result()
 
         return train_function
@@ -97,7 +112,7 @@ class CompiledSteps(keras.Model):
                 self._symbolic_build(data_batch=data_batch)
 
 
-def _collected(iterator, count: tf.Tensor, most: int):
+def _stacked(iterator, count: tf.Tensor, most: int):
     """Takes up to `count` batches; returns their number, and the batches stacked to (most, ...)."""
     spec = iterator.element_spec
     arrays = [
@@ -105,15 +120,26 @@ def _collected(iterator, count: tf.Tensor, most: int):
         for each in tf.nest.flatten(spec)
     ]
 
-    def body(n, arrays, batch):
-        values = tf.nest.flatten(batch.get_value())
-        arrays = [array.write(n, value) for array, value in zip(arrays, values, strict=True)]
-        more = n + 1 < count
-        return n + 1, arrays, tf.cond(more, iterator.get_next_as_optional, lambda: batch)
+    def write(n, arrays, batch):
+        values = tf.nest.flatten(batch)
+        return n + 1, [array.write(n, x) for array, x in zip(arrays, values, strict=True)]
 
-    taken, arrays, _ = tf.while_loop(
-        lambda n, _, batch: (n < count) & batch.has_value(),
-        body,
-        [tf.constant(0), arrays, iterator.get_next_as_optional()],
-    )
+    taken, arrays = _for_each_batch(iterator, count, write, [tf.constant(0), arrays])
     return taken, tf.nest.pack_sequence_as(spec, [array.stack() for array in arrays])
+
+
+def _for_each_batch(iterator, count: tf.Tensor, step: Callable, state: list) -> list:
+    """Calls step(*state, batch) for up to `count` batches; the state begins with their number."""
+
+    def body(*state_and_next):
+        *state, batch = state_and_next
+        state = step(*state, batch.get_value())
+        more = state[0] < count
+        return *state, tf.cond(more, iterator.get_next_as_optional, lambda: batch)
+
+    *state, _ = tf.while_loop(
+        lambda n, *rest: (n < count) & rest[-1].has_value(),
+        body,
+        [*state, iterator.get_next_as_optional()],
+    )
+    return state

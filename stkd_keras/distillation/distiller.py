@@ -134,7 +134,7 @@ class SimilarityTransferDistiller(SavedDistiller):
             self.temperature, self.soft_weight, self.label_weight, list(terms), teacher is not None
         )
         # Keras finds metrics only in the model's own attributes.
-        self._trackers = self._objective.trackers
+        self._means = self._objective.means
         self._hides_training_metrics = False
         self._has_labels = True
         self._counter = batch.step_counter()
@@ -233,6 +233,7 @@ class SimilarityTransferDistiller(SavedDistiller):
             weighted_metrics=adapt_metrics(weighted_metrics),
             **kwargs,
         )
+        self._loss_tracker = None  # The loss is one of the objective's means.
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
 
     def fit(
@@ -339,9 +340,9 @@ class SimilarityTransferDistiller(SavedDistiller):
             )
         with tf.GradientTape() as tape:
             outputs = self(virtual_x, training=True)
-            loss = self.compute_loss(virtual_x, targets, outputs, sample_weight)
-            self._track_loss(loss, tf.shape(x)[0])
-            loss = self.optimizer.scale_loss(loss)
+            losses = self._compute_losses(targets, outputs, sample_weight, training=True)
+            loss = self.optimizer.scale_loss(losses["loss"])
+        self._objective.means.update_state(losses, batch.size(x))
         logs = self.compute_metrics(virtual_x, virtual_labels, outputs, sample_weight)
         return tape.gradient(loss, self.trainable_variables), logs
 
@@ -356,25 +357,28 @@ class SimilarityTransferDistiller(SavedDistiller):
         x = self._prepare_inputs(x)
         labels = batch.soft_labels(labels, x, self.num_classes)
         outputs = self(x, training=False)
-        weights, count = batch.without_padding(sample_weight, tf.shape(x)[0])
-        self._track_loss(self.compute_loss(x, labels, outputs, weights, training=False), count)
+        weights, count = batch.without_padding(sample_weight, batch.size(x))
+        losses = self._compute_losses({"labels": labels}, outputs, weights, training=False)
+        self._objective.means.update_state(losses, count)
         with self._student_metrics_only():
             return self.compute_metrics(x, labels, outputs, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the loss; in training, `y` has the targets of `Objective.training_loss`."""
         targets = y if isinstance(y, dict) else {"labels": y}
-        outputs = y_pred if isinstance(y_pred, dict) else {OUTPUTS: y_pred}
+        return self._compute_losses(targets, y_pred, sample_weight, training)["loss"]
+
+    def _compute_losses(self, targets, outputs, sample_weight, training: bool) -> dict:
+        """Returns "loss", the sum that is minimized, and what `fit` logs beside it."""
+        outputs = outputs if isinstance(outputs, dict) else {OUTPUTS: outputs}
         logits = as_logits(outputs[OUTPUTS], self._student_kind)
         labels = batch.soft_labels(targets["labels"], logits, self.num_classes)
+        student, targets = {**outputs, "logits": logits}, {**targets, "labels": labels}
+        compute = self._objective.training_losses if training else self._objective.evaluation_losses
+        losses = compute(student, targets, sample_weight)
         # Without a compiled loss, Keras's own sum is that of the regularization losses.
-        regularization = super().compute_loss() if self.losses else 0.0
-        if not training:
-            loss = self._objective.label_loss(logits, labels, sample_weight)
-        else:
-            student, targets = {**outputs, "logits": logits}, {**targets, "labels": labels}
-            loss = self._objective.training_loss(student, targets, sample_weight)
-        return loss + regularization
+        losses["loss"] += super().compute_loss() if self.losses else 0.0
+        return losses
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
@@ -385,7 +389,8 @@ class SimilarityTransferDistiller(SavedDistiller):
     def get_metrics_result(self) -> dict:
         results = super().get_metrics_result()
         if self._hides_training_metrics:
-            return {name: value for name, value in results.items() if name not in self._trackers}
+            hidden = [name for name in self._objective.means.names if name != "loss"]
+            return {name: value for name, value in results.items() if name not in hidden}
         if self._has_labels:
             return results
         return {n: value for n, value in results.items() if n in LOGGED_WITHOUT_LABELS}
@@ -426,11 +431,6 @@ class SimilarityTransferDistiller(SavedDistiller):
             self.build(tuple(x.shape))
         checks.check_inputs(x, self.student)
         return tf.cast(x, tf.float32)
-
-    def _track_loss(self, loss, size) -> None:
-        # Keras divides losses by the number of replicas, so that their sum is the batch's.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._loss_tracker.update_state(loss * replicas, sample_weight=size)
 
     def _prepare(self, x, y=None, sample_weight=None, class_weight=None):
         """Returns data with soft labels; see `inputs.prepare`."""

@@ -4,6 +4,29 @@ import keras
 import tensorflow as tf
 
 
+class Means(keras.metrics.Metric):
+    """Means over all samples of several values of each batch.
+
+    They share a variable, because each of Keras's metrics costs a dozen operations per step.
+    """
+
+    def __init__(self, names: list[str]):
+        super().__init__(name="means")
+        self.names = names
+        self._totals = self.add_variable((1 + len(names),), "zeros", name="totals")
+
+    def update_state(self, means: dict[str, tf.Tensor], batch_size):
+        """Adds the means of a batch, which Keras divided by the number of replicas."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        values = tf.stack([1.0 / replicas, *(means.get(name, 0.0) for name in self.names)])
+        self._totals.assign_add(values * (tf.cast(batch_size, tf.float32) * replicas))
+
+    def result(self) -> dict:
+        totals = tf.convert_to_tensor(self._totals)
+        means = tf.math.divide_no_nan(totals[1:], totals[0])
+        return dict(zip(self.names, tf.unstack(means), strict=True))
+
+
 def adapt_metrics(metrics):
     """Adapts the metrics of `compile` to soft labels (B, C): rows of zeros are unlabeled."""
     if metrics is None:

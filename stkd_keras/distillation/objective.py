@@ -6,8 +6,9 @@ import keras
 import tensorflow as tf
 
 from stkd_keras.classifiers.features import OUTPUTS, with_features
+from stkd_keras.distillation.batch import size
+from stkd_keras.distillation.metrics import Means
 from stkd_keras.distillation.pretraining import pretraining_steps, stage_name
-from stkd_keras.labels import normalize_soft_labels
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.methods.base import feature_names
@@ -22,47 +23,40 @@ class Objective:
     def __init__(self, temperature, soft_weight, label_weight, terms, has_teacher):
         self.soft_weight, self.label_weight, self.terms = soft_weight, label_weight, terms
         self._soft_loss = SoftTargetLoss(temperature)
-        self._cross_entropy = keras.losses.CategoricalCrossentropy(
-            from_logits=True, dtype="float32", name="label_loss"
-        )
-        names = ["label_loss", "soft_loss", "teacher_agreement"] if has_teacher else ["label_loss"]
+        names = ["loss", "label_loss"] + has_teacher * ["soft_loss", "teacher_agreement"]
         names += [term.name for term in terms]
         names += [stage_name(term) for term in terms if term.pretraining_steps]
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        self.means = Means(names)
 
-    def label_loss(self, logits, soft_labels, sample_weight) -> tf.Tensor:
-        """Returns the cross-entropy with the labels, a scalar."""
-        soft_labels, weights = normalize_soft_labels(soft_labels, sample_weight)
-        return _scalar(self._cross_entropy(soft_labels, logits, weights))
+    def evaluation_losses(self, student, targets, sample_weight) -> dict[str, tf.Tensor]:
+        """Returns {"loss": the cross-entropy with the labels}, a scalar."""
+        return {"loss": label_loss(student["logits"], targets["labels"], sample_weight)}
 
-    def training_loss(self, student, targets, sample_weight) -> tf.Tensor:
-        """Returns the weighted sum of all losses, a scalar."""
-        labels, teacher = targets["labels"], targets.get("teacher")
-        size = tf.shape(labels)[0]
-        loss = self.label_loss(student["logits"], labels, sample_weight)
-        self._track("label_loss", loss, size)
-        total = self.label_weight * loss
-        if not teacher:
-            return total
-        loss = _scalar(self._soft_loss(teacher["logits"], student["logits"], sample_weight))
-        self._track("soft_loss", loss, size)
-        total += self.soft_weight * loss
-        agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
-        self.trackers["teacher_agreement"].update_state(tf.cast(agrees, tf.float32))
-        return self._add_terms(total, student, targets, sample_weight)
+    def training_losses(self, student, targets, sample_weight) -> dict[str, tf.Tensor]:
+        """Returns all losses and the agreement with the teacher; "loss" is the weighted sum."""
+        teacher = targets.get("teacher")
+        loss = label_loss(student["logits"], targets["labels"], sample_weight)
+        losses = {"label_loss": loss, "loss": self.label_weight * loss}
+        if teacher:
+            loss = self._soft_loss.call(teacher["logits"], student["logits"])
+            losses["soft_loss"] = mean_over_batch(loss, sample_weight)
+            losses["loss"] += self.soft_weight * losses["soft_loss"]
+            agrees = tf.argmax(teacher["logits"], axis=-1) == tf.argmax(student["logits"], axis=-1)
+            losses["teacher_agreement"] = mean_over_batch(tf.cast(agrees, tf.float32))
+            self._add_terms(losses, student, targets, sample_weight)
+        return losses
 
-    def _add_terms(self, total, student, targets, sample_weight):
+    def _add_terms(self, losses, student, targets, sample_weight) -> None:
         """Adds the loss terms; during pretraining, returns only the pretraining losses."""
         labels, step = targets["labels"], targets["step"]
-        size = tf.shape(labels)[0]
         inputs = student, targets["teacher"], labels, sample_weight
         pretraining = 0.0
         for term in self.terms:
             index = {"index": targets["index"]} if term.needs_index else {}
             loss = term_loss(term, term, *inputs, training=True, **index)
-            self._track(term.name, loss, size)
+            losses[term.name] = loss
             if not term.only_in_pretraining:
-                total += term.weight * loss
+                losses["loss"] += term.weight * loss
             if term.pretraining_steps:
                 if not term.only_in_pretraining:
                     loss = tf.cond(
@@ -70,15 +64,11 @@ class Objective:
                         lambda t=term: term_loss(t.pretraining_loss, t, *inputs),
                         lambda: tf.constant(0.0),
                     )
-                self._track(stage_name(term), loss, size)
+                losses[stage_name(term)] = loss
                 pretraining += loss
         steps = pretraining_steps(self.terms)
-        return tf.where(step < steps, pretraining, total) if steps else total
-
-    def _track(self, name: str, loss, size) -> None:
-        # Keras divides losses by the number of replicas, so that their sum is the batch's.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self.trackers[name].update_state(loss * replicas, sample_weight=size)
+        if steps:
+            losses["loss"] = tf.where(step < steps, pretraining, losses["loss"])
 
 
 def connect_terms(
@@ -134,12 +124,25 @@ def term_loss(
         return tf.reduce_mean(values)
 
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas == 1:
-        return compute()
-    loss = tf.cond(tf.shape(soft_labels)[0] > 0, compute, lambda: tf.constant(0.0))
-    return loss / replicas
+    if replicas == 1 or soft_labels.shape[0]:
+        return compute() / replicas
+    return tf.cond(tf.shape(soft_labels)[0] > 0, compute, lambda: tf.constant(0.0)) / replicas
 
 
-def _scalar(loss) -> tf.Tensor:
-    # Keras returns the loss of an empty batch, which a replica can get, unreduced.
-    return tf.reduce_sum(loss)
+def label_loss(logits, soft_labels, sample_weight) -> tf.Tensor:
+    """Returns the cross-entropy with the labels, a scalar.
+
+    A mixed label sums to the share of its labeled images. TensorFlow's own cross-entropy has the
+    right gradient only for labels that sum to 1.
+    """
+    losses = -tf.reduce_sum(soft_labels * tf.nn.log_softmax(logits), axis=1)
+    return mean_over_batch(losses, sample_weight)
+
+
+def mean_over_batch(losses, sample_weight=None) -> tf.Tensor:
+    """Returns the weighted mean of losses (B,), a scalar scaled for distribution as Keras's are."""
+    if sample_weight is not None:
+        losses *= tf.reshape(sample_weight, [-1])
+    # A replica's batch can be empty.
+    count = tf.maximum(tf.cast(size(losses), tf.float32), 1)
+    return tf.reduce_sum(losses) / (count * tf.distribute.get_strategy().num_replicas_in_sync)

@@ -208,8 +208,8 @@ _devices.bool("deterministic", "bit-identical results on the same machine (slowe
 _advanced = FlagGroup("advanced")
 _advanced.integer(
     "steps_per_execution",
-    "steps per call of the compiled function, on one device",
-    default=1,
+    "steps_per_execution",
+    "steps per call of the compiled function, on one device (default: about a second's)",
     lower_bound=1,
 )
 _advanced.enum(

@@ -68,7 +68,7 @@ def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
     strategy = make_strategy(FLAGS.distribute, FLAGS.logical_devices)
     if strategy is None:
         return tf.distribute.get_strategy()
-    check_compile_options(strategy, None, FLAGS.steps_per_execution, "auto")
+    check_compile_options(strategy, None, FLAGS.steps_per_execution or 1)
     check_batch_size("--batch_size", settings.batch_size, strategy)
     if not is_chief(strategy):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -106,7 +106,7 @@ def batching(
     """Returns the batch size and the number of batches per epoch."""
     batch_size = FLAGS.batch_size or largest_batch(settings.batch_size, len(train_split), strategy)
     steps = data.steps_per_epoch(train_split, batch_size)
-    if FLAGS.steps_per_execution > steps:
+    if (FLAGS.steps_per_execution or 1) > steps:
         raise InputError(
             f"--steps_per_execution={FLAGS.steps_per_execution} is more than the {steps} steps of "
             "an epoch: choose fewer"

@@ -144,6 +144,11 @@ def build_metrics(distiller: keras.Model) -> None:
     distiller.reset_metrics()
 
 
+def variables(distiller: keras.Model) -> list[keras.Variable]:
+    """Returns all variables that training changes, except the metrics."""
+    return [*_variables(distiller).values(), distiller.step]
+
+
 def has_finite_weights(distiller: keras.Model) -> bool:
     """Whether all weights are finite; an update can break them even if the loss is finite."""
     return all(

@@ -16,6 +16,7 @@ from stkd_keras.evaluation.scores import verbosity
 from stkd_keras.files.atomic import write_atomically
 from stkd_keras.training import checkpoints
 from stkd_keras.training.checkpoints import Backup, Progress
+from stkd_keras.training.execution import choose_steps_per_execution
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.signals import DeferredSignals, Interrupted, deferred_signals
 
@@ -29,13 +30,14 @@ class Training(NamedTuple):
     """The arguments of a training by `fit_resumably`."""
 
     distiller: keras.Model
-    compile: Callable[[int], None]  # Takes the number of steps done in the epoch.
+    compile: Callable[[], None]
     batches: Callable[[int], Any]  # Takes the first step.
     validation: Any
     epochs: int
     steps: int  # Per epoch.
     validation_freq: int
     backup_steps: int  # Between two backups within an epoch.
+    chooses_steps_per_execution: bool = False
 
 
 def fit_resumably(
@@ -47,15 +49,21 @@ def fit_resumably(
     """Trains from the newest backup or from the start, and writes backups."""
     is_first = True
     with deferred_signals() as signals:
+        with training.distiller.distribute_strategy.scope():
+            training.compile()
         while True:
             backup = _restore(training, run)
+            progress = backup.progress if backup else Progress()
+            if is_first and training.chooses_steps_per_execution:
+                first_step = progress.epoch * training.steps + progress.steps
+                choose_steps_per_execution(training.distiller, training.batches(first_step))
             saver = _BackupCallback(training, run, callbacks, backup, signals)
             if backup is not None and is_first:
                 print(f"resuming after {saver.place()}")
             is_first = False
             fit_remaining_steps(
                 training,
-                backup.progress if backup else Progress(),
+                progress,
                 [*loggers(backup is not None), *callbacks, saver],
             )
             if saver.is_done:
@@ -82,12 +90,6 @@ def fit_remaining_steps(training: Training, progress: Progress, callbacks: list)
         validation_freq=training.validation_freq,
         callbacks=callbacks,
     )
-
-
-def largest_divisor(most: int, *numbers: int) -> int:
-    """Returns the largest number, up to `most`, that divides all the numbers."""
-    common = math.gcd(*numbers)
-    return max(n for n in range(1, min(most, common) + 1) if common % n == 0)
 
 
 class _BackupCallback(keras.callbacks.Callback):
@@ -142,7 +144,8 @@ class _BackupCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Checks the loss, writes a backup if one is due, and handles signals."""
-        self._steps = self._first + batch + 1
+        # Several steps at once may have had fewer left than Keras counts.
+        self._steps = min(self._first + batch + 1, self._training.steps)
         self._check_loss(logs or {})
         self._sums = None
         is_last = self._steps == self._training.steps
@@ -241,12 +244,11 @@ class _BackupCallback(keras.callbacks.Callback):
 
 
 def _restore(training: Training, run: RunDirectory) -> Backup | None:
-    """Compiles the distiller; restores it and history.csv from the newest backup, if any."""
+    """Restores the compiled distiller and history.csv from the newest backup, if any."""
     distiller = training.distiller
     backup = checkpoints.newest_backup(run.backup, run.settings)
     progress = backup.progress if backup else Progress()
     with distiller.distribute_strategy.scope():
-        training.compile(progress.steps)
         distiller.optimizer.build(distiller.trainable_variables)
         if backup is not None:
             backup.restore(distiller)

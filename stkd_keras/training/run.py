@@ -1,6 +1,7 @@
 """Trains a distiller and writes its run's files."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.teacher.recorded import RecordedTeacher
 from stkd_keras.training.checkpoints import newest_step
-from stkd_keras.training.loop import Training, fit_resumably, largest_divisor
+from stkd_keras.training.execution import STEPS_WORTH_XLA, most_steps_at_once
+from stkd_keras.training.loop import Training, fit_resumably
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, SamplePanel
 from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard, write_description
@@ -81,7 +83,7 @@ def train(
     weight_decay: float,
     optimizer: str = "sgd",
     augment: str = "standard",
-    steps_per_execution: int = 1,
+    steps_per_execution: int | None = None,
     backup_steps: int = BACKUP_STEPS,
     validation_freq: int = 1,
     histogram_freq: int = 0,
@@ -104,8 +106,8 @@ def train(
         weight_decay: as in `make_optimizer`.
         optimizer: as in `make_optimizer`.
         augment: as in `stkd_keras.data.pipeline`.
-        steps_per_execution: as in `keras.Model.compile`, but lowered to a divisor of the steps per
-            epoch.
+        steps_per_execution: as in `keras.Model.compile`; None to measure the step, and choose a
+            number that takes about a second.
         backup_steps: steps between backups within an epoch; each epoch also ends with one.
         validation_freq: epochs between validations and between images of virtual samples.
         histogram_freq: epochs between weight histograms; 0 for none.
@@ -122,21 +124,25 @@ def train(
     _check_at_least(0, histogram_freq=histogram_freq, profile_steps=profile_steps)
     strategy = distiller.distribute_strategy
     steps = steps_per_epoch(train_split, batch_size)
-    _report_divisor(steps_per_execution, steps)
     check_alike(f"the run directory {run.path}", newest_step(run.backup), strategy)
     new_optimizer = functools.partial(
         make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
         distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
     )  # fmt: skip
+    steps_at_once = steps_per_execution or most_steps_at_once(
+        strategy, 4 * batch_size * math.prod(dataset.image_shape), steps, backup_steps
+    )
+    jit_compile = "auto" if epochs * steps >= STEPS_WORTH_XLA else False
     training = Training(
         distiller,
-        functools.partial(_compile, distiller, new_optimizer, dataset, steps, steps_per_execution),
+        functools.partial(_compile, distiller, new_optimizer, dataset, steps_at_once, jit_compile),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
         _validation_batches(validation_split, strategy),
         epochs + -(-distiller.pretraining_steps // steps),
         steps,
         validation_freq,
         backup_steps,
+        chooses_steps_per_execution=steps_per_execution is None,
     )
 
     def loggers(resumes: bool) -> list[keras.callbacks.Callback]:
@@ -159,12 +165,6 @@ def train(
         run.save_model(distiller.student)
 
 
-def _report_divisor(steps_per_execution: int, steps: int) -> None:
-    divisor = largest_divisor(steps_per_execution, steps)
-    if divisor != steps_per_execution:
-        print(f"steps_per_execution is {divisor}, the largest number that divides {steps} steps")
-
-
 def _validation_batches(split: AnySplit | None, strategy):
     if split is None:
         return None
@@ -177,15 +177,17 @@ def _compile(
     distiller: SimilarityTransferDistiller,
     new_optimizer: Callable[[], keras.optimizers.Optimizer],
     dataset: Dataset,
-    steps: int,
     steps_per_execution: int,
-    steps_done: int,
+    jit_compile,
 ) -> None:
     distiller.compile(
         new_optimizer(),
         metrics=_metrics(dataset),
-        steps_per_execution=largest_divisor(steps_per_execution, steps, steps_done),
+        steps_per_execution=steps_per_execution,
+        jit_compile=jit_compile,
     )
+    if distiller.jit_compile:
+        print("compiling the training step with XLA; this can take a minute")
 
 
 def training_batches(

@@ -247,10 +247,3 @@ def test_a_run_killed_before_it_has_a_config_can_be_started_again(train, models,
 def contents(folder):
     """The content of all files of a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("most", "numbers", "expected"), [(10, (21,), 7), (5, (21,), 3), (10, (20, 8), 4), (1, (7,), 1)]
-)
-def test_largest_divisor(most, numbers, expected):
-    assert loop.largest_divisor(most, *numbers) == expected

@@ -82,7 +82,9 @@ class _Mixing:
         # Draws are strictly between 0 and 1, so probabilities 0 and 1 are exact.
         if self.probability < 1:
             is_mixed = uniforms((count, 1), seeds[2]) < self.probability
-            weights = tf.where(is_mixed, weights, tf.one_hot([0], self.num_images, dtype=weights.dtype))
+            weights = tf.where(
+                is_mixed, weights, tf.one_hot([0], self.num_images, dtype=weights.dtype)
+            )
         return tf.unstack(others), tf.unstack(tf.cast(weights, tf.float32), axis=1)
 
     def get_config(self) -> dict:

@@ -208,7 +208,6 @@ _devices.bool("deterministic", "bit-identical results on the same machine (slowe
 _advanced = FlagGroup("advanced")
 _advanced.integer(
     "steps_per_execution",
-    "steps_per_execution",
     "steps per call of the compiled function, on one device (default: about a second's)",
     lower_bound=1,
 )

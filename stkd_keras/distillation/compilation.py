@@ -116,8 +116,7 @@ def _stacked(iterator, count: tf.Tensor, most: int):
     """Takes up to `count` batches; returns their number, and the batches stacked to (most, ...)."""
     spec = iterator.element_spec
     arrays = [
-        tf.TensorArray(each.dtype, most, element_shape=each.shape)
-        for each in tf.nest.flatten(spec)
+        tf.TensorArray(each.dtype, most, element_shape=each.shape) for each in tf.nest.flatten(spec)
     ]
 
     def write(n, arrays, batch):

@@ -265,11 +265,11 @@ class SimilarityTransferDistiller(SavedDistiller):
         callbacks = keras.tree.flatten(callbacks or [])
         callbacks[:0] = [EndEpochExactly(), SaveTheStudent(callbacks)]
         with inputs.label_errors(self):
-            x, y, sample_weight = self._prepare(x, y, sample_weight, class_weight)
+            x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
             if isinstance(validation_data, list | tuple):
-                validation_data = self._prepare(*validation_data)
+                validation_data = self.prepare(*validation_data)
             elif validation_data is not None:
-                validation_data, _, _ = self._prepare(validation_data)
+                validation_data, _, _ = self.prepare(validation_data)
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
                 sample_weight=sample_weight, **kwargs,
@@ -278,7 +278,9 @@ class SimilarityTransferDistiller(SavedDistiller):
             raise InputError("the training data are empty; pass at least one batch")
         return history
 
-    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs):
+    def evaluate(
+        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
+    ):
         """Evaluates the student like `keras.Model.evaluate`, without the teacher.
 
         Images whose sample weight is 0 don't count in `loss`; unlabeled ones don't count in the
@@ -291,17 +293,17 @@ class SimilarityTransferDistiller(SavedDistiller):
         average_batch_statistics(self)
         with inputs.label_errors(self), self._student_metrics_only():
             if not kwargs.get("_use_cached_eval_dataset"):  # Set by Keras's `fit`.
-                x, y, sample_weight = self._prepare(x, y, sample_weight)
+                x, y, sample_weight = self.prepare(x, y, sample_weight)
             return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """Trains on a batch of arrays like `keras.Model.train_on_batch`; labels as in `fit`."""
-        x, y, sample_weight = self._prepare(x, y, sample_weight, class_weight)
+        x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """Evaluates a batch of arrays like `keras.Model.test_on_batch`; labels as in `fit`."""
-        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        x, y, sample_weight = self.prepare(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def train_step(self, data):
@@ -432,7 +434,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         checks.check_inputs(x, self.student)
         return tf.cast(x, tf.float32)
 
-    def _prepare(self, x, y=None, sample_weight=None, class_weight=None):
+    def prepare(self, x, y=None, sample_weight=None, class_weight=None):
         """Returns data with soft labels; see `inputs.prepare`."""
         return inputs.prepare(self._num_classes_for, x, y, sample_weight, class_weight)
 

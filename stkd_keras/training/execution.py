@@ -42,9 +42,9 @@ def choose_steps_per_execution(distiller: keras.Model, batches: tf.data.Dataset)
         return
     variables = checkpoints.variables(distiller)
     before = [np.asarray(variable) for variable in variables]
-    distiller.steps_per_execution = 1
     distiller.make_train_function()
-    iterator = iter(batches)
+    distiller.steps_per_execution = 1
+    iterator = iter(distiller.prepare(batches)[0])
     seconds = []
     while len(seconds) < _WARM_UP + _TIMED and sum(seconds[_WARM_UP:]) < SECONDS_PER_EXECUTION:
         start = time.perf_counter()

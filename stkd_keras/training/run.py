@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.data.description import describe
@@ -132,10 +133,10 @@ def train(
     steps_at_once = steps_per_execution or most_steps_at_once(
         strategy, 4 * batch_size * math.prod(dataset.image_shape), steps, backup_steps
     )
-    jit_compile = "auto" if epochs * steps >= STEPS_WORTH_XLA else False
+    is_short = epochs * steps < STEPS_WORTH_XLA and tf.config.list_physical_devices("GPU")
     training = Training(
         distiller,
-        functools.partial(_compile, distiller, new_optimizer, dataset, steps_at_once, jit_compile),
+        functools.partial(_compile, distiller, new_optimizer, dataset, steps_at_once, not is_short),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
         _validation_batches(validation_split, strategy),
         epochs + -(-distiller.pretraining_steps // steps),
@@ -178,13 +179,13 @@ def _compile(
     new_optimizer: Callable[[], keras.optimizers.Optimizer],
     dataset: Dataset,
     steps_per_execution: int,
-    jit_compile,
+    allows_xla: bool,
 ) -> None:
     distiller.compile(
         new_optimizer(),
         metrics=_metrics(dataset),
         steps_per_execution=steps_per_execution,
-        jit_compile=jit_compile,
+        jit_compile="auto" if allows_xla else False,
     )
     if distiller.jit_compile:
         print("compiling the training step with XLA; this can take a minute")

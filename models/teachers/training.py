@@ -79,7 +79,7 @@ def train_teacher(
     recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
     experiment.train(
         trainer, dataset, train_split, validation_split, run, epochs=epochs,
-        backup_steps=backup_steps, **recipe,
+        backup_steps=backup_steps, steps_per_execution=None, **recipe,
     )  # fmt: skip
     if is_chief(strategy):
         write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))

@@ -5,8 +5,16 @@ import keras
 from stkd_keras.distribution.replicas import average_batch_statistics
 
 
+def with_own_callbacks(callbacks) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks given to `fit`, after those that it adds."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    callbacks = keras.tree.flatten(callbacks or [])
+    return [EndEpochExactly(), SaveTheStudent(callbacks), *callbacks]
+
+
 class EndEpochExactly(keras.callbacks.Callback):
-    """Tells the model how many steps are left, so that several at once don't run into the next epoch."""
+    """Tells the model how many steps of the epoch are left, which several at once may exceed."""
 
     def on_train_batch_begin(self, batch, logs=None):
         steps = self.params["steps"]

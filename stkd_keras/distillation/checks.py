@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import compatible, input_shape
@@ -142,9 +143,12 @@ def check_compile(
 
 
 def check_training_data(
-    x, batch_size: int | None, validation_split: float, student: keras.Model, strategy
-) -> None:
+    x, batch_size: int | None, student: keras.Model, strategy, validation_split=0.0,
+    validation_data=None, **_: Any,
+) -> None:  # fmt: skip
     """Raises InputError for data that `fit` can't train on; warns of a small last batch."""
+    if validation_data is not None:
+        validation_split = 0.0
     check_not_empty(x)
     replicas = strategy.num_replicas_in_sync
     if replicas > 1:
@@ -152,7 +156,9 @@ def check_training_data(
     _warn_of_small_last_batch(x, batch_size, validation_split, student, replicas)
 
 
-def check_recorded_batches(teacher, x, step: int, epochs: int, steps_per_epoch: int | None) -> None:
+def check_recorded_batches(
+    teacher, x, step: int, epochs: int, initial_epoch=0, steps_per_epoch=None, **_: Any
+) -> None:
     """Raises InputError unless the batches for `fit` have the recorded logits of the next steps."""
     if not isinstance(teacher, RecordedTeacher):
         return
@@ -167,10 +173,20 @@ def check_recorded_batches(teacher, x, step: int, epochs: int, steps_per_epoch: 
             f"the recorded batches begin with step {first}, but the next step is {step}; pass "
             f"attach a pipeline with start_step={step}"
         )
-    if epochs > 1 and steps_per_epoch is None:
+    if epochs - initial_epoch > 1 and steps_per_epoch is None:
         raise InputError(
-            f"{epochs} epochs of a recording need steps_per_epoch; pass fit "
+            f"{epochs - initial_epoch} epochs of a recording need steps_per_epoch; pass fit "
             "stkd_keras.data.steps_per_epoch(split, batch_size)"
+        )
+
+
+def check_recorded_batch(y, step: int) -> None:
+    """Raises InputError if a batch has the recorded logits of another step."""
+    recorded = y.get("step") if isinstance(y, dict) else None
+    if recorded is not None and np.any(np.asarray(recorded) != step):
+        raise InputError(
+            f"the batch has the recorded logits of step {np.asarray(recorded).flat[0]}, but the "
+            f"next step is {step}; pass the batches of attach(train_ds) in order"
         )
 
 

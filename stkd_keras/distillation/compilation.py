@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 
+from stkd_keras.distillation.inputs import PreparedInputs
 from stkd_keras.distribution.replicas import first_local_batch
 
 
-class CompiledSteps(keras.Model):
+class CompiledSteps(PreparedInputs):
     """Base class of the distiller: how Keras turns its steps into TensorFlow programs.
 
     Unlike in Keras, XLA also compiles with several replicas (each replica's forward and backward

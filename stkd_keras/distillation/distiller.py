@@ -15,17 +15,13 @@ from stkd_keras.classifiers.outputs import (
     precision_policy,
     resolve_outputs,
 )
-from stkd_keras.distillation import batch, checks, inputs, pretraining
-from stkd_keras.distillation.callbacks import EndEpochExactly, SaveTheStudent
+from stkd_keras.distillation import batch, checks, pretraining
+from stkd_keras.distillation.callbacks import with_own_callbacks
 from stkd_keras.distillation.metrics import adapt_metrics
 from stkd_keras.distillation.objective import LOGGED_WITHOUT_LABELS, Objective, connect_terms
 from stkd_keras.distillation.saving import SavedDistiller
 from stkd_keras.distillation.soft_targets import SoftTargets, freeze
-from stkd_keras.distribution.replicas import (
-    average_batch_statistics,
-    reducible,
-    skip_empty_batch,
-)
+from stkd_keras.distribution.replicas import average_batch_statistics, reducible, skip_empty_batch
 from stkd_keras.errors import InputError
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.mixing import Mixup, mix_batch, mix_batch_outputs
@@ -212,8 +208,7 @@ class SimilarityTransferDistiller(SavedDistiller):
 
         Args:
             optimizer: see Keras.
-            loss: must be None; the method determines the losses.
-            loss_weights: must be None.
+            loss: must be None, as must `loss_weights`; the method determines the losses.
             metrics: see Keras. They receive one-hot or soft labels; sparse metrics receive the
                 class with the largest share of each label.
             weighted_metrics: see `metrics`.
@@ -237,10 +232,8 @@ class SimilarityTransferDistiller(SavedDistiller):
         self._auto_scale_loss = kwargs.get("auto_scale_loss", True)
 
     def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
-        validation_split=0.0, validation_data=None, class_weight=None, sample_weight=None,
-        **kwargs,
-    ):  # fmt: skip
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs
+    ):
         """Trains like `keras.Model.fit`.
 
         Labels are integers of shape (B,) or (B, 1), or soft labels (B, C). An image with the label
@@ -254,57 +247,31 @@ class SimilarityTransferDistiller(SavedDistiller):
             InputError: if the data are empty or don't fit the models, or a label is out of range.
         """
         before = int(self.step.numpy())
-        split = validation_split if validation_data is None else 0.0
-        checks.check_training_data(x, batch_size, split, self.student, self.distribute_strategy)
-        checks.check_recorded_batches(
-            self.teacher, x, before, epochs - kwargs.get("initial_epoch", 0),
-            kwargs.get("steps_per_epoch"),
-        )  # fmt: skip
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
-        callbacks = keras.tree.flatten(callbacks or [])
-        callbacks[:0] = [EndEpochExactly(), SaveTheStudent(callbacks)]
-        with inputs.label_errors(self):
-            x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
-            if isinstance(validation_data, list | tuple):
-                validation_data = self.prepare(*validation_data)
-            elif validation_data is not None:
-                validation_data, _, _ = self.prepare(validation_data)
-            history = super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
-                sample_weight=sample_weight, **kwargs,
-            )  # fmt: skip
+        checks.check_training_data(x, batch_size, self.student, self.distribute_strategy, **kwargs)
+        checks.check_recorded_batches(self.teacher, x, before, epochs, **kwargs)
+        callbacks = with_own_callbacks(callbacks)
+        history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         if epochs > kwargs.get("initial_epoch", 0) and int(self.step.numpy()) == before:
             raise InputError("the training data are empty; pass at least one batch")
         return history
 
-    def evaluate(
-        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
-    ):
+    def evaluate(self, x=None, *args, **kwargs):
         """Evaluates the student like `keras.Model.evaluate`, without the teacher.
 
-        Images whose sample weight is 0 don't count in `loss`; unlabeled ones don't count in the
-        metrics.
+        Images with a sample weight of 0 don't count in `loss`, unlabeled ones not in the metrics.
 
         Raises:
             InputError: if the data are empty or don't fit the student, or a label is out of range.
         """
         checks.check_not_empty(x)
         average_batch_statistics(self)
-        with inputs.label_errors(self), self._student_metrics_only():
-            if not kwargs.get("_use_cached_eval_dataset"):  # Set by Keras's `fit`.
-                x, y, sample_weight = self.prepare(x, y, sample_weight)
-            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+        with self._student_metrics_only():
+            return super().evaluate(x, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+    def train_on_batch(self, x, y=None, *args, **kwargs):
         """Trains on a batch of arrays like `keras.Model.train_on_batch`; labels as in `fit`."""
-        x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
-        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
-
-    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Evaluates a batch of arrays like `keras.Model.test_on_batch`; labels as in `fit`."""
-        x, y, sample_weight = self.prepare(x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
+        checks.check_recorded_batch(y, int(self.step.numpy()))
+        return super().train_on_batch(x, y, *args, **kwargs)
 
     def train_step(self, data):
         step = tf.identity(tf.convert_to_tensor(self.step))
@@ -322,11 +289,9 @@ class SimilarityTransferDistiller(SavedDistiller):
     def _compute_gradients(self, data, step):
         """Computes the losses of a batch; returns the gradients and the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = self._prepare_inputs(x)
+        x = self.checked_inputs(x)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        y, index, recorded_logits = batch.split_targets(
-            y, self.teacher, self.terms, self.label_weight
-        )
+        y, index, recorded = batch.split_targets(y, self.teacher, self.terms, self.label_weight)
         self._has_labels = y is not None
         labels = batch.soft_labels(y, x, self.num_classes)
         if sample_weight is not None:
@@ -337,9 +302,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         )
         targets = {"labels": virtual_labels, "step": step, **index}
         if self.teacher is not None:
-            targets["teacher"] = self._soft_targets(
-                virtual_x, x, labels, recorded_logits, step, replica
-            )
+            targets["teacher"] = self._soft_targets(virtual_x, x, labels, recorded, step, replica)
         with tf.GradientTape() as tape:
             outputs = self(virtual_x, training=True)
             losses = self._compute_losses(targets, outputs, sample_weight, training=True)
@@ -356,7 +319,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None:
             raise InputError("the data have no labels to score against; pass (images, labels)")
-        x = self._prepare_inputs(x)
+        x = self.checked_inputs(x)
         labels = batch.soft_labels(labels, x, self.num_classes)
         outputs = self(x, training=False)
         weights, count = batch.without_padding(sample_weight, batch.size(x))
@@ -375,9 +338,9 @@ class SimilarityTransferDistiller(SavedDistiller):
         outputs = outputs if isinstance(outputs, dict) else {OUTPUTS: outputs}
         logits = as_logits(outputs[OUTPUTS], self._student_kind)
         labels = batch.soft_labels(targets["labels"], logits, self.num_classes)
-        student, targets = {**outputs, "logits": logits}, {**targets, "labels": labels}
-        compute = self._objective.training_losses if training else self._objective.evaluation_losses
-        losses = compute(student, targets, sample_weight)
+        losses = self._objective(
+            {**outputs, "logits": logits}, {**targets, "labels": labels}, sample_weight, training
+        )
         # Without a compiled loss, Keras's own sum is that of the regularization losses.
         losses["loss"] += super().compute_loss() if self.losses else 0.0
         return losses
@@ -425,24 +388,6 @@ class SimilarityTransferDistiller(SavedDistiller):
         return mix_batch(
             self.mixing, self.mixing_steps, self.data_seed, x, y, sample_weight, step, replica
         )
-
-    def _prepare_inputs(self, x) -> tf.Tensor:
-        """Returns checked float32 inputs; builds the distiller for the first batch."""
-        x = batch.as_tensor(x)
-        if not self.built:
-            self.build(tuple(x.shape))
-        checks.check_inputs(x, self.student)
-        return tf.cast(x, tf.float32)
-
-    def prepare(self, x, y=None, sample_weight=None, class_weight=None):
-        """Returns data with soft labels; see `inputs.prepare`."""
-        return inputs.prepare(self._num_classes_for, x, y, sample_weight, class_weight)
-
-    def _num_classes_for(self, input_shape) -> int:
-        if not self.built:
-            with self.distribute_strategy.scope():
-                self.build(tuple(input_shape))
-        return self.num_classes
 
     @contextlib.contextmanager
     def _student_metrics_only(self):

@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stkd_keras.distillation.batch import as_tensor
+from stkd_keras.distillation.checks import check_inputs
 from stkd_keras.errors import InputError
 from stkd_keras.labels import checked_soft_labels, label_error, soft_labels
 
@@ -19,46 +21,96 @@ _unpack, _pack = keras.utils.unpack_x_y_sample_weight, keras.utils.pack_x_y_samp
 _NumClasses = Callable[[tf.TensorShape | tuple], int]
 
 
-def prepare(
-    num_classes: _NumClasses, x, y=None, sample_weight=None, class_weight=None
-) -> tuple[Any, Any, Any]:
-    """Returns (x, y, sample_weight) for Keras with float32 soft labels (B, C).
+class PreparedInputs(keras.Model):
+    """Base class of the distiller: converts the labels in all methods that take data."""
 
-    Args:
-        num_classes: returns the number of classes for the shape of a batch of inputs.
-        x: as in `fit`.
-        y: as in `fit`.
-        sample_weight: as in `fit`.
-        class_weight: as in `fit`.
+    num_classes: int
 
-    Raises:
-        InputError: if labels have a wrong shape, or are out of range. Those of data sets are
-            checked when they are read; see `label_errors`.
-    """
-    if class_weight and sample_weight is not None:
-        raise InputError("sample_weight and class_weight are both given; pass one of them")
+    def fit(
+        self, x, y, batch_size, epochs, verbose, callbacks, validation_split=0.0,
+        validation_data=None, shuffle=True, class_weight=None, sample_weight=None, **kwargs,
+    ):  # fmt: skip
+        with self._label_errors():
+            x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
+            if isinstance(validation_data, list | tuple):
+                validation_data = self.prepare(*validation_data)
+            elif validation_data is not None:
+                validation_data, _, _ = self.prepare(validation_data)
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
+                shuffle, sample_weight=sample_weight, **kwargs,
+            )  # fmt: skip
 
-    def convert(data):
-        return _pack(*_with_soft_labels(num_classes, class_weight, *_unpack(data)))
+    def evaluate(
+        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
+    ):
+        with self._label_errors():
+            if not kwargs.get("_use_cached_eval_dataset"):  # Set by Keras's `fit`.
+                x, y, sample_weight = self.prepare(x, y, sample_weight)
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
-    if isinstance(x, tf.data.Dataset):
-        return _converted(num_classes, class_weight, x), y, sample_weight
-    if isinstance(x, keras.utils.PyDataset):
-        return _ConvertedPyDataset(x, convert), y, sample_weight
-    if isinstance(x, types.GeneratorType):
-        return (convert(batch) for batch in x), y, sample_weight
-    if y is None or not hasattr(_first(x), "shape"):
-        return x, y, sample_weight
-    return _with_soft_labels(num_classes, class_weight, x, y, sample_weight)
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Evaluates a batch of arrays like `keras.Model.test_on_batch`; labels as in `fit`."""
+        x, y, sample_weight = self.prepare(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
-@contextlib.contextmanager
-def label_errors(distiller) -> Iterator[None]:
-    """Turns TensorFlow's errors for labels out of range in a data set into an InputError."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise label_error(error, distiller.num_classes) or error from None
+    def prepare(self, x, y=None, sample_weight=None, class_weight=None) -> tuple[Any, Any, Any]:
+        """Returns data for Keras, with float32 soft labels (B, C).
+
+        Args:
+            x: as in `fit`.
+            y: as in `fit`.
+            sample_weight: as in `fit`.
+            class_weight: as in `fit`.
+
+        Returns:
+            The tuple (x, y, sample_weight).
+
+        Raises:
+            InputError: if labels have a wrong shape or are out of range. Those in data sets are
+                checked when they are read.
+        """
+        if class_weight and sample_weight is not None:
+            raise InputError("sample_weight and class_weight are both given; pass one of them")
+
+        def convert(data):
+            return _pack(*_with_soft_labels(self._num_classes_for, class_weight, *_unpack(data)))
+
+        if isinstance(x, tf.data.Dataset):
+            return _converted(self._num_classes_for, class_weight, x), y, sample_weight
+        if isinstance(x, keras.utils.PyDataset):
+            return _ConvertedPyDataset(x, convert), y, sample_weight
+        if isinstance(x, types.GeneratorType):
+            return (convert(batch) for batch in x), y, sample_weight
+        if y is None or not hasattr(_first(x), "shape"):
+            return x, y, sample_weight
+        return _with_soft_labels(self._num_classes_for, class_weight, x, y, sample_weight)
+
+    def checked_inputs(self, x) -> tf.Tensor:
+        """Returns the inputs of a batch as float32; builds the model for the first batch."""
+        x = as_tensor(x)
+        if not self.built:
+            self.build(tuple(x.shape))
+        check_inputs(x, self.student)
+        return tf.cast(x, tf.float32)
+
+    def _num_classes_for(self, input_shape) -> int:
+        if not self.built:
+            with self.distribute_strategy.scope():
+                self.build(tuple(input_shape))
+        return self.num_classes
+
+    @contextlib.contextmanager
+    def _label_errors(self) -> Iterator[None]:
+        """Turns TensorFlow's errors for labels out of range in a data set into an InputError."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            raise label_error(error, self.num_classes) or error from None
 
 
 def _with_soft_labels(num_classes: _NumClasses, class_weight, x, y, sample_weight):
@@ -114,9 +166,10 @@ class _ConvertedPyDataset(keras.utils.PyDataset):
 
 
 def _weights(labels, class_weight: dict[int, float], num_classes: int):
-    """Returns the weight of each label's class; Keras would give unlabeled images that of class 0."""
-    # One more class, of the unlabeled images.
-    by_class = np.float32([class_weight.get(c, 1.0) for c in range(num_classes)] + [1.0])
+    """Returns the weight of each label's class."""
+    # One more class, of unlabeled images: Keras would give them the weight of class 0.
+    weights = [class_weight.get(c, 1.0) for c in range(num_classes)]
+    by_class = np.array([*weights, 1.0], np.float32)
     if isinstance(labels, tf.Tensor):
         classes = tf.where(tf.reduce_any(labels > 0, 1), tf.argmax(labels, 1), num_classes)
         return tf.gather(by_class, classes)

@@ -28,14 +28,16 @@ class Objective:
         names += [stage_name(term) for term in terms if term.pretraining_steps]
         self.means = Means(names)
 
-    def evaluation_losses(self, student, targets, sample_weight) -> dict[str, tf.Tensor]:
-        """Returns {"loss": the cross-entropy with the labels}, a scalar."""
-        return {"loss": label_loss(student["logits"], targets["labels"], sample_weight)}
+    def __call__(self, student, targets, sample_weight, training: bool) -> dict[str, tf.Tensor]:
+        """Returns the losses, scalars; "loss" is their weighted sum.
 
-    def training_losses(self, student, targets, sample_weight) -> dict[str, tf.Tensor]:
-        """Returns all losses and the agreement with the teacher; "loss" is the weighted sum."""
+        In training, also returns the agreement with the teacher. Otherwise, the cross-entropy with
+        the labels is the only loss.
+        """
         teacher = targets.get("teacher")
         loss = label_loss(student["logits"], targets["labels"], sample_weight)
+        if not training:
+            return {"loss": loss}
         losses = {"label_loss": loss, "loss": self.label_weight * loss}
         if teacher:
             loss = self._soft_loss.call(teacher["logits"], student["logits"])

@@ -1,6 +1,8 @@
 """Chooses how a training's steps are executed: with XLA or without, and how many at once."""
 
+import contextlib
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,14 +20,29 @@ EXECUTION_BYTES = 256e6
 _WARM_UP, _TIMED = 1, 3
 
 
-def most_steps_at_once(
-    strategy: tf.distribute.Strategy, batch_bytes: int, steps_per_epoch: int, backup_steps: int
-) -> int:
-    """Returns the largest number of steps per execution that memory and checkpoints allow."""
-    # Keras runs several steps at once on a single device only.
-    if strategy.num_replicas_in_sync > 1 or is_multi_worker(strategy):
-        return 1
-    return max(1, min(int(EXECUTION_BYTES // batch_bytes), steps_per_epoch, backup_steps))
+def compile_options(
+    strategy: tf.distribute.Strategy,
+    steps_per_execution: int | None,
+    backup_steps: int,
+    epochs: int,
+    steps_per_epoch: int,
+    batch_bytes: int,
+) -> dict[str, Any]:
+    """Returns arguments for the distiller's `compile`.
+
+    If `steps_per_execution` is None, it becomes the largest number that memory and backups allow.
+    """
+    if steps_per_execution is None:
+        most = min(int(EXECUTION_BYTES // batch_bytes), steps_per_epoch, backup_steps)
+        # Keras runs several steps at once on a single device only.
+        is_single = strategy.num_replicas_in_sync == 1 and not is_multi_worker(strategy)
+        steps_per_execution = max(1, most) if is_single else 1
+    is_short = epochs * steps_per_epoch < STEPS_WORTH_XLA
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return {
+        "steps_per_execution": steps_per_execution,
+        "jit_compile": False if is_short and on_gpu else "auto",
+    }
 
 
 def choose_steps_per_execution(distiller: keras.Model, batches: tf.data.Dataset) -> None:
@@ -45,13 +62,13 @@ def choose_steps_per_execution(distiller: keras.Model, batches: tf.data.Dataset)
     distiller.make_train_function()
     distiller.steps_per_execution = 1
     iterator = iter(distiller.prepare(batches)[0])
-    seconds = []
-    while len(seconds) < _WARM_UP + _TIMED and sum(seconds[_WARM_UP:]) < SECONDS_PER_EXECUTION:
-        start = time.perf_counter()
-        keras.tree.map_structure(np.asarray, distiller.train_function(iterator))
-        seconds.append(time.perf_counter() - start)
+    seconds: list[float] = []
+    with contextlib.suppress(StopIteration):  # Of a recording that ends here.
+        while len(seconds) < _WARM_UP + _TIMED and sum(seconds[_WARM_UP:]) < SECONDS_PER_EXECUTION:
+            start = time.perf_counter()
+            keras.tree.map_structure(np.asarray, distiller.train_function(iterator))
+            seconds.append(time.perf_counter() - start)
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
-    distiller.steps_per_execution = max(
-        1, min(most, round(SECONDS_PER_EXECUTION / min(seconds[_WARM_UP:])))
-    )
+    step = min(seconds[_WARM_UP:], default=SECONDS_PER_EXECUTION)
+    distiller.steps_per_execution = max(1, min(most, round(SECONDS_PER_EXECUTION / step)))

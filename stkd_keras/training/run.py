@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.data.description import describe
@@ -23,8 +22,8 @@ from stkd_keras.files.write_errors import unwritable_named
 from stkd_keras.optimizers import SGD, AdamW, AfterPretraining
 from stkd_keras.recipes import check_optimizer, check_recipe
 from stkd_keras.teacher.recorded import RecordedTeacher
+from stkd_keras.training import execution
 from stkd_keras.training.checkpoints import newest_step
-from stkd_keras.training.execution import STEPS_WORTH_XLA, most_steps_at_once
 from stkd_keras.training.loop import Training, fit_resumably
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, SamplePanel
@@ -84,7 +83,7 @@ def train(
     weight_decay: float,
     optimizer: str = "sgd",
     augment: str = "standard",
-    steps_per_execution: int | None = None,
+    steps_per_execution: int | None = 1,
     backup_steps: int = BACKUP_STEPS,
     validation_freq: int = 1,
     histogram_freq: int = 0,
@@ -130,13 +129,13 @@ def train(
         make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
         distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
     )  # fmt: skip
-    steps_at_once = steps_per_execution or most_steps_at_once(
-        strategy, 4 * batch_size * math.prod(dataset.image_shape), steps, backup_steps
-    )
-    is_short = epochs * steps < STEPS_WORTH_XLA and tf.config.list_physical_devices("GPU")
+    options = execution.compile_options(
+        strategy, steps_per_execution, backup_steps, epochs, steps,
+        batch_bytes=4 * batch_size * math.prod(dataset.image_shape),
+    )  # fmt: skip
     training = Training(
         distiller,
-        functools.partial(_compile, distiller, new_optimizer, dataset, steps_at_once, not is_short),
+        functools.partial(_compile, distiller, new_optimizer, dataset, options),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
         _validation_batches(validation_split, strategy),
         epochs + -(-distiller.pretraining_steps // steps),
@@ -146,24 +145,38 @@ def train(
         chooses_steps_per_execution=steps_per_execution is None,
     )
 
-    def loggers(resumes: bool) -> list[keras.callbacks.Callback]:
-        if not is_chief(strategy):
-            return []
-        made = [
-            RunTensorBoard(run.tensorboard, histogram_freq, profile_steps),
-            keras.callbacks.CSVLogger(str(run.history), append=resumes),
-        ]
-        if batch_size >= NUM_SAMPLES:
-            batches = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
-            made.append(SamplePanel(run.tensorboard, batches, dataset.class_names, validation_freq))
-        return [*made, ReturnFreedMemory(validation_freq)]
-
+    batches = functools.partial(
+        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment
+    )
+    loggers = functools.partial(
+        _loggers, run, batches, dataset.class_names, histogram_freq, profile_steps, validation_freq,
+        batch_size >= NUM_SAMPLES,
+    )  # fmt: skip
     with unwritable_named(run.path):
         if is_chief(strategy):
             write_description(run.tensorboard, describe(dataset, train_split, validation_split))
-        fit_resumably(training, run, loggers, callbacks)
+        fit_resumably(training, run, loggers if is_chief(strategy) else lambda _: [], callbacks)
     if is_chief(strategy):
         run.save_model(distiller.student)
+
+
+def _loggers(
+    run: RunDirectory,
+    batches: Callable,
+    class_names: Sequence[str],
+    histogram_freq: int,
+    profile_steps: int,
+    validation_freq: int,
+    has_samples: bool,
+    resumes: bool,
+) -> list[keras.callbacks.Callback]:
+    made = [
+        RunTensorBoard(run.tensorboard, histogram_freq, profile_steps),
+        keras.callbacks.CSVLogger(str(run.history), append=resumes),
+    ]
+    if has_samples:
+        made.append(SamplePanel(run.tensorboard, batches(), class_names, validation_freq))
+    return [*made, ReturnFreedMemory(validation_freq)]
 
 
 def _validation_batches(split: AnySplit | None, strategy):
@@ -178,15 +191,9 @@ def _compile(
     distiller: SimilarityTransferDistiller,
     new_optimizer: Callable[[], keras.optimizers.Optimizer],
     dataset: Dataset,
-    steps_per_execution: int,
-    allows_xla: bool,
+    options: dict[str, Any],
 ) -> None:
-    distiller.compile(
-        new_optimizer(),
-        metrics=_metrics(dataset),
-        steps_per_execution=steps_per_execution,
-        jit_compile="auto" if allows_xla else False,
-    )
+    distiller.compile(new_optimizer(), metrics=_metrics(dataset), **options)
     if distiller.jit_compile:
         print("compiling the training step with XLA; this can take a minute")
 

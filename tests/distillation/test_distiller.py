@@ -380,7 +380,7 @@ def test_a_last_batch_too_small_for_batch_normalization_is_warned_of(count, batc
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for student in (networks.small_convolutional_classifier(), networks.dense_classifier()):
-            check_training_data(x, batch_size, 0.0, student, strategy)
+            check_training_data(x, batch_size, student, strategy)
     messages = [str(each.message) for each in caught if "batch normalization" in str(each.message)]
     assert len(messages) == bool(left)
     for message in messages:

@@ -49,9 +49,7 @@ def test_the_distiller_loads_and_continues_training(expected):
     distiller = keras.saving.load_model(FOLDER / "distiller.keras")
     pixels = expected["pixels"].astype("float32")
     assert int(distiller.step) == expected["step"]
-    np.testing.assert_allclose(
-        distiller.student_logits(pixels), expected["logits"], rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(distiller.student(pixels), expected["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         distiller.teacher(pixels), expected["teacher_logits"], rtol=1e-4, atol=1e-5
     )

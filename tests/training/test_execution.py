@@ -1,8 +1,8 @@
 """Tests of how a training's steps are compiled and executed."""
 
 import collections
+from typing import ClassVar
 
-import keras
 import networks
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def as_on_gpu():
 class Counted(SimilarityTransferDistiller):
     """Counts how often its steps are traced."""
 
-    traces: collections.Counter = collections.Counter()
+    traces: ClassVar = collections.Counter()
 
     def train_step(self, batch):
         self.traces["training"] += 1
@@ -54,7 +54,7 @@ def test_a_run_compiles_one_training_and_one_evaluation_program(as_on_gpu, tmp_p
     experiment.start(run, {"settings": {}}, distiller.distribute_strategy)
     experiment.train(
         distiller, dataset, train, validation, run, epochs=3, batch_size=64,
-        learning_rate=0.1, weight_decay=0.0,
+        learning_rate=0.1, weight_decay=0.0, steps_per_execution=None,
     )  # fmt: skip
     assert distiller.jit_compile
     assert Counted.traces == {"training": 1, "evaluation": 1}

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from waiting import wait_for
 
-from stkd_keras.training import loop
-
 pytestmark = pytest.mark.process
 
 KILLER = pathlib.Path(__file__).parents[1] / "support" / "killed_train.py"

@@ -163,7 +163,7 @@ def train(
 def _loggers(
     run: RunDirectory,
     batches: Callable,
-    class_names: Sequence[str],
+    class_names: tuple[str, ...],
     histogram_freq: int,
     profile_steps: int,
     validation_freq: int,

@@ -1,14 +1,14 @@
 """Checks of untrusted files; docs/security.md describes the threats."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
 import pathlib
 import stat
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import keras
 
@@ -30,7 +30,7 @@ def check_keras_file(path: str | os.PathLike) -> None:
     advice = "expected a file written by model.save: get a new copy"
     with explain_errors(f"can't read {path}", advice), zipfile.ZipFile(path) as archive:
         _check_text_size(name, archive.getinfo("config.json").file_size)
-        _check_parts(path, parse_json(name, archive.read("config.json")))
+        check_json(name, archive.read("config.json"), functools.partial(_check_part, path))
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
@@ -41,14 +41,7 @@ def check_tfds_features(folder: pathlib.Path) -> None:
     # In FOLDER/VERSION or FOLDER/CONFIG/VERSION. Follows links, as TFDS does.
     for depth in range(4):
         for file in folder.glob("*/" * depth + "features.json"):
-            for part in _objects(parse_json(str(file), read_text(file))):
-                for name in (part.get("type"), part.get("pythonClassName")):
-                    if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
-                        raise InputError(
-                            f"{file} names {one_line(name)!r}, which TFDS would import; expected "
-                            "features of tensorflow_datasets only: get the data from a source you "
-                            "trust, or prepare them yourself"
-                        )
+            check_json(str(file), read_text(file), functools.partial(_check_feature, file))
 
 
 def check_pytorch_zip(path: str, archive: zipfile.ZipFile) -> None:
@@ -119,11 +112,11 @@ def read_text(path: str | os.PathLike) -> str:
     return pathlib.Path(path).read_text(encoding="utf-8-sig")
 
 
-def parse_json(path: str, content: str | bytes) -> Any:
-    """Parses JSON; raises an InputError with `path` if it is broken or nested too deeply."""
+def check_json(path: str, content: str | bytes, check: Callable[[dict], None]) -> None:
+    """Calls `check` with every JSON object in a text; raises an InputError if it is broken."""
     advice = "expected the whole file as it was written: get a new copy"
     with explain_errors(f"{path} can't be read as JSON", advice):
-        return json.loads(content)
+        json.loads(content, object_hook=check)
 
 
 # Layers that hold or load code, and Python functions.
@@ -141,29 +134,28 @@ _IMPORTED_BY_KERAS = ("keras", "keras_cv", "keras_hub", "keras_nlp")
 _FUNCTIONS_FROM = ("keras.activations", "keras.losses", "keras.metrics", "keras.ops")
 
 
-def _check_parts(path: str, config: Any) -> None:
-    """Checks that a model's configuration only names parts of models.
+def _check_part(path: str, part: dict) -> None:
+    """Checks that an object in a model's configuration only names a part of models.
 
     Names outside of Keras are left to Keras, which allows registered ones and imports nothing.
     """
-    for part in _objects(config):
-        if "class_name" not in part or "config" not in part:
-            continue
-        name, module = part["class_name"], part.get("module")
-        if name in _CODE:
-            kind = "lambda function" if name == "__lambda__" else f"{name} layer"
-            raise InputError(
-                f"{path} has a {kind}, which runs code from the file, and safe mode refuses it; "
-                "expected layers that are known by name: replace it with a registered class of "
-                "your own and save the model again"
-            )
-        if not _is_harmless(part):
-            named = part["config"] if name == "function" else name
-            raise InputError(
-                f"{path} names {one_line(named)!r} of {one_line(module)!r}, which isn't a part of "
-                "models; expected Keras layers, as model.save writes them: get it "
-                "from a source you trust"
-            )
+    if "class_name" not in part or "config" not in part:
+        return
+    name, module = part["class_name"], part.get("module")
+    if name in _CODE:
+        kind = "lambda function" if name == "__lambda__" else f"{name} layer"
+        raise InputError(
+            f"{path} has a {kind}, which runs code from the file, and safe mode refuses it; "
+            "expected layers that are known by name: replace it with a registered class of your "
+            "own and save the model again"
+        )
+    if not _is_harmless(part):
+        named = part["config"] if name == "function" else name
+        raise InputError(
+            f"{path} names {one_line(named)!r} of {one_line(module)!r}, which isn't a part of "
+            "models; expected Keras layers, as model.save writes them: get it from a source you "
+            "trust"
+        )
 
 
 def _is_harmless(part: dict) -> bool:
@@ -187,16 +179,14 @@ def _is_harmless(part: dict) -> bool:
     return module.startswith("keras.src.")  # Keras only allows saveable classes there.
 
 
-def _objects(content: Any) -> Iterator[dict]:
-    """Yields all JSON objects in a JSON value, at any depth."""
-    waiting = [content]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            yield node
-            waiting.extend(node.values())
-        elif isinstance(node, list):
-            waiting.extend(node)
+def _check_feature(file: pathlib.Path, part: dict) -> None:
+    for name in (part.get("type"), part.get("pythonClassName")):
+        if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+            raise InputError(
+                f"{file} names {one_line(name)!r}, which TFDS would import; expected features of "
+                "tensorflow_datasets only: get the data from a source you trust, or prepare them "
+                "yourself"
+            )
 
 
 def _check_text_size(path: str, size: int) -> None:

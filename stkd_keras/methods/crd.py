@@ -183,21 +183,18 @@ def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ..
 
     An image of unknown class is a class of its own.
     """
-    own = np.arange(num_images)
     if labels is None:
-        return own.astype(np.int32), own, np.ones(num_images, np.int64)
+        labels = np.full(num_images, -1)
     if labels.shape != (num_images,):
         raise InputError(
             f"image_labels has shape {labels.shape}; expected one label for each of the "
             f"{num_images} training images"
         )
-    classes = np.where(labels < 0, labels.max(initial=0) + 1 + own, labels)
-    order = np.argsort(classes, kind="stable")
-    _, start, inverse, count = np.unique(
-        classes[order], return_index=True, return_inverse=True, return_counts=True
-    )
+    own_classes = labels.max() + 1 + np.arange(num_images)
+    classes = np.where(labels < 0, own_classes, labels)
+    _, place, count = np.unique(classes, return_inverse=True, return_counts=True)
     if len(count) < 2:
         raise InputError("image_labels has only one class, so there are no negatives")
-    place = np.empty(num_images, np.int64)
-    place[order] = inverse
-    return order.astype(np.int32), start[place], count[place]
+    order = np.argsort(classes, kind="stable").astype(np.int32)
+    start = np.cumsum(count) - count
+    return order, start[place], count[place]

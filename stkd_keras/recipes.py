@@ -74,8 +74,6 @@ def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
     """
     recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
     check_optimizer(optimizer)
-    if optimizer == recipe.optimizer:
-        return recipe
     return dataclasses.replace(recipe, optimizer=optimizer, **OPTIMIZERS[optimizer])
 
 

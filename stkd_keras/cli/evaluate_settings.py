@@ -8,6 +8,7 @@ from absl import flags
 
 from stkd_keras import data, export
 from stkd_keras.cli import evaluate_flags  # noqa: F401
+from stkd_keras.data.description import describe
 from stkd_keras.errors import InputError, differences, one_line
 from stkd_keras.files.json_files import read_json
 from stkd_keras.report import check_report_file
@@ -52,12 +53,8 @@ def check_same_data(folder: pathlib.Path, dataset: data.Dataset) -> None:
     """Raises an InputError if a run of --compare was trained on other data."""
     described = read_json(folder / "config.json").get("data")
     described = described if isinstance(described, dict) else {}
-    expected = {
-        "name": dataset.name,
-        "version": dataset.version,
-        "image_shape": list(dataset.image_shape),
-        "classes": list(dataset.class_names),
-    }
+    description = describe(dataset, dataset.train, dataset.validation)
+    expected = {key: description[key] for key in ("name", "version", "image_shape", "classes")}
     if differs := differences(described, expected):
         raise InputError(
             f"--compare={folder} is a run on other data than --model ({one_line(differs)}): leave "

@@ -90,7 +90,7 @@ def test_the_commands_refuse_a_file_with_a_lambda_layer(repository, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert "teacher.keras has a lambda function" in line
+    assert "teacher.keras has a Lambda layer" in line
     assert not marker.exists()
     assert [path.name for path in folder.iterdir()] == ["teacher.keras"]
 

@@ -143,7 +143,7 @@ def _check_part(path: str, part: dict) -> None:
         return
     name, module = part["class_name"], part.get("module")
     if name in _CODE:
-        kind = "Lambda layer or function" if name == "__lambda__" else f"{name} layer"
+        kind = "Lambda layer or lambda function" if name == "__lambda__" else f"{name} layer"
         raise InputError(
             f"{path} has a {kind}, which runs code from the file, and safe mode refuses it; "
             "expected layers that are known by name: replace it with a registered class of your "

@@ -261,7 +261,7 @@ CLASS_TABLES = {
     "no file": Case(TABLE, "names.txt", TEACHER),
     "a class is missing": Case(
         TABLE, "no line 'dog'", TEACHER, (write("names.txt", "cat\nrat\nhen\n"),)),
-    "binary": Case(TABLE, "names.txt isn't UTF-8", TEACHER,
+    "binary": Case(TABLE, "expected UTF-8 text", TEACHER,
                    (write("names.txt", bytes(range(256))),)),
     "too few classes of Tiny-ImageNet": Case(
         "train.py --dataset=tiny_imagenet --data_dir=a.zip", "2 classes in wnids.txt",

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from stkd_keras.distillation.inputs import PreparedInputs
-from stkd_keras.distribution.replicas import first_local_batch
+from stkd_keras.distribution.replicas import compiled_on_replica, first_local_batch
 
 
 class CompiledSteps(PreparedInputs):
@@ -48,10 +48,10 @@ class CompiledSteps(PreparedInputs):
         finally:
             self._jit_compile = is_jit
 
-    def _on_replica(self, function: Callable) -> Callable:
+    def _on_replica(self, function: Callable, when_empty: Callable) -> Callable:
         """Compiles a part of a replica's step with XLA, unless the whole step is compiled."""
         if self.jit_compile and self.distribute_strategy.num_replicas_in_sync > 1:
-            return tf.function(function, jit_compile=True, autograph=False)
+            return compiled_on_replica(function, when_empty)
         return function
 
     def _has_accelerator(self) -> bool:

@@ -209,9 +209,8 @@ class SimilarityTransferDistiller(SavedDistiller):
         Args:
             optimizer: see Keras.
             loss: must be None, as must `loss_weights`; the method determines the losses.
-            metrics: see Keras. They receive one-hot or soft labels; sparse metrics receive the
-                class with the largest share of each label.
-            weighted_metrics: see `metrics`.
+            metrics, weighted_metrics: see Keras. They receive one-hot or soft labels; sparse
+                metrics receive the class with the largest share of each label.
             **kwargs: see Keras.
 
         Raises:
@@ -276,8 +275,11 @@ class SimilarityTransferDistiller(SavedDistiller):
     def train_step(self, data):
         step = tf.identity(tf.convert_to_tensor(self.step))
         restore_frozen = pretraining.freeze_during_stage(self.terms, self.student, step)
-        gradients, logs = self._on_replica(self._compute_gradients)(data, step)
         variables = self.trainable_variables
+        gradients, logs = self._on_replica(
+            self._compute_gradients,
+            when_empty=lambda: ([tf.zeros(v.shape) for v in variables], self.get_metrics_result()),
+        )(data, step)
         if variables:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         restore_frozen()
@@ -294,9 +296,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         y, index, recorded = batch.split_targets(y, self.teacher, self.terms, self.label_weight)
         self._has_labels = y is not None
         labels = batch.soft_labels(y, x, self.num_classes)
-        if sample_weight is not None:
-            sample_weight = tf.cast(sample_weight, tf.float32)
-
+        sample_weight = None if sample_weight is None else tf.cast(sample_weight, tf.float32)
         virtual_x, virtual_labels, sample_weight = self.virtual_samples(
             x, labels, sample_weight, step, replica
         )
@@ -312,7 +312,9 @@ class SimilarityTransferDistiller(SavedDistiller):
         return tape.gradient(loss, self.trainable_variables), logs
 
     def test_step(self, data):
-        return reducible(self._on_replica(self._score)(data))
+        with self._student_metrics_only():
+            score = self._on_replica(self._score, when_empty=self.get_metrics_result)
+            return reducible(score(data))
 
     def _score(self, data) -> dict:
         """Scores the student on a batch; returns the logs."""
@@ -325,8 +327,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         weights, count = batch.without_padding(sample_weight, batch.size(x))
         losses = self._compute_losses({"labels": labels}, outputs, weights, training=False)
         self._objective.means.update_state(losses, count)
-        with self._student_metrics_only():
-            return self.compute_metrics(x, labels, outputs, sample_weight)
+        return self.compute_metrics(x, labels, outputs, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the loss; in training, `y` has the targets of `Objective.training_loss`."""

@@ -9,6 +9,7 @@ from stkd_keras.classifiers.features import OUTPUTS, with_features
 from stkd_keras.distillation.batch import size
 from stkd_keras.distillation.metrics import Means
 from stkd_keras.distillation.pretraining import pretraining_steps, stage_name
+from stkd_keras.distribution.replicas import may_be_empty
 from stkd_keras.losses import SoftTargetLoss
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.methods.base import feature_names
@@ -126,7 +127,7 @@ def term_loss(
         return tf.reduce_mean(values)
 
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas == 1 or soft_labels.shape[0]:
+    if not may_be_empty(soft_labels):
         return compute() / replicas
     return tf.cond(tf.shape(soft_labels)[0] > 0, compute, lambda: tf.constant(0.0)) / replicas
 

@@ -1,11 +1,15 @@
 """Workarounds for training Keras models on several replicas."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from stkd_keras.distribution.workers import is_multi_worker, means_over_workers
+
+
+_traced = threading.local()
 
 
 def average_batch_statistics(model: keras.Model) -> None:
@@ -50,6 +54,36 @@ def first_local_batch(iterator, batch, strategy: tf.distribute.Strategy):
     return keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
 
 
+def may_be_empty(x: tf.Tensor) -> bool:
+    """Whether a batch can be a replica's empty one, as at the end of data that don't divide."""
+    is_several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return is_several and not x.shape[0] and not getattr(_traced, "is_filled", False)
+
+
+def compiled_on_replica(function: Callable, when_empty: Callable) -> Callable:
+    """Compiles a function of (data, ...) with XLA; calls `when_empty` for an empty batch.
+
+    XLA can't compile a choice between results of different sizes.
+    """
+
+    def filled(*args):
+        _traced.is_filled = True
+        try:
+            return function(*args)
+        finally:
+            _traced.is_filled = False
+
+    compiled = tf.function(filled, jit_compile=True, autograph=False)
+
+    def call(data, *args):
+        x = tf.nest.flatten(data)[0]
+        if not may_be_empty(x):
+            return compiled(data, *args)
+        return tf.cond(tf.shape(x)[0] > 0, lambda: compiled(data, *args), when_empty)
+
+    return call
+
+
 def skip_empty_batch(function, x, outputs):
     """Calls a model, unless a replica's batch is empty, as it may be at the end of the data.
 
@@ -60,7 +94,7 @@ def skip_empty_batch(function, x, outputs):
     def call():
         return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), function(x))
 
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or x.shape[0]:
+    if not may_be_empty(x):
         return call()
     return tf.cond(
         tf.shape(x)[0] > 0,

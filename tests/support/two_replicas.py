@@ -71,6 +71,30 @@ def check_two_replicas_train_like_one_device():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
 
 
+def check_xla_trains_like_without_xla():
+    """Mixtures, batch normalization, terms, metrics, and an empty batch at the end."""
+    x, y = networks.images(129)
+    histories, weights = [], []
+    for jit_compile in (True, False):
+        distiller = make(build=SMALL, mixing=Mixup(1.0), terms=[methods.StandardizedKD()])
+        with STRATEGY.scope():
+            distiller.compile(
+                keras.optimizers.SGD(0.01), metrics=["accuracy"], jit_compile=jit_compile
+            )
+        assert distiller.jit_compile == jit_compile
+        history = distiller.fit(
+            x, y, batch_size=32, epochs=3, shuffle=False, verbose=0,
+            validation_data=(x[:101], y[:101]),
+        )  # fmt: skip
+        histories.append(history.history)
+        weights.append(distiller.student.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert set(histories[0]) == set(histories[1])
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(values, histories[1][name], rtol=1e-5, err_msg=name)
+
+
 def check_loss_terms_train_like_on_one_device():
     """Even if a replica gets an empty batch."""
     x, y = networks.vectors(128)
@@ -266,7 +290,6 @@ def check_unsupported_options_are_refused_in_one_line():
             sgd(0.1, use_ema=True, ema_overwrite_frequency=2)
         ),
         "steps_per_execution": lambda: make(compiled=False).compile("sgd", steps_per_execution=2),
-        "jit_compile": lambda: make(compiled=False).compile("sgd", jit_compile=True),
     }
     for named, use in uses.items():
         with pytest.raises(InputError, match=named) as caught:

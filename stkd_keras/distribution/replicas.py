@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from stkd_keras.distribution.workers import is_multi_worker, means_over_workers
 
-
 _traced = threading.local()
 
 

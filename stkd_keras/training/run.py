@@ -213,7 +213,11 @@ def training_batches(
     )  # fmt: skip
     if isinstance(distiller.teacher, RecordedTeacher):
         return distiller.teacher.attach(share_of())
-    return distributed(share_of, distiller.distribute_strategy)
+
+    def prepared(**share):
+        return distiller.prepare(share_of(**share))[0]
+
+    return distributed(prepared, distiller.distribute_strategy)
 
 
 def _check_at_least(lowest: int, **numbers: int) -> None:

@@ -130,7 +130,8 @@ def test_weights_restore_student_optimizer_and_step(tmp_path):
     for d in (distiller, other):
         d.train_on_batch(x, y)
     for a, b in zip(distiller.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+        # On a GPU, two runs of the same step differ in the last digits.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_a_subclassed_teacher_cannot_be_saved(tmp_path):

@@ -67,7 +67,7 @@ for a, b in zip(live.get_weights(), replayed.get_weights(), strict=True):
 
 
 def test_students_are_bit_identical_with_float32_and_determinism(repository, tmp_path):
-    paths = os.pathsep.join([str(repository), str(repository / "tests" / "support")])
+    paths = os.pathsep.join([str(repository), str(repository / "tests" / "support"), *sys.path])
     program = [sys.executable, "-c", DETERMINISTIC]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(program, cwd=tmp_path, env=environment, timeout=600, check=False)

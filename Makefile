@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-all test-slow lint docs notebooks clean
+.PHONY: demo test test-all test-xla test-slow lint docs notebooks clean
 
 demo: $(VENV)/installed
 	$(RUN) train.py --epochs=10 --teacher_epochs=10 --run_dir=runs/demo --overwrite
@@ -17,6 +17,13 @@ test: $(VENV)/installed-dev
 test-all: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not alone"
 	$(RUN) -m pytest -m alone
+
+# Tests that compile with XLA, as Keras does on a GPU: about five minutes.
+test-xla: $(VENV)/installed-dev
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not alone" --as_on_gpu \
+		tests/distillation tests/test_losses.py tests/teacher/test_recorded.py tests/training/test_execution.py \
+		tests/test_train.py::test_a_run_writes_its_settings_history_scores_and_checkpoints \
+		tests/test_train.py::test_two_logical_devices_train_a_student
 
 # Tests that take hours or a lot of memory.
 test-slow: $(VENV)/installed-dev

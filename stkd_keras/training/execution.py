@@ -12,7 +12,7 @@ from stkd_keras.distribution.workers import is_multi_worker
 from stkd_keras.training import checkpoints
 
 # On a GPU, shorter trainings end before XLA has compiled their steps (docs/gpu.md).
-STEPS_WORTH_XLA = 2000
+STEPS_WORTH_XLA = 1500
 # Of an execution; signals, checkpoints and the progress bar wait for its end.
 SECONDS_PER_EXECUTION = 1.0
 # Of the batches of an execution.

@@ -1,0 +1,82 @@
+"""Tests of how steps are compiled: many at once, with XLA, with deterministic operations."""
+
+import subprocess
+import sys
+
+import keras
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+from distillers import make
+
+SMALL = networks.small_convolutional_classifier
+
+
+def endless(count=50, batch_size=8):
+    """Batches that the number of examples doesn't divide."""
+    x, y = networks.images(count)
+    examples = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
+    return examples.batch(batch_size, drop_remainder=True)
+
+
+def train(steps_per_execution, jit_compile):
+    """Trains for two epochs of seven steps."""
+    keras.utils.set_random_seed(0)
+    distiller = make(SMALL(), SMALL())
+    distiller.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"],
+        steps_per_execution=steps_per_execution, jit_compile=jit_compile,
+    )  # fmt: skip
+    executions = []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda n, logs: executions.append(n)
+    )
+    x, y = networks.images()
+    history = distiller.fit(
+        endless(), epochs=2, steps_per_epoch=7, validation_data=(x, y), shuffle=False, verbose=0,
+        callbacks=[callback],
+    ).history  # fmt: skip
+    assert int(distiller.step) == 14
+    return history, distiller.get_weights(), len(executions)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_many_steps_at_once_equal_single_steps_and_end_each_epoch_exactly(jit_compile):
+    history, weights, executions = train(1, jit_compile=False)
+    assert executions == 14
+    for steps, count in ((3, 6), (50, 2)):
+        other_history, other_weights, executions = train(steps, jit_compile)
+        assert executions == count
+        assert set(other_history) == set(history)
+        for name, values in history.items():
+            np.testing.assert_allclose(other_history[name], values, rtol=1e-5, err_msg=name)
+        for a, b in zip(weights, other_weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_xla_takes_a_smaller_last_batch_with_many_steps_at_once():
+    x, y = networks.images(20)
+    distiller = make(SMALL(), SMALL())
+    distiller.compile("sgd", steps_per_execution=2, jit_compile=True)
+    history = distiller.fit(x, y, batch_size=8, verbose=0).history
+    assert int(distiller.step) == 3
+    assert np.isfinite(history["loss"]).all()
+
+
+DETERMINISTIC = """
+import numpy as np, tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+from test_compilation import train
+(_, a, _), (_, b, _) = (train(4, jit_compile=True) for _ in range(2))
+assert all((x == y).all() for x, y in zip(a, b, strict=True))
+"""
+
+
+@pytest.mark.process
+def test_xla_is_deterministic_on_request(repository):
+    folders = [repository, repository / "tests" / "support", repository / "tests" / "distillation"]
+    program = f"import sys; sys.path[:0] = {[str(f) for f in folders]!r}\n{DETERMINISTIC}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "doesn't support" not in done.stderr

@@ -209,8 +209,9 @@ class SimilarityTransferDistiller(SavedDistiller):
         Args:
             optimizer: see Keras.
             loss: must be None, as must `loss_weights`; the method determines the losses.
-            metrics, weighted_metrics: see Keras. They receive one-hot or soft labels; sparse
-                metrics receive the class with the largest share of each label.
+            metrics: see Keras. They receive one-hot or soft labels; sparse metrics receive the
+                class with the largest share of each label.
+            weighted_metrics: see `metrics`.
             **kwargs: see Keras.
 
         Raises:

@@ -64,7 +64,7 @@ def flags_of(models):
     return [
         f"--teacher={models / 'teacher.keras'}", f"--student={models / 'own.keras'}",
         "--train_images_per_class=112", "--batch_size=78", "--validation_fraction=0.1",
-        "--epochs=2", "--backup_steps=4", "--deterministic",
+        "--epochs=2", "--backup_steps=4", "--deterministic", "--steps_per_execution=1",
     ]  # fmt: skip
 
 
@@ -128,20 +128,39 @@ def scalars(run):
     return values
 
 
-def assert_kills_change_nothing(train, folder, flags, kills):
+def assert_kills_change_nothing(train, folder, flags, kills, broken_flags=None):
     """Compares a run that is killed and restarted with an undisturbed one."""
+    broken_flags = broken_flags or flags
     whole = train(*flags, "--run_dir=whole")
     assert whole.returncode == 0, whole.stderr
     for kill in kills:
-        assert train(*flags, "--run_dir=broken", at=kill).returncode == -signal.SIGKILL
+        killed = train(*broken_flags, "--run_dir=broken", at=kill)
+        assert killed.returncode == -signal.SIGKILL
     sent = [line for line in log_of(folder).splitlines() if "SIGKILL" in line]
     assert sent == [f"SIGKILL {moment}" for moment, _ in kills]
-    assert train(*flags, "--run_dir=broken").returncode == 0
+    assert train(*broken_flags, "--run_dir=broken").returncode == 0
     assert_equal_runs(folder / "whole", folder / "broken")
 
 
 def test_a_killed_run_resumes_bit_for_bit(train, models, tmp_path):
     assert_kills_change_nothing(train, tmp_path, flags_of(models), SOME_KILLS)
+
+
+def test_several_steps_at_once_change_nothing_even_if_killed(train, models, tmp_path):
+    broken = [*flags_of(models), "--steps_per_execution=3"]
+    kills = [("after a step", 3), *SOME_KILLS[1:2], SOME_KILLS[-1]]
+    assert_kills_change_nothing(train, tmp_path, flags_of(models), kills, broken)
+
+
+def test_the_chosen_number_of_steps_at_once_changes_nothing(train, models, tmp_path):
+    flags = flags_of(models)
+    assert train(*flags, "--run_dir=one").returncode == 0
+    flags.remove("--steps_per_execution=1")
+    assert train(*flags, "--run_dir=chosen").returncode == 0
+    executions = [line for line in log_of(tmp_path).splitlines() if "after a step" in line]
+    # Steps of this model take milliseconds, so as many as a checkpoint allows run at once.
+    assert len(executions) == 2 * STEPS_PER_EPOCH + 2 * 4
+    assert_equal_runs(tmp_path / "one", tmp_path / "chosen")
 
 
 @pytest.mark.slow

@@ -231,10 +231,11 @@ def _weighted_sum(values, partners, weights) -> tf.Tensor:
     """Returns the weighted sum of each sample and its partners, (B, ...)."""
     shape = [-1] + [1] * (values.shape.rank - 1)
     sources = [values, *(tf.gather(values, each) for each in partners)]
-    total = 0.0
-    for source, weight in zip(sources, weights, strict=True):
-        total += tf.reshape(tf.cast(weight, values.dtype), shape) * source
-    return tf.ensure_shape(total, values.shape)
+    shares = [tf.reshape(tf.cast(weight, values.dtype), shape) for weight in weights]
+    total = shares[0] * sources[0]
+    for share, source in zip(shares[1:], sources[1:], strict=True):
+        total += share * source
+    return total if total.shape == values.shape else tf.ensure_shape(total, values.shape)
 
 
 def _is_within(center, side, size) -> tf.Tensor:

@@ -26,7 +26,6 @@ from models.teachers.loading import load_teachers
 from models.teachers.sources import TeacherSource
 from stkd_keras import data, experiment, recipes
 from stkd_keras.cli import app
-from stkd_keras.evaluation.scores import compiled, predict_logits, score
 from stkd_keras.files.json_files import read_json
 
 RUN = flags.DEFINE_string("run", "runs/demo", "directory of a run of train.py")
@@ -78,8 +77,7 @@ def train(method: str, seed: int, dataset, few, teacher) -> float:
     print(f"{method}, seed {seed}")
     distiller.fit(batches, steps_per_epoch=STEPS.value, shuffle=False)
     test = data.evaluation_pipeline(dataset.test, experiment.EVALUATION_BATCH)
-    classifier = compiled(distiller.student_logits, dataset.image_shape)
-    return score(*predict_logits(classifier, test, verbose=False))["accuracy"]
+    return distiller.evaluate(test, verbose=0, return_dict=True)["accuracy"]
 
 
 if __name__ == "__main__":

@@ -92,5 +92,6 @@ def _worker_share(
     share = make_share(
         shard_index=context.input_pipeline_id, num_shards=context.num_input_pipelines
     )
-    size = context.get_per_replica_batch_size(share.source.batch_size)
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    size = tf.nest.flatten(share.element_spec)[0].shape[0] // replicas
     return share.rebatch(size, drop_remainder=True)

@@ -17,12 +17,6 @@ from models.weights.pytorch import load_pytorch, save_pytorch
 from models.zoo import available, build, features
 
 __all__ = [
-    "available",
-    "build",
-    "check_source",
-    "features",
-    "load",
-    "load_for",
-    "load_pytorch",
+    "available", "build", "check_source", "features", "load", "load_for", "load_pytorch",
     "save_pytorch",
-]
+]  # fmt: skip

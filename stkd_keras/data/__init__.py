@@ -31,25 +31,8 @@ from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.data.splitting import check_split_arguments, split_train
 
 __all__ = [
-    "AUGMENTATIONS",
-    "DEFAULT_MEMORY_LIMIT",
-    "NAMES",
-    "AnySplit",
-    "Dataset",
-    "Joined",
-    "RecordSplit",
-    "Split",
-    "aligned_empty",
-    "check_name",
-    "check_split_arguments",
-    "content_hash",
-    "evaluation_pipeline",
-    "from_arrays",
-    "join_unlabeled",
-    "left_over",
-    "load",
-    "parse_normalization",
-    "pipeline",
-    "split_train",
-    "steps_per_epoch",
-]
+    "AUGMENTATIONS", "DEFAULT_MEMORY_LIMIT", "NAMES", "AnySplit", "Dataset", "Joined",
+    "RecordSplit", "Split", "aligned_empty", "check_name", "check_split_arguments", "content_hash",
+    "evaluation_pipeline", "from_arrays", "join_unlabeled", "left_over", "load",
+    "parse_normalization", "pipeline", "split_train", "steps_per_epoch",
+]  # fmt: skip

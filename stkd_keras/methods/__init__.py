@@ -20,27 +20,9 @@ from stkd_keras.methods.logits import DIST, DKD, StandardizedKD
 from stkd_keras.methods.relations import CC, PKT, RKD, SP
 
 __all__ = [
-    "AB",
-    "AT",
-    "CC",
-    "CRD",
-    "DIST",
-    "DKD",
-    "FSP",
-    "FT",
-    "METHODS",
-    "NST",
-    "PKT",
-    "RKD",
-    "SP",
-    "VID",
-    "DistillationTerm",
-    "FitNet",
-    "Method",
-    "PretrainedTerm",
-    "StandardizedKD",
-    "method",
-]
+    "AB", "AT", "CC", "CRD", "DIST", "DKD", "FSP", "FT", "METHODS", "NST", "PKT", "RKD", "SP",
+    "VID", "DistillationTerm", "FitNet", "Method", "PretrainedTerm", "StandardizedKD", "method",
+]  # fmt: skip
 
 REPDISTILLER = "github.com/HobbitLong/RepDistiller, scripts/run_cifar_distill.sh"
 MDISTILLER = "github.com/megvii-research/mdistiller, mdistiller/engine/cfg.py"

@@ -42,13 +42,10 @@ class Cinic10(ArchiveBuilder):
     LAYOUT = staticmethod(layout)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
+        return self.dataset_info_from_configs(
             features=self.features("png", names=_CLASS_NAMES),
             supervised_keys=("image", "label"),
             homepage="https://github.com/BayesWatch/cinic-10",
-            citation=_CITATION,
         )
 
 
@@ -57,18 +54,6 @@ _CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-_DESCRIPTION = """
-CINIC-10: the classes of CIFAR-10 with 90,000 images of 32x32 pixels in each of three splits, from
-CIFAR-10 and, reduced in size, from ImageNet.
-"""
-_CITATION = """
-@article{darlow2018cinic,
-  title={{CINIC}-10 is not {ImageNet} or {CIFAR}-10},
-  author={Darlow, Luke N. and Crowley, Elliot J. and Antoniou, Antreas and Storkey, Amos J.},
-  journal={arXiv preprint arXiv:1810.03505},
-  year={2018}
-}
-"""
 
 
 def _broken(tree: FileTree, problem: str) -> InputError:

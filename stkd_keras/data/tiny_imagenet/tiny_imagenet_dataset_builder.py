@@ -43,30 +43,15 @@ class TinyImagenet(ArchiveBuilder):
     LAYOUT = staticmethod(layout)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
+        return self.dataset_info_from_configs(
             features=self.features("jpeg", num_classes=_NUM_CLASSES),
             supervised_keys=("image", "label"),
             homepage="http://cs231n.stanford.edu/",
-            citation=_CITATION,
         )
 
 
 _NUM_CLASSES = 200
 _ANNOTATIONS = "val/val_annotations.txt"
-_DESCRIPTION = """
-Tiny-ImageNet-200: 200 classes of ImageNet, 100,000 training and 10,000 test images (the official
-validation images) of 64x64 pixels. The official test images have no labels and are ignored.
-"""
-_CITATION = """
-@article{le2015tiny,
-  title={Tiny {ImageNet} Visual Recognition Challenge},
-  author={Le, Ya and Yang, Xuan},
-  journal={CS 231N},
-  year={2015}
-}
-"""
 
 
 def _read_texts(tree: FileTree) -> dict[str, str]:

@@ -28,9 +28,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
     "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
 }
-RECIPES = {
-    "digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64),
-}
+RECIPES = {"digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64)}
 # Common practice on CIFAR-10 and similar data sets.
 DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
 

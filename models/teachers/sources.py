@@ -6,12 +6,7 @@ import pathlib
 
 from models import applications
 from models.applications import is_application
-from models.loading import (
-    check_normalization,
-    check_source,
-    is_whole_model,
-    takes_normalization,
-)
+from models.loading import check_normalization, check_source, is_whole_model, takes_normalization
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import read_text
 

@@ -23,11 +23,7 @@ _LINEAR = (
     keras.layers.BatchNormalization,
     keras.layers.GlobalAveragePooling2D,
 )
-_PREPROCESSING = (
-    keras.layers.Normalization,
-    keras.layers.Rescaling,
-    keras.layers.Resizing,
-)
+_PREPROCESSING = (keras.layers.Normalization, keras.layers.Rescaling, keras.layers.Resizing)
 
 
 def resolve_outputs(model: keras.Model, outputs: str, role: str) -> str:

@@ -13,20 +13,9 @@ from stkd_keras.data.dataset import (
     content_hash,
     from_arrays,
 )
-from stkd_keras.data.loading import (
-    DEFAULT_MEMORY_LIMIT,
-    NAMES,
-    check_name,
-    join_unlabeled,
-    load,
-)
+from stkd_keras.data.loading import DEFAULT_MEMORY_LIMIT, NAMES, check_name, join_unlabeled, load
 from stkd_keras.data.normalization import parse_normalization
-from stkd_keras.data.pipeline import (
-    evaluation_pipeline,
-    left_over,
-    pipeline,
-    steps_per_epoch,
-)
+from stkd_keras.data.pipeline import evaluation_pipeline, left_over, pipeline, steps_per_epoch
 from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.data.splitting import check_split_arguments, split_train
 

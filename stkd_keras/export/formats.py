@@ -60,10 +60,7 @@ FORMATS = {
 
 
 def export(
-    student: keras.Model,
-    dataset: Dataset,
-    formats: Sequence[str],
-    folder: str | os.PathLike,
+    student: keras.Model, dataset: Dataset, formats: Sequence[str], folder: str | os.PathLike
 ) -> dict[str, Any]:
     """Exports a student and evaluates each file in its own runtime on all test images.
 

@@ -23,10 +23,7 @@ class FileSplit(RandomAccessSplit):
     """Images that don't fit in memory and are read and decoded for every batch."""
 
     def __init__(
-        self,
-        tree: FileTree,
-        files: Sequence[tuple[str, int]],
-        image_shape: tuple[int, int, int],
+        self, tree: FileTree, files: Sequence[tuple[str, int]], image_shape: tuple[int, int, int]
     ):
         self.labels = np.array([label for _, label in files], np.int64)
         self.image_shape = image_shape

@@ -8,14 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.data.dataset import RandomAccessSplit, Split, aligned_empty, split_without
+from stkd_keras.data.sources import threads
 from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.file_tree import FileTree
-from stkd_keras.data.sources.threads import (
-    THREADS,
-    calls_from_tensorflow,
-    in_threads,
-    with_progress,
-)
 from stkd_keras.errors import InputError
 
 
@@ -29,7 +24,7 @@ class FileSplit(RandomAccessSplit):
         self.image_shape = image_shape
         self._tree = tree
         self._names = [name for name, _ in files]
-        self._threads = concurrent.futures.ThreadPoolExecutor(THREADS)
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads.THREADS)
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With deterministic ops, a stateful function would run on one batch at a time.
@@ -41,7 +36,7 @@ class FileSplit(RandomAccessSplit):
         return images, labels
 
     def _fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with calls_from_tensorflow:
+        with threads.calls_from_tensorflow:
             images = aligned_empty((len(indices), *self.image_shape))
             names = [self._names[index] for index in indices]
             # Iterating raises the errors of the threads.
@@ -124,7 +119,9 @@ def _decode_all(
             images[index] = image
         return None
 
-    errors = with_progress(in_threads(decode, enumerate(names)), len(names), f"reading {what}")
+    errors = threads.with_progress(
+        threads.in_threads(decode, enumerate(names)), len(names), f"reading {what}"
+    )
     return {index: error for index, error in enumerate(errors) if error is not None}
 
 

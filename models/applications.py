@@ -42,10 +42,7 @@ def check_name(source: str) -> None:
 
 
 def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> keras.Model:
-    """Builds an application with fresh weights, from pixels in [0, 255] to logits.
-
-    Layers and weights keep the application's names.
-    """
+    """Builds an application with fresh weights, from pixels in [0, 255] to logits."""
     check_name(source)
     check_images(source, input_shape)
     pixels = keras.Input(tuple(input_shape), dtype="float32", name="pixels")

@@ -12,17 +12,9 @@ _BAD_LABEL = "label out of range"
 
 
 def soft_labels(labels, num_classes: int) -> np.ndarray:
-    """Converts an array of labels to soft labels; a label of -1 becomes zeros.
+    """Converts labels (B,), (B, 1) or (B, C) to float32 soft labels (B, C); -1 becomes zeros.
 
-    Args:
-        labels: integers (B,) or (B, 1), or soft labels (B, C), of any dtype.
-        num_classes: integer, C.
-
-    Returns:
-        float32 array (B, C).
-
-    Raises:
-        InputError: if the labels have another shape, or an integer is out of range.
+    Raises an InputError if the labels have another shape, or an integer is out of range.
     """
     labels = np.asarray(labels)
     if not _are_integers(labels.shape, num_classes):

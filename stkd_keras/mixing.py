@@ -68,10 +68,7 @@ class _Mixing:
         return tf.stack([tf.range(batch_size), *partners], 1), tf.stack(weights, 1)
 
     def _draw(self, batch_size, seed) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Draws the indices of the other images, and the weights of all images.
-
-        Returns a tensor (B,) for each image; with `per_batch`, weights are (1,).
-        """
+        """Draws the other images' indices (B,) and all weights (B,), or (1,) with `per_batch`."""
         seeds = tf.unstack(split_seed(seed, 3))
         order = random_bits((self.num_images - 1, batch_size), seeds[0])
         # Sorts stably in ascending order.

@@ -34,10 +34,7 @@ def check_keras_file(path: str | os.PathLike) -> None:
 
 
 def check_tfds_features(folder: pathlib.Path) -> None:
-    """Checks that a prepared data set only has TFDS's own features.
-
-    TFDS imports any module that a features.json names.
-    """
+    """Checks that a prepared data set names only TFDS's modules, because TFDS imports any."""
     # In FOLDER/VERSION or FOLDER/CONFIG/VERSION. Follows links, as TFDS does.
     for depth in range(4):
         for file in folder.glob("*/" * depth + "features.json"):

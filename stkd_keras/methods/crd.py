@@ -179,10 +179,7 @@ def contrastive_loss(log_likelihoods: tf.Tensor, num_images: int) -> tf.Tensor:
 
 
 def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ...]:
-    """Returns the images ordered by class, and each image's start and size of its class there.
-
-    An image of unknown class is a class of its own.
-    """
+    """Returns the images ordered by class, and the start and size of each image's class there."""
     if labels is None:
         labels = np.full(num_images, -1)
     if labels.shape != (num_images,):
@@ -190,6 +187,7 @@ def _classes(labels: np.ndarray | None, num_images: int) -> tuple[np.ndarray, ..
             f"image_labels has shape {labels.shape}; expected one label for each of the "
             f"{num_images} training images"
         )
+    # An image of unknown class is a class of its own.
     own_classes = labels.max() + 1 + np.arange(num_images)
     classes = np.where(labels < 0, own_classes, labels)
     _, place, count = np.unique(classes, return_inverse=True, return_counts=True)

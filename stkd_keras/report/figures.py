@@ -42,20 +42,12 @@ _VARIABLES = {
     **{color: f"var(--series-{n})" for n, color in enumerate(SERIES, start=1)},
 }
 _STYLE: Any = {
-    "axes.edgecolor": FAINT,
-    "axes.facecolor": "none",
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "svg.fonttype"), "none"),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     "font.size": FONT_SIZE,
-    "grid.color": FAINT,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.color": INK,
     "text.parse_math": False,  # A class name may contain "$".
-    "xtick.color": INK,
-    "ytick.color": INK,
 }
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 

@@ -58,10 +58,7 @@ def load_files(
     channels: int = 3,
     what: str = "images",
 ) -> tuple[Split | FileSplit, list[str]]:
-    """Loads images into memory if they fit; otherwise, they are read for every batch.
-
-    All files are decoded once in either case, so that unreadable ones are found now.
-    """
+    """Loads images into memory if they fit; otherwise only decodes each to find unreadable ones."""
     if not files:
         raise InputError(f"{tree.path} has no {what}, expected at least one")
     names = [name for name, _ in files]

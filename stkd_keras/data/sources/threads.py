@@ -21,10 +21,7 @@ SILENCE = 0.5
 
 
 def in_threads(function: Callable, jobs: Iterable[tuple]) -> Iterator:
-    """Calls a function in threads with the arguments of each job; yields the results in order.
-
-    Unlike `Executor.map`, it doesn't hold the arguments of all jobs at once.
-    """
+    """Like `Executor.map`, but doesn't hold the arguments of all jobs at once."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         for job in jobs:

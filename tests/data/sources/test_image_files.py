@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from stkd_keras.data.dataset import UNLABELED, Split
-from stkd_keras.data.sources import image_files, threads
+from stkd_keras.data.sources import threads
 from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.file_tree import open_tree
 from stkd_keras.data.sources.image_files import FileSplit, load_files
@@ -139,7 +139,7 @@ class TestLoadFiles:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         # Each thread has an image, with copies in NumPy and Pillow.
-        allowed = 3 * image_files.THREADS * 500 * 500 * 3
+        allowed = 3 * threads.THREADS * 500 * 500 * 3
         assert split.images.nbytes <= peak <= 100 * 500 * 500 * 3 + allowed
         assert allowed < split.images.nbytes
 

@@ -268,9 +268,10 @@ class TestPreparationThatFails:
 
 
 def test_tfds_knows_them_by_name(tmp_path):
-    for name in ("tiny_imagenet", "cinic10"):
+    for name, size in (("tiny_imagenet", "64x64"), ("cinic10", "32x32")):
         builder = tfds.builder(name, data_dir=tmp_path)
         assert builder.info.full_name == f"{name}/1.0.0"
         assert builder.info.supervised_keys == ("image", "label")
         assert builder.info.homepage.startswith("http")
         assert "@article{" in builder.info.citation
+        assert size in builder.info.description

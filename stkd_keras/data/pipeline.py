@@ -112,16 +112,9 @@ def pipeline(
     infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     result = _ahead(_map(batches.enumerate(start_step), augmented)).apply(infinite)
     result.source = PipelineSource(
-        dataset,
-        split,
-        batch_size,
-        data_seed,
-        augment,
-        start_step,
-        shard_index,
-        num_shards,
+        dataset, split, batch_size, data_seed, augment, start_step, shard_index, num_shards,
         with_index,
-    )
+    )  # fmt: skip
     return result
 
 

@@ -49,7 +49,12 @@ def split_targets(
     """Returns the labels of a batch, its image indices as {"index": (B,)}, and recorded logits."""
     recorded_logits = None
     if isinstance(teacher, RecordedTeacher):
-        y, recorded_logits = _split_recorded(y, teacher)
+        if not isinstance(y, dict) or "teacher_logits" not in y:
+            raise InputError(
+                f"the teacher is the recording {teacher.path}, but the data don't have its logits; "
+                "pass fit its attach(train_ds)"
+            )
+        y, recorded_logits = y["labels"], y["teacher_logits"]
     has_index = isinstance(y, dict) and "index" in y
     needing = [term.name for term in terms if term.needs_index]
     if needing and not has_index:
@@ -89,12 +94,3 @@ def without_padding(sample_weight, batch_size) -> tuple[tf.Tensor | None, tf.Ten
     sample_weight = tf.cast(sample_weight, tf.float32)
     count = tf.math.count_nonzero(sample_weight, dtype=tf.float32)
     return tf.math.divide_no_nan(sample_weight * tf.cast(batch_size, tf.float32), count), count
-
-
-def _split_recorded(y, teacher: RecordedTeacher) -> tuple[Any, tf.Tensor]:
-    if not isinstance(y, dict) or "teacher_logits" not in y:
-        raise InputError(
-            f"the teacher is the recording {teacher.path}, but the data don't have its logits; "
-            "pass fit its attach(train_ds)"
-        )
-    return y["labels"], y["teacher_logits"]

@@ -210,15 +210,15 @@ def check_inputs(x, student: keras.Model) -> None:
 
 
 def _check_first_batch(x, batch_size: int | None, validation_split: float, replicas: int) -> None:
-    # In stkd_keras.data, the first batch can be one of an epoch's last two, which are smaller.
-    source = getattr(x, "source", None)
-    size = getattr(x, "batch_size", None) or getattr(source, "batch_size", None)
-    if not size and isinstance(x, tf.data.Dataset):
-        first = next(iter(x.take(1)), None)
-        size = keras.tree.flatten(first)[0].shape[0] if first is not None else None
-    elif not size and getattr(x, "shape", None):
+    size = 0
+    if isinstance(x, tf.data.Dataset):
+        first = tf.nest.flatten(x.element_spec)[:1]
+        if first and first[0].shape[0] is None:  # Only a dataset with static shapes says it.
+            first = tf.nest.flatten(next(iter(x.take(1)), ()))[:1]
+        size = first[0].shape[0] if first else 0
+    elif getattr(x, "shape", None):
         size = min(batch_size or 32, int(x.shape[0] * (1 - validation_split)))
-    if size is not None and size % replicas:
+    if size % replicas:
         raise InputError(
             f"the first batch has {size} examples, which don't split evenly over {replicas} "
             f"replicas; choose a batch size that is a multiple of {replicas}"

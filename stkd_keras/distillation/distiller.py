@@ -330,13 +330,8 @@ class SimilarityTransferDistiller(SavedDistiller):
         self._objective.means.update_state(losses, count)
         return self.compute_metrics(x, labels, outputs, sample_weight)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Returns the loss; in training, `y` has the targets of `Objective.training_loss`."""
-        targets = y if isinstance(y, dict) else {"labels": y}
-        return self._compute_losses(targets, y_pred, sample_weight, training)["loss"]
-
     def _compute_losses(self, targets, outputs, sample_weight, training: bool) -> dict:
-        """Returns "loss", the sum that is minimized, and what `fit` logs beside it."""
+        """Returns "loss", the sum that is minimized, and what `fit` logs."""
         outputs = outputs if isinstance(outputs, dict) else {OUTPUTS: outputs}
         logits = as_logits(outputs[OUTPUTS], self._student_kind)
         labels = batch.soft_labels(targets["labels"], logits, self.num_classes)

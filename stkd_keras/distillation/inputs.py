@@ -59,20 +59,10 @@ class PreparedInputs(keras.Model):
         return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def prepare(self, x, y=None, sample_weight=None, class_weight=None) -> tuple[Any, Any, Any]:
-        """Returns data for Keras, with float32 soft labels (B, C).
+        """Returns the arguments of `fit` as (x, y, sample_weight), with float32 labels (B, C).
 
-        Args:
-            x: as in `fit`.
-            y: as in `fit`.
-            sample_weight: as in `fit`.
-            class_weight: as in `fit`.
-
-        Returns:
-            The tuple (x, y, sample_weight).
-
-        Raises:
-            InputError: if labels have a wrong shape or are out of range. Those in data sets are
-                checked when they are read.
+        Raises InputError if labels have a wrong shape or are out of range; those in data sets are
+        checked when they are read.
         """
         if class_weight and sample_weight is not None:
             raise InputError("sample_weight and class_weight are both given; pass one of them")

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from stkd_keras.errors import InputError, WorkerLostError, one_line
+from stkd_keras.errors import InputError, WorkerLostError, explain_errors, one_line
 
 SLURM_PORT = 8888
 JOBS = ("chief", "worker")
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -94,17 +93,15 @@ def _is_worker_loss(error: BaseException | None) -> bool:
 
 
 def _task_from_tf_config(text: str) -> Task:
-    try:
+    advice = (
+        'expected {"cluster": {"worker": ["host1:port", "host2:port"]}, '
+        '"task": {"type": "worker", "index": 0}}'
+    )
+    with explain_errors(f"TF_CONFIG is {one_line(repr(text))}", advice):
         config = json.loads(text)
         cluster = {job: _strings(addresses) for job, addresses in config["cluster"].items()}
         [job] = _strings([config["task"]["type"]])
         index = int(config["task"]["index"])
-    except _MALFORMED as error:
-        raise InputError(
-            f"TF_CONFIG is {one_line(repr(text))}, but must look like "
-            '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
-            f'"task": {{"type": "worker", "index": 0}}}} ({type(error).__name__}: {error})'
-        ) from error
     if not set(cluster) <= set(JOBS) or len(cluster.get("chief", [])) > 1:
         raise InputError(
             f"TF_CONFIG has the jobs {_sizes(cluster)}, but must have workers and at most one chief"
@@ -118,15 +115,11 @@ def _task_from_tf_config(text: str) -> Task:
 
 
 def _task_from_slurm() -> Task:
-    try:
+    with explain_errors("Slurm's environment doesn't describe the workers", "start them with srun"):
         # Slurm has already assigned GPUs to each task.
         slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
             gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
         )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"Slurm's environment doesn't describe the workers: {error}; start them with srun"
-        ) from error
     # The resolver's `cluster_spec` sorts hosts by name (n10 before n2), but Slurm's ranks don't.
     addresses = [
         f"{host}:{SLURM_PORT + n}"

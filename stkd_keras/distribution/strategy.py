@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from stkd_keras.distribution.cluster import make_multi_worker_strategy
 from stkd_keras.distribution.workers import is_multi_worker
-from stkd_keras.errors import InputError, unknown_name
+from stkd_keras.errors import InputError, explain_errors, unknown_name
 
 # Multi-worker training relies on private Keras API, tested with this version only.
 TESTED_WITH_WORKERS = "3.15"
@@ -47,10 +47,8 @@ def make_strategy(distribute: str, logical_devices: int = 0) -> tf.distribute.St
     if logical_devices:
         cpu = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration()] * logical_devices
-        try:
+        with explain_errors("the CPU can't be split anymore", "call make_strategy first"):
             tf.config.set_logical_device_configuration(cpu, parts)
-        except RuntimeError as error:
-            raise InputError(f"the CPU can't be split anymore: {error}") from error
     gpus = tf.config.list_logical_devices("GPU")
     if distribute == "none" or (distribute == "auto" and len(gpus) < 2):
         return None

@@ -68,7 +68,7 @@ class RecordedTeacher:
 
         joined = tf.data.Dataset.zip(train_ds, steps).map(join)
         attached = joined.prefetch(tf.data.AUTOTUNE).with_options(train_ds.options())
-        attached.first_step, attached.batch_size = source.start_step, source.batch_size
+        attached.first_step = source.start_step
         return attached
 
     def check(self, settings: dict[str, Any]) -> None:

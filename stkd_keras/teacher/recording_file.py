@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import safetensors
 
-from stkd_keras.errors import InputError, differences, without_removed
+from stkd_keras.errors import InputError, differences, explain_errors, without_removed
 from stkd_keras.mixing import REMOVED
 
 # Our dtype names and those of safetensors.
@@ -47,16 +47,14 @@ def make_header(settings: dict, shape: tuple[int, int, int], dtype: str) -> byte
 
 def parse_header(path: pathlib.Path) -> tuple[dict, tuple[int, ...], str]:
     """Reads the settings, shape and dtype of a recording, which may be unfinished."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            content = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+    advice = "expected a file of stkd_keras.record_teacher"
+    with explain_errors(f"{path} isn't a recording", advice), path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        content = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
         tensor = content[_TENSOR]
         dtypes = {theirs: ours for ours, theirs in SAFETENSORS_DTYPES.items()}
         settings = dict(json.loads(content["__metadata__"][_SETTINGS]))
         shape, dtype = tuple(tensor["shape"]), dtypes[tensor["dtype"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise InputError(f"{path} isn't a recording made by stkd_keras.record_teacher") from error
     mixing = settings.get("mixing")
     if isinstance(mixing, dict) and isinstance(mixing.get("config"), dict):
         settings["mixing"] = {**mixing, "config": without_removed(mixing["config"], REMOVED)}
@@ -70,11 +68,8 @@ def read_header(path: pathlib.Path) -> tuple[dict, tuple[int, int, int], str, in
         remedy = "it is unfinished: record again to resume" if is_begun else "check the path"
         raise InputError(f"no file {path}; expected a recording, {remedy}")
     settings, shape, dtype = parse_header(path)
-    try:
-        with safetensors.safe_open(path, "numpy") as file:  # Checks the file's size.
-            file.metadata()
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is broken ({error}); remove it and record again") from error
+    with explain_errors(f"{path} is broken", "remove it and record again"):
+        safetensors.safe_open(path, "numpy")  # Checks the file's size.
     if len(shape) != 3 or 0 in shape:
         raise InputError(f"{path} has logits of shape {shape}, expected (steps, batch, classes)")
     steps, batch_size, classes = shape

@@ -27,10 +27,9 @@ CALLBACK_STATE = ("wait", "stopped_epoch", "best", "best_epoch", "cooldown_count
 
 
 class Training(NamedTuple):
-    """The arguments of a training by `fit_resumably`."""
+    """The arguments of a training by `fit_resumably`, whose distiller is compiled."""
 
     distiller: keras.Model
-    compile: Callable[[], None]
     batches: Callable[[int], Any]  # Takes the first step.
     validation: Any
     epochs: int
@@ -47,43 +46,35 @@ def fit_resumably(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Trains from the newest backup or from the start, and writes backups."""
-    is_first = True
     with deferred_signals() as signals:
-        with training.distiller.distribute_strategy.scope():
-            training.compile()
+        backup = _restore(training, run)
+        saver = _BackupCallback(training, run, callbacks, backup, signals)
+        if backup is not None:
+            print(f"resuming after {saver.place()}")
+        if training.chooses_steps_per_execution:
+            choose_steps_per_execution(training.distiller, training.batches(saver.step))
         while True:
-            backup = _restore(training, run)
-            progress = backup.progress if backup else Progress()
-            if is_first and training.chooses_steps_per_execution:
-                first_step = progress.epoch * training.steps + progress.steps
-                choose_steps_per_execution(training.distiller, training.batches(first_step))
-            saver = _BackupCallback(training, run, callbacks, backup, signals)
-            if backup is not None and is_first:
-                print(f"resuming after {saver.place()}")
-            is_first = False
-            fit_remaining_steps(
-                training,
-                progress,
-                [*loggers(backup is not None), *callbacks, saver],
-            )
+            _fit_remaining_steps(training, saver, [*loggers(backup is not None), *callbacks, saver])
             if saver.is_done:
                 break
+            backup = _restore(training, run)
+            saver = _BackupCallback(training, run, callbacks, backup, signals)
         if signals.number:
             raise Interrupted(signals.number, saver.place())
 
 
-def fit_remaining_steps(training: Training, progress: Progress, callbacks: list) -> None:
+def _fit_remaining_steps(training: Training, saver: "_BackupCallback", callbacks: list) -> None:
     """Trains the rest of an interrupted epoch, or all remaining epochs."""
-    distiller, epoch = training.distiller, progress.epoch
+    distiller, progress = training.distiller, saver.progress
     rest = training.steps - progress.steps
-    if progress.stopped or epoch == training.epochs or not rest:
+    if progress.stopped or progress.epoch == training.epochs or not rest:
         _end_without_steps(training, progress, callbacks)
         return
     distiller.fit(
-        training.batches(epoch * training.steps + progress.steps),
+        training.batches(saver.step),
         epochs=training.epochs,
         steps_per_epoch=rest,
-        initial_epoch=epoch,
+        initial_epoch=progress.epoch,
         verbose=verbosity(),
         shuffle=False,  # The pipeline shuffles.
         validation_data=training.validation,
@@ -107,17 +98,17 @@ class _BackupCallback(keras.callbacks.Callback):
         self._training, self._run, self._signals = training, run, signals
         self._settings = run.settings
         self._callbacks, self._backup = callbacks, backup
-        self._progress = backup.progress if backup else Progress()
-        self._epoch = self._progress.epoch
-        self._first = self._steps = self._progress.steps
-        self._backed_up = self._total
+        self.progress = backup.progress if backup else Progress()
+        self._epoch = self.progress.epoch
+        self._first = self._steps = self.progress.steps
+        self._backed_up = self.step
         self._sums: list[np.ndarray] | None = None
-        self.is_done = self._progress.stopped or self._epoch >= training.epochs
+        self.is_done = self.progress.stopped or self._epoch >= training.epochs
 
     def place(self) -> str:
         """Returns a text with the run's path and progress."""
         steps = f" and {self._steps} steps of the next" if self._steps else ""
-        where = f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self._total})"
+        where = f"epoch {self._epoch} of {self._training.epochs}{steps} (step {self.step})"
         return f"{where} of {self._run.path}"
 
     def on_train_begin(self, logs=None):
@@ -126,7 +117,7 @@ class _BackupCallback(keras.callbacks.Callback):
             self._write()
             return
         for number, (callback, values) in enumerate(
-            zip(self._callbacks, self._progress.callbacks, strict=False)
+            zip(self._callbacks, self.progress.callbacks, strict=False)
         ):
             for name, value in values.items():
                 setattr(callback, name, value)
@@ -153,8 +144,8 @@ class _BackupCallback(keras.callbacks.Callback):
             self._check_weights()  # Before the loggers log the epoch.
             # Validation resets the metrics, and a signal may interrupt it.
             self._sums = checkpoints.metrics_of(self.model)
-        self._stop_if_signaled(self._total)
-        if not is_last and self._total - self._backed_up >= self._training.backup_steps:
+        self._stop_if_signaled(self.step)
+        if not is_last and self.step - self._backed_up >= self._training.backup_steps:
             self._write()
 
     def on_test_batch_end(self, batch, logs=None):
@@ -174,7 +165,8 @@ class _BackupCallback(keras.callbacks.Callback):
         self.model.stop_training = stopped or part > 0
 
     @property
-    def _total(self) -> int:
+    def step(self) -> int:
+        """The number of steps done."""
         return self._epoch * self._training.steps + self._steps
 
     def _stop_if_signaled(self, count: int) -> None:
@@ -208,7 +200,7 @@ class _BackupCallback(keras.callbacks.Callback):
         rate = float(np.asarray(self.model.optimizer.learning_rate))
         newest = checkpoints.newest_step(self._run.backup)
         return InputError(
-            f"{what} stopped being finite at step {self._total}, in epoch {self._epoch + 1} of "
+            f"{what} stopped being finite at step {self.step}, in epoch {self._epoch + 1} of "
             f"{self._training.epochs} ({terms}learning rate {rate:g}); the last checkpoint "
             f"is of step {newest}; start over with a lower learning rate"
         )
@@ -240,7 +232,7 @@ class _BackupCallback(keras.callbacks.Callback):
             {"metrics": sums, **groups},
             is_chief(self.model.distribute_strategy),
         )
-        self._backed_up = self._total
+        self._backed_up = self.step
 
 
 def _restore(training: Training, run: RunDirectory) -> Backup | None:

@@ -2,10 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, pipeline, steps_per_epoch
 from stkd_keras.data.description import describe
@@ -125,17 +126,20 @@ def train(
     strategy = distiller.distribute_strategy
     steps = steps_per_epoch(train_split, batch_size)
     check_alike(f"the run directory {run.path}", newest_step(run.backup), strategy)
-    new_optimizer = functools.partial(
-        make_optimizer, learning_rate, weight_decay, epochs * steps, optimizer,
-        distiller.pretraining_steps, distiller.highest_pretraining_learning_rate,
-    )  # fmt: skip
     options = execution.compile_options(
         strategy, steps_per_execution, backup_steps, epochs, steps,
         batch_bytes=4 * batch_size * math.prod(dataset.image_shape),
     )  # fmt: skip
+    with strategy.scope():
+        new_optimizer = make_optimizer(
+            learning_rate, weight_decay, epochs * steps, optimizer, distiller.pretraining_steps,
+            distiller.highest_pretraining_learning_rate,
+        )  # fmt: skip
+        distiller.compile(new_optimizer, metrics=_metrics(dataset), **options)
+    if distiller.jit_compile:
+        print("compiling the training step with XLA; this can take a minute")
     training = Training(
         distiller,
-        functools.partial(_compile, distiller, new_optimizer, dataset, options),
         functools.partial(training_batches, distiller, dataset, train_split, batch_size, augment),
         _validation_batches(validation_split, strategy),
         epochs + -(-distiller.pretraining_steps // steps),
@@ -144,14 +148,12 @@ def train(
         backup_steps,
         chooses_steps_per_execution=steps_per_execution is None,
     )
-
-    batches = functools.partial(
-        pipeline, dataset, train_split, batch_size, distiller.data_seed, augment
-    )
+    samples = None
+    if batch_size >= NUM_SAMPLES:
+        samples = pipeline(dataset, train_split, batch_size, distiller.data_seed, augment)
     loggers = functools.partial(
-        _loggers, run, batches, dataset.class_names, histogram_freq, profile_steps, validation_freq,
-        batch_size >= NUM_SAMPLES,
-    )  # fmt: skip
+        _loggers, run, samples, dataset.class_names, histogram_freq, profile_steps, validation_freq
+    )
     with unwritable_named(run.path):
         if is_chief(strategy):
             write_description(run.tensorboard, describe(dataset, train_split, validation_split))
@@ -162,20 +164,19 @@ def train(
 
 def _loggers(
     run: RunDirectory,
-    batches: Callable,
+    samples: tf.data.Dataset | None,
     class_names: tuple[str, ...],
     histogram_freq: int,
     profile_steps: int,
     validation_freq: int,
-    has_samples: bool,
     resumes: bool,
 ) -> list[keras.callbacks.Callback]:
     made = [
         RunTensorBoard(run.tensorboard, histogram_freq, profile_steps),
         keras.callbacks.CSVLogger(str(run.history), append=resumes),
     ]
-    if has_samples:
-        made.append(SamplePanel(run.tensorboard, batches(), class_names, validation_freq))
+    if samples is not None:
+        made.append(SamplePanel(run.tensorboard, samples, class_names, validation_freq))
     return [*made, ReturnFreedMemory(validation_freq)]
 
 
@@ -185,17 +186,6 @@ def _validation_batches(split: AnySplit | None, strategy):
     replicas = strategy.num_replicas_in_sync
     batch_size = max(min(EVALUATION_BATCH, len(split)) // replicas * replicas, replicas)
     return distributed_by_example(evaluation_pipeline(split, batch_size), strategy)
-
-
-def _compile(
-    distiller: SimilarityTransferDistiller,
-    new_optimizer: Callable[[], keras.optimizers.Optimizer],
-    dataset: Dataset,
-    options: dict[str, Any],
-) -> None:
-    distiller.compile(new_optimizer(), metrics=_metrics(dataset), **options)
-    if distiller.jit_compile:
-        print("compiling the training step with XLA; this can take a minute")
 
 
 def training_batches(

@@ -51,7 +51,7 @@ WRONG = {
     "nothing": ({}, "set TF_CONFIG"),
     "no JSON": ({"TF_CONFIG": "{worker"}, "{worker"),
     "no object": ({"TF_CONFIG": [1]}, "[1]"),
-    "no task": ({"TF_CONFIG": {"cluster": TWO}}, "KeyError: 'task'"),
+    "no task": ({"TF_CONFIG": {"cluster": TWO}}, "('task')"),
     "index": (
         {"TF_CONFIG": {"cluster": TWO, "task": {"type": "worker", "index": 2}}},
         "worker 2, but its cluster has 2 worker",

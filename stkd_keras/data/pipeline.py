@@ -209,10 +209,6 @@ def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
 
     Runs and recordings of older versions have another value or none: there, the last two batches
     of an epoch shared the remaining images, or the last one had all of them.
-
-    Args:
-        split: the images to train on.
-        batch_size: images per batch, over all shards.
     """
     return {"left_over": "begin the next epoch"} if len(split) % batch_size else {}
 

@@ -213,7 +213,7 @@ def _check_first_batch(x, batch_size: int | None, validation_split: float, repli
     size = 0
     if isinstance(x, tf.data.Dataset):
         first = tf.nest.flatten(x.element_spec)[:1]
-        if first and first[0].shape[0] is None:  # Only a dataset with static shapes says it.
+        if first and first[0].shape[0] is None:  # Not static: the first batch says it.
             first = tf.nest.flatten(next(iter(x.take(1)), ()))[:1]
         size = first[0].shape[0] if first else 0
     elif getattr(x, "shape", None):

@@ -153,7 +153,8 @@ class SimilarityTransferDistiller(SavedDistiller):
     @property
     def highest_pretraining_learning_rate(self) -> float | None:
         """Upper bound on the learning rate during pretraining, or None."""
-        return pretraining.highest_learning_rate(self.terms)
+        rates = [term.highest_pretraining_learning_rate for term in self.terms]
+        return min([rate for rate in rates if rate is not None], default=None)
 
     def build(self, input_shape):
         if not self.student.built:
@@ -358,15 +359,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         return {n: value for n, value in results.items() if n in LOGGED_WITHOUT_LABELS}
 
     def mixing_seed(self, step, replica=0) -> tf.Tensor:
-        """Returns the seed that `mixing` receives in a training step.
-
-        Args:
-            step: integer, the number of batches trained on before.
-            replica: integer, the number of the replica.
-
-        Returns:
-            int64 tensor of shape (2,).
-        """
+        """Returns the seed, int64 (2,), that `mixing` receives in a step on a replica."""
         return step_seed(self.data_seed, MIXING, step, replica)
 
     def virtual_samples(self, x, y, sample_weight, step, replica=0):

@@ -14,12 +14,6 @@ def pretraining_steps(terms: Sequence[DistillationTerm]) -> int:
     return max([term.pretraining_steps for term in terms], default=0)
 
 
-def highest_learning_rate(terms: Sequence[DistillationTerm]) -> float | None:
-    """Returns the upper bound on the learning rate during pretraining, or None."""
-    rates = [term.highest_pretraining_learning_rate for term in terms]
-    return min([rate for rate in rates if rate is not None], default=None)
-
-
 def stage_name(term: DistillationTerm) -> str:
     """Returns the name that a term's pretraining loss is logged under."""
     return f"{term.name}_pretraining"

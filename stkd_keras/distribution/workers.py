@@ -18,20 +18,12 @@ def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the worker that writes the results.
-
-    Args:
-        strategy: the strategy of the training. A single process is always the chief.
-    """
+    """Whether this process writes the results of a training; a single process always does."""
     return strategy.extended.should_checkpoint
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Blocks until all workers have called this function. Multi-worker training is experimental.
-
-    Args:
-        strategy: the strategy of the training.
-    """
+    """Blocks until all workers of a training have called this function (experimental)."""
     mean_over_workers(0.0, strategy)
 
 

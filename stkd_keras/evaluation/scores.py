@@ -111,11 +111,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
 
 
 def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, float]:
-    """Compares a student's predictions with its teacher's.
-
-    Args:
-        student_logits: float array (N, C).
-        teacher_logits: float array (N, C).
+    """Compares a student's logits with its teacher's, both float arrays (N, C).
 
     Returns:
         "agreement", the fraction of samples for which both predict the same class, and "kl", the
@@ -129,12 +125,7 @@ def fidelity(student_logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str
 
 
 def divergences(student_logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
-    """Returns KL(teacher || student) of each sample at temperature 1, in nats, float64 (N,).
-
-    Args:
-        student_logits: float array (N, C).
-        teacher_logits: float array (N, C).
-    """
+    """Returns KL(teacher || student) of logits (N, C) at temperature 1, in nats, float64 (N,)."""
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
     return (np.exp(teacher) * (teacher - student)).sum(axis=1)
 

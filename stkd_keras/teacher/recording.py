@@ -1,5 +1,6 @@
 """Records a teacher's logits."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -89,21 +90,12 @@ def record_teacher(
         **mixing_settings(mixing, mixing_steps, data_seed),
         "teacher": _name_of(predict, teacher) if predict else teacher.fingerprint(),
     }
-    num_classes = source.dataset.num_classes
     if not path.exists():
         predict = predict or compiled(teacher, source.dataset.image_shape)
-
-        def mix(images, labels, step, replica):
-            labels = as_soft_labels(labels, num_classes)
-            images = tf.cast(images, tf.float32)
-            samples = mix_batch(
-                mixing, mixing_steps, data_seed, images, labels, None, step, replica
-            )
-            return samples[0]
-
-        shape = (int(steps), dataset.element_spec[0].shape[0], num_classes)
+        mix = functools.partial(mix_batch, mixing, mixing_steps, data_seed)
+        shape = (int(steps), dataset.element_spec[0].shape[0], source.dataset.num_classes)
         _Recorder(path, settings, shape, dtype).record(
-            lambda step: _logits_from(step, source, mix, predict), verbose
+            functools.partial(_logits_from, source, mix, predict), verbose
         )
     recorded = RecordedTeacher(path)
     recorded.check(settings)
@@ -139,13 +131,14 @@ def check_existing_recording(
     recorded.attach(dataset)
 
 
-def _logits_from(step: int, source, mix: Callable, predict: Callable) -> Iterator[np.ndarray]:
+def _logits_from(source, mix: Callable, predict: Callable, step: int) -> Iterator[np.ndarray]:
     """Yields the logits (B, C) of all replicas for each step, starting at a given one."""
     strategy = tf.distribute.get_strategy()
 
     def mix_replica(images, labels, step):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return mix(images, labels, step, replica)
+        labels = as_soft_labels(labels, source.dataset.num_classes)
+        return mix(tf.cast(images, tf.float32), labels, None, step, replica)[0]
 
     @tf.function(reduce_retracing=True)
     def mix_all(batch, step):

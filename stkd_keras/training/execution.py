@@ -48,11 +48,7 @@ def compile_options(
 def choose_steps_per_execution(distiller: keras.Model, batches: tf.data.Dataset) -> None:
     """Sets a compiled distiller's steps per execution so that one takes about a second.
 
-    Trains for a few steps, which it undoes.
-
-    Args:
-        distiller: compiled with the largest number of steps per execution.
-        batches: training batches, endless.
+    It must be compiled with the largest number. Trains for a few steps, which it undoes.
     """
     most = distiller.steps_per_execution
     if most == 1:

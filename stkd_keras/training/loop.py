@@ -51,7 +51,7 @@ def fit_resumably(
         saver = _BackupCallback(training, run, callbacks, backup, signals)
         if backup is not None:
             print(f"resuming after {saver.place()}")
-        if training.chooses_steps_per_execution:
+        if training.chooses_steps_per_execution and not saver.is_done:
             choose_steps_per_execution(training.distiller, training.batches(saver.step))
         while True:
             _fit_remaining_steps(training, saver, [*loggers(backup is not None), *callbacks, saver])

@@ -17,10 +17,18 @@ from stkd_keras.teacher.recording import record_teacher
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "CutMix", "FrozenTeacher", "InputError", "Mixup", "RecordedTeacher",
-    "SimilarityTransferDistiller", "SoftTargetLoss", "__version__", "fuse_batch_normalization",
+    "SGD",
+    "CutMix",
+    "FrozenTeacher",
+    "InputError",
+    "Mixup",
+    "RecordedTeacher",
+    "SimilarityTransferDistiller",
+    "SoftTargetLoss",
+    "__version__",
+    "fuse_batch_normalization",
     "record_teacher",
-]  # fmt: skip
+]
 
 
 def _keep_old_path(old: str, new: str) -> None:

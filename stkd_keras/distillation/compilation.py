@@ -1,5 +1,6 @@
 """Compiles training and evaluation steps: with XLA, on several replicas, many steps at once."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,12 @@ class CompiledSteps(PreparedInputs):
         super().compile(jit_compile=False, **kwargs)
         self._requested_jit = jit_compile
         # Keras itself refuses XLA with deterministic operations, and "auto" with several replicas.
+        wanted = self._prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         supported = all(layer.supports_jit for layer in self._flatten_layers())
-        wanted = self._has_accelerator() if jit_compile == "auto" else bool(jit_compile)
         self._jit_compile = wanted and supported and not self.run_eagerly
+        if jit_compile is True and not self._jit_compile:
+            reason = "run_eagerly is True" if self.run_eagerly else "a layer doesn't support it"
+            warnings.warn(f"jit_compile=True has no effect: {reason}", stacklevel=3)
 
     def get_compile_config(self) -> dict:
         config = super().get_compile_config()
@@ -54,9 +58,11 @@ class CompiledSteps(PreparedInputs):
             return compiled_on_replica(function, when_empty)
         return function
 
-    def _has_accelerator(self) -> bool:
-        devices = tf.config.list_physical_devices()
-        return self._resolve_auto_jit_compile() or any(d.device_type != "CPU" for d in devices)
+    def _prefers_xla(self) -> bool:
+        """Whether "auto" means XLA."""
+        # Apple's GPUs come with a plugin, which has no XLA.
+        on_gpu = tf.test.is_built_with_gpu_support() and tf.config.list_physical_devices("GPU")
+        return self._resolve_auto_jit_compile() or bool(on_gpu)
 
     def _many_steps(self, otherwise: Callable) -> Callable:
         """Returns a train function that runs `steps_per_execution` steps, or those that are left.

@@ -64,6 +64,11 @@ def test_xla_takes_a_smaller_last_batch_with_many_steps_at_once():
     assert np.isfinite(history["loss"]).all()
 
 
+def test_xla_that_has_no_effect_is_warned_of():
+    with pytest.warns(UserWarning, match="run_eagerly"):
+        make().compile("sgd", jit_compile=True, run_eagerly=True)
+
+
 DETERMINISTIC = """
 import numpy as np, tensorflow as tf
 tf.config.experimental.enable_op_determinism()

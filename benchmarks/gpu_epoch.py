@@ -24,7 +24,7 @@ import quiet_tensorflow  # noqa: F401
 # isort: on
 import tensorflow as tf
 from contenders import noise, with_statistics
-from gpu_steps import report
+from gpu_turns import report
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models

@@ -7,9 +7,7 @@ Prints lines of JSON: the name of a row and what is newly known of it.
 import functools
 import json
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +31,11 @@ from contenders import (
     student_alone,
     with_statistics,
 )
+from gpu_turns import built, report, time_by_turns
 
 import stkd_keras
 from stkd_keras.distribution import make_strategy
 
-# Building stops after this share of the time, so that what is built gets timed.
-BUILDING = 0.7
 REPLICA_MEMORY = 16384  # MB
 
 # A model and its batches; None for a contender that only prepares.
@@ -57,12 +54,14 @@ def main(part: str, settings: dict[str, Any]) -> None:
             parts = [tf.config.LogicalDeviceConfiguration(memory_limit=REPLICA_MEMORY)] * 2
         tf.config.set_logical_device_configuration(devices[0], parts)
     found = (replicas if part == "replicas" else contenders)(settings)
-    time_by_turns(built(found, settings), settings)
+    makers = {name: functools.partial(made, make) for name, make in found.items()}
+    time_by_turns(built(makers, settings), settings, reset_peak, peak)
 
 
-def report(name: str | None, **fields) -> None:
-    """Prints what is newly known of a row."""
-    print(json.dumps({"row": name, **fields}), flush=True)
+def made(make: Callable[[], Step]) -> Callable[[int], int] | None:
+    """Builds a contender; returns its loop."""
+    step = make()
+    return step and loop(*step)
 
 
 def contenders(settings: dict[str, Any]) -> dict[str, Callable[[], Step]]:
@@ -139,32 +138,6 @@ def replicas(settings: dict[str, Any]) -> dict[str, Callable[[], Step]]:
     return {"one replica": one, "two replicas": two}
 
 
-def built(found: dict[str, Callable[[], Step]], settings: dict[str, Any]) -> dict[str, Callable]:
-    """Builds the contenders, reports the time up to their first step, and returns their loops."""
-    loops, began = {}, time.monotonic()
-    for name, make in found.items():
-        if settings["contender"] and name not in settings["contender"]:
-            continue
-        start = time.perf_counter()
-        if time.monotonic() - began > BUILDING * settings["limit"]:
-            report(name, error="left out for lack of time")
-            continue
-        try:
-            step = make()
-            if step is None:
-                report(name, seconds=round(time.perf_counter() - start, 2))
-                continue
-            run = loop(*step)
-            run(1)
-            report(name, first_step_seconds=round(time.perf_counter() - start, 2))
-            run(2)
-        except Exception as error:  # The other rows are still worth having.
-            report(name, error=f"{type(error).__name__}: {error}"[:500])
-        else:
-            loops[name] = run
-    return loops
-
-
 def loop(model: keras.Model, batches: tf.data.Dataset) -> Callable[[int], int]:
     """Returns a function that takes at least the given number of steps and returns how many."""
     iterator = iter(batches)
@@ -179,19 +152,6 @@ def loop(model: keras.Model, batches: tf.data.Dataset) -> Callable[[int], int]:
         return executions * each
 
     return run
-
-
-def time_by_turns(loops: dict[str, Callable], settings: dict[str, Any]) -> None:
-    """Times the loops in turns, and reports medians after each round."""
-    taken: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(settings["rounds"]):
-        for name, run in loops.items():
-            reset_peak()
-            start = time.perf_counter()
-            steps = run(settings["chunk"])
-            taken[name].append(1e3 * (time.perf_counter() - start) / steps)
-            low, high = min(taken[name]), max(taken[name])
-            report(name, ms=statistics.median(taken[name]), ms_min=low, ms_max=high, peak_mb=peak())
 
 
 def reset_peak() -> None:

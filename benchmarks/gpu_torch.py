@@ -4,19 +4,18 @@ Run as `python gpu_torch.py PART SETTINGS` like gpu_steps.py, which it doesn't s
 TensorFlow and PyTorch each bring their own CUDA libraries.
 """
 
+import functools
 import json
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gpu_turns import built, report, time_by_turns
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-BUILDING = 0.7
 TEMPERATURE, SOFT_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
 CONTENDERS = {
     "PyTorch eager": {},
@@ -43,33 +42,20 @@ def main(settings: dict[str, Any]) -> None:
     )
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    loops, began = {}, time.monotonic()
-    for name in chosen:
-        start = time.perf_counter()
-        if time.monotonic() - began > BUILDING * settings["limit"]:
-            report(name, error="left out for lack of time")
-            continue
-        try:
-            run = loop("cuda" if cuda else "cpu", settings, **CONTENDERS[name])
-            run(1)
-            report(name, first_step_seconds=round(time.perf_counter() - start, 2))
-            run(3)
-        except Exception as error:  # The other rows are still worth having.
-            report(name, error=f"{type(error).__name__}: {error}"[:500])
-        else:
-            loops[name] = run
-    time_by_turns(loops, settings, cuda)
+    device = "cuda" if cuda else "cpu"
+    makers = {x: functools.partial(loop, device, settings, **CONTENDERS[x]) for x in chosen}
+    reset_peak = torch.cuda.reset_peak_memory_stats if cuda else lambda: None
 
+    def peak() -> float | None:
+        return torch.cuda.max_memory_allocated() / 1e6 if cuda else None
 
-def report(name: str | None, **fields) -> None:
-    """Prints what is newly known of a row."""
-    print(json.dumps({"row": name, **fields}), flush=True)
+    time_by_turns(built(makers, settings), settings, reset_peak, peak)
 
 
 def loop(
     device: str, settings: dict[str, Any], compiled: bool = False, bfloat16: bool = False
-) -> Callable[[int], None]:
-    """Returns a function that takes the given number of steps."""
+) -> Callable[[int], int]:
+    """Returns a function that takes the given number of steps, and returns it."""
     import torch
     import torch_networks
     from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
@@ -108,7 +94,7 @@ def loop(
     if compiled:
         loss_of = torch.compile(loss_of)
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         for _ in range(steps):
             pixels = images.to(device, non_blocking=True)
             rows = one_hot(labels.to(device, non_blocking=True), classes).float()
@@ -121,25 +107,9 @@ def loop(
             loss.backward()
             optimizer.step()
         loss.item()  # Waits for the device.
+        return steps
 
     return run
-
-
-def time_by_turns(loops: dict[str, Callable], settings: dict[str, Any], cuda: bool) -> None:
-    """Times the loops in turns, and reports medians after each round."""
-    import torch
-
-    taken: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(settings["rounds"]):
-        for name, run in loops.items():
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            run(settings["chunk"])
-            taken[name].append(1e3 * (time.perf_counter() - start) / settings["chunk"])
-            low, high = min(taken[name]), max(taken[name])
-            peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else None
-            report(name, ms=statistics.median(taken[name]), ms_min=low, ms_max=high, peak_mb=peak)
 
 
 if __name__ == "__main__":

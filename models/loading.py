@@ -19,6 +19,8 @@ from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import check_keras_file
 
+# The value of `weights` that stands for the weights published for ImageNet.
+IMAGENET = "imagenet"
 # Endings of files that hold weights alone, and so can't be a source.
 _WEIGHTS_ENDINGS = (".h5", ".safetensors", ".pth", ".pt", ".th")
 
@@ -172,6 +174,15 @@ def check_normalization(
 def takes_normalization(source: str, weights: str | None) -> bool:
     """Whether the model needs to be told how pixels are normalized for its weights."""
     return weights is not None and not (is_whole_model(source, weights) or is_application(source))
+
+
+def is_pretrained(source: str, weights: str | None) -> bool:
+    """Whether a model starts from ImageNet's weights, and so is fine-tuned by default.
+
+    Weights from a file count as the start of an ordinary training, since nobody knows what they
+    were trained on.
+    """
+    return weights == IMAGENET
 
 
 def is_whole_model(*files: str | None) -> bool:

@@ -50,10 +50,12 @@ def checked_soft_labels(labels: tf.Tensor, num_classes: int, batch_size: tf.Tens
 
 
 def as_soft_labels(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Converts labels of known rank to float32 soft labels (B, C), without checking the values."""
+    """Converts labels of known rank to float32 soft labels (B, C); those out of range to NaN."""
     if not _are_integers(labels.shape, num_classes):
         return tf.cast(labels, tf.float32)
-    return tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), num_classes)
+    indices = tf.reshape(labels, [-1])
+    one_hot = tf.one_hot(tf.cast(indices, tf.int32), num_classes)
+    return tf.where(_is_valid(indices, num_classes)[:, None], one_hot, float("nan"))
 
 
 def label_error(error: tf.errors.OpError, num_classes: int) -> InputError | None:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
-from stkd_keras.labels import as_soft_labels
+from stkd_keras.labels import checked_soft_labels
 from stkd_keras.methods import DistillationTerm
 from stkd_keras.teacher.recorded import RecordedTeacher
 
@@ -33,7 +33,8 @@ def as_tensor(x) -> tf.Tensor:
         x = tf.convert_to_tensor(x)
     if not isinstance(x, tf.Tensor):
         raise InputError(
-            f"a batch has inputs of type {type(x).__name__}, but must have one tensor (B, ...)"
+            f"a batch has inputs of type {type(x).__name__}, but must be (images, labels) with one "
+            "tensor (B, ...) of images"
         )
     if x.shape.rank is None:
         raise InputError(
@@ -76,7 +77,9 @@ def soft_labels(labels, x: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Returns float32 soft labels (B, C); zeros if there are none."""
     if labels is None:
         return tf.zeros((size(x), num_classes))
-    return as_soft_labels(tf.convert_to_tensor(labels), num_classes)
+    # `prepare` converts integers before the step, but can't for a distributed data set. XLA drops
+    # the check, but a label out of range makes the loss NaN.
+    return checked_soft_labels(tf.convert_to_tensor(labels), num_classes, size(x))
 
 
 def size(tensor: tf.Tensor) -> tf.Tensor | int:

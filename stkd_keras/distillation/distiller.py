@@ -237,11 +237,17 @@ class SimilarityTransferDistiller(SavedDistiller):
     ):
         """Trains like `keras.Model.fit`.
 
-        Labels are integers of shape (B,) or (B, 1), or soft labels (B, C). An image with the label
-        -1 (or all zeros) is unlabeled: it is mixed with the others and counts in the soft loss, but
-        not in the label loss and the metrics. With `label_weight=0` no labels are needed, as in
-        `fit(x)`; then only `loss`, `soft_loss` and `teacher_agreement` are logged. A
-        ModelCheckpoint in the callbacks saves the student alone. If the last batch of an array is
+        `x` may also be any iterable of batches (images, labels), such as a DataLoader of PyTorch or
+        Grain; it is iterated anew for each epoch. Labels are integers of shape (B,) or (B, 1), or
+        soft labels (B, C). An image with the label -1 (or all zeros) is unlabeled: it is mixed with
+        the others and counts in the soft loss, but not in the label loss and the metrics. With
+        `label_weight=0` no labels are needed, as in `fit(x)`; then only `loss`, `soft_loss` and
+        `teacher_agreement` are logged.
+
+        `class_weight` multiplies the label loss and the soft loss of each image, as `sample_weight`
+        does. A soft label has the mean weight of its classes, an unlabeled image the weight 1.
+
+        A ModelCheckpoint in the callbacks saves the student alone. If the last batch of an array is
         too small for batch normalization, `fit` warns and suggests a batch size.
 
         Raises:

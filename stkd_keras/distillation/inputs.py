@@ -4,8 +4,8 @@ The compiled step must not depend on the kind of labels, and XLA can't check the
 """
 
 import contextlib
-import types
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -14,11 +14,13 @@ import tensorflow as tf
 
 from stkd_keras.distillation.batch import as_tensor
 from stkd_keras.distillation.checks import check_inputs
-from stkd_keras.errors import InputError
+from stkd_keras.errors import InputError, is_number, one_line
 from stkd_keras.labels import checked_soft_labels, label_error, soft_labels
 
 _unpack, _pack = keras.utils.unpack_x_y_sample_weight, keras.utils.pack_x_y_sample_weight
 _NumClasses = Callable[[tf.TensorShape | tuple], int]
+# Iterables that aren't batches.
+_NOT_BATCHES = (list, tuple, dict, str, bytes)
 
 
 class PreparedInputs(keras.Model):
@@ -36,6 +38,9 @@ class PreparedInputs(keras.Model):
                 validation_data = self.prepare(*validation_data)
             elif validation_data is not None:
                 validation_data, _, _ = self.prepare(validation_data)
+            elif class_weight and validation_split and sample_weight is not None:
+                # Keras takes the last samples for validation, where the classes weigh the same.
+                sample_weight[math.floor(len(sample_weight) * (1.0 - validation_split)) :] = 1.0
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data,
                 shuffle, sample_weight=sample_weight, **kwargs,
@@ -65,20 +70,32 @@ class PreparedInputs(keras.Model):
         checked when they are read.
         """
         if class_weight and sample_weight is not None:
-            raise InputError("sample_weight and class_weight are both given; pass one of them")
+            raise _two_weights()
 
         def convert(data):
             return _pack(*_with_soft_labels(self._num_classes_for, class_weight, *_unpack(data)))
 
-        if isinstance(x, tf.data.Dataset):
-            return _converted(self._num_classes_for, class_weight, x), y, sample_weight
+        if isinstance(x, tf.distribute.DistributedDataset):
+            if class_weight:
+                raise InputError(
+                    "class_weight is given with a distributed data set; pass the data set that it "
+                    "was made of, or batches of (images, labels, weights)"
+                )
+            return x, y, sample_weight
         if isinstance(x, keras.utils.PyDataset):
             return _ConvertedPyDataset(x, convert), y, sample_weight
-        if isinstance(x, types.GeneratorType):
+        if isinstance(x, Iterator):
             return (convert(batch) for batch in x), y, sample_weight
-        if y is None or not hasattr(_first(x), "shape"):
-            return x, y, sample_weight
-        return _with_soft_labels(self._num_classes_for, class_weight, x, y, sample_weight)
+        if hasattr(_first(x), "shape"):
+            return _with_soft_labels(self._num_classes_for, class_weight, x, y, sample_weight)
+        if isinstance(x, Iterable) and not isinstance(x, _NOT_BATCHES):
+            x = x if isinstance(x, tf.data.Dataset) else _as_dataset(x)
+            return _converted(self._num_classes_for, class_weight, x), y, sample_weight
+        raise InputError(
+            f"the data are a {type(x).__name__}, but must be an array (B, ...), a tf.data.Dataset, "
+            "a keras.utils.PyDataset, or a generator or other iterable of batches (images, "
+            "labels), such as a DataLoader of PyTorch or Grain; convert lists with numpy.array"
+        )
 
     def checked_inputs(self, x) -> tf.Tensor:
         """Returns the inputs of a batch as float32; builds the model for the first batch."""
@@ -109,12 +126,15 @@ def _with_soft_labels(num_classes: _NumClasses, class_weight, x, y, sample_weigh
     classes = num_classes(np.shape(_first(x)))
     labels = soft_labels(y["labels"] if isinstance(y, dict) else y, classes)
     if class_weight:
-        sample_weight = _weights(labels, class_weight, classes)
+        if sample_weight is not None:
+            raise _two_weights()
+        by_class = _by_class(class_weight, classes)
+        sample_weight = labels @ by_class + (1.0 - labels.sum(1))
     return x, {**y, "labels": labels} if isinstance(y, dict) else labels, sample_weight
 
 
 def _converted(num_classes: _NumClasses, class_weight, dataset: tf.data.Dataset):
-    spec_x, spec_y, _ = _unpack(dataset.element_spec)
+    spec_x, spec_y, spec_weight = _unpack(dataset.element_spec)
     spec = spec_y.get("labels") if isinstance(spec_y, dict) else spec_y
     if not isinstance(spec, tf.TensorSpec):
         return dataset
@@ -122,13 +142,17 @@ def _converted(num_classes: _NumClasses, class_weight, dataset: tf.data.Dataset)
     is_converted = spec.dtype == tf.float32 and spec.shape.rank == 2 and spec.shape[1] == classes
     if is_converted and not class_weight:
         return dataset
+    if class_weight and spec_weight is not None:
+        raise _two_weights()
+    by_class = _by_class(class_weight or {}, classes)
 
     def convert(x, y, sample_weight=None):
         size = tf.shape(_first(x))[0]
         labels = checked_soft_labels(y["labels"] if isinstance(y, dict) else y, classes, size)
         labels = tf.ensure_shape(labels, (_first(x).shape[0], classes))
         if class_weight:
-            sample_weight = _weights(labels, class_weight, classes)
+            unlabeled = 1.0 - tf.reduce_sum(labels, 1)
+            sample_weight = tf.linalg.matvec(labels, by_class) + unlabeled
         return _pack(x, {**y, "labels": labels} if isinstance(y, dict) else labels, sample_weight)
 
     convert = tf.autograph.experimental.do_not_convert(convert)
@@ -155,15 +179,38 @@ class _ConvertedPyDataset(keras.utils.PyDataset):
         self._base.on_epoch_end()
 
 
-def _weights(labels, class_weight: dict[int, float], num_classes: int):
-    """Returns the weight of each label's class."""
-    # One more class, of unlabeled images: Keras would give them the weight of class 0.
-    weights = [class_weight.get(c, 1.0) for c in range(num_classes)]
-    by_class = np.array([*weights, 1.0], np.float32)
-    if isinstance(labels, tf.Tensor):
-        classes = tf.where(tf.reduce_any(labels > 0, 1), tf.argmax(labels, 1), num_classes)
-        return tf.gather(by_class, classes)
-    return by_class[np.where((labels > 0).any(1), labels.argmax(1), num_classes)]
+def _by_class(class_weight: Any, num_classes: int) -> np.ndarray:
+    """Returns the weights of all classes, float32 (C,)."""
+    is_dict = isinstance(class_weight, dict) and set(class_weight) <= set(range(num_classes))
+    if not is_dict or not all(is_number(w) and w >= 0 for w in class_weight.values()):
+        raise InputError(
+            f"class_weight is {one_line(class_weight)}, but must be a dict from class indices (0 "
+            f"to {num_classes - 1}) to weights of at least 0"
+        )
+    return np.array([class_weight.get(c, 1.0) for c in range(num_classes)], np.float32)
+
+
+def _as_dataset(batches: Iterable) -> tf.data.Dataset:
+    """Returns a data set of batches of NumPy arrays or PyTorch tensors."""
+
+    def arrays():
+        for batch in batches:
+            batch = tuple(batch) if isinstance(batch, list) else batch
+            yield tf.nest.map_structure(
+                lambda t: np.asarray(t.cpu() if hasattr(t, "cpu") else t), batch
+            )
+
+    first = next(arrays(), None)
+    if first is None:
+        raise InputError("the data are empty; pass at least one batch")
+    signature = tf.nest.map_structure(
+        lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), first
+    )
+    return tf.data.Dataset.from_generator(arrays, output_signature=signature)
+
+
+def _two_weights() -> InputError:
+    return InputError("sample_weight and class_weight are both given; pass one of them")
 
 
 def _first(x):

@@ -1,5 +1,6 @@
 """The training loss: label loss, soft loss and loss terms."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -103,6 +104,9 @@ def connect_terms(
                 for shapes in ({**student_shapes, "logits": logits}, teacher_shapes)
             )
             term.build(of_student, of_teacher, (None, num_classes))
+        if num_classes == 2 and term.two_classes:
+            message = f"{term.name} learns little from two classes: {term.two_classes}"
+            warnings.warn(message, stacklevel=4)
     return student, student_shapes, teacher_outputs, teacher_shapes
 
 

@@ -42,6 +42,8 @@ class DistillationTerm(keras.layers.Layer):
 
     # Why the method isn't defined on mixed images, or None.
     refuses_mixing: str | None = None
+    # What the method loses with two classes, or None.
+    two_classes: str | None = None
     # Whether `call` takes `index=`, (B,), the number of each image in the training data.
     needs_index = False
     # Whether the term keeps a state that several replicas can't share.

@@ -40,7 +40,8 @@ class DKD(_LogitsTerm):
 
     where y is the target class, and p' and q' are the probabilities of the other classes, divided
     by their sum. Plain distillation is alpha = 1, beta = 1 - p_y. The target of a soft label is
-    its most likely class. The loss of an unlabeled sample is 0.
+    its most likely class. The loss of an unlabeled sample is 0. With two classes, the second KL is
+    0.
 
     Args:
         features: names of logits (B, C), ("logits",) by default.
@@ -56,6 +57,7 @@ class DKD(_LogitsTerm):
     refuses_mixing = (
         "DKD separates the target class from all others, and a mixture has several targets"
     )
+    two_classes = "its second part is 0 and beta has no effect"
 
     def __init__(
         self,
@@ -90,6 +92,8 @@ class DIST(_LogitsTerm):
         T^2 * (beta * (1 - mean over samples of r(q_i., p_i.))
                + gamma * (1 - mean over classes of r(q_.c, p_.c)))
 
+    With two classes, r(q_i., p_i.) is 1 or -1, and has no gradient.
+
     Args:
         features: names of logits (B, C), ("logits",) by default.
         weight: float, 1 by default (this and the next three: github.com/hunto/DIST_KD, whose
@@ -99,6 +103,8 @@ class DIST(_LogitsTerm):
         beta: float, at least 0, 1 by default.
         gamma: float, at least 0, 1 by default.
     """
+
+    two_classes = "its first part (beta) has no gradient"
 
     def __init__(
         self,
@@ -133,7 +139,8 @@ class StandardizedKD(_LogitsTerm):
 
         T^2 * KL(softmax(z(t) / T) || softmax(z(s) / T)),  z(x) = (x - mean(x)) / std(x)
 
-    with the mean and the unbiased standard deviation over the classes.
+    with the mean and the unbiased standard deviation over the classes. With two classes, z only
+    tells which of them is likelier.
 
     Args:
         features: names of logits (B, C), ("logits",) by default.
@@ -141,6 +148,8 @@ class StandardizedKD(_LogitsTerm):
             github.com/sunshangquan/logit-standardization-KD).
         temperature: positive float, T, 2 by default.
     """
+
+    two_classes = "standardized logits only tell which class is likelier"
 
     def __init__(
         self, features=("logits",), weight=9.0, temperature=2.0, name="kd_standardized", **kwargs

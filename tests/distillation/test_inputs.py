@@ -1,5 +1,7 @@
 """Tests of the labels and weights that `fit` and `evaluate` take."""
 
+import warnings
+
 import keras
 import networks
 import numpy as np
@@ -69,20 +71,134 @@ def test_padding_of_weight_0_changes_no_score(jit_compile):
         np.testing.assert_allclose(padded[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_class_weights_are_sample_weights_and_leave_unlabeled_images_alone():
+class Batches(keras.utils.PyDataset):
+    """A data set of one batch."""
+
+    def __init__(self, *batch):
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+class Loader:
+    """Like the DataLoader of PyTorch or Grain: makes new batches, as lists, for each epoch."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+        self.epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        return iter([list(batch) for batch in self.batches])
+
+
+SOURCES = {
+    "arrays": lambda x, y: {"x": x, "y": y},
+    "data set": lambda x, y: {"x": tf.data.Dataset.from_tensors((x, y))},
+    "PyDataset": lambda x, y: {"x": Batches(x, y)},
+    "generator": lambda x, y: {"x": (batch for batch in [(x, y)])},
+    "iterator": lambda x, y: {"x": zip([x], [y], strict=True)},
+    "loader": lambda x, y: {"x": Loader((x, y))},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_class_weights_are_means_over_the_classes_of_a_label_and_1_without_one(source):
     x, y = networks.vectors(16)
     y[:4] = -1
-    by_class = {0: 2.0, 1: 0.5, 3: 0.0}
-    weights = np.float32([by_class.get(label, 1.0) for label in y])
-    dataset = tf.data.Dataset.from_tensors((x, y))
-    results = []
-    for arguments in (
-        {"x": x, "y": y, "sample_weight": weights},
-        {"x": x, "y": y, "class_weight": by_class},
-        {"x": dataset, "class_weight": by_class},
-    ):
+    one_hot = np.float32(np.eye(5)[y] * (y >= 0)[:, None])
+    smooth = 0.9 * one_hot + 0.02 * (y >= 0)[:, None]
+    mixed = np.float32(0.75 * one_hot + 0.25 * one_hot[::-1])  # Some are partly labeled.
+    by_class = {0: 100.0, 1: 0.5, 3: 0.0}
+    weights = np.array([100.0, 0.5, 1.0, 0.0, 1.0])
+    distiller = make(mixing=None)
+    distiller.optimizer.learning_rate = 0.0
+    for labels, rows in ((y, one_hot), (one_hot, one_hot), (smooth, smooth), (mixed, mixed)):
+        expected = np.float32(rows @ weights + (1 - rows.sum(axis=1)))
+        arguments = SOURCES[source](x, labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of generators with one epoch.
+            weighted = distiller.fit(**arguments, class_weight=by_class, shuffle=False, verbose=0)
+        by_hand = distiller.fit(x, rows, sample_weight=expected, shuffle=False, verbose=0)
+        for loss in ("label_loss", "soft_loss"):
+            np.testing.assert_allclose(
+                weighted.history[loss], by_hand.history[loss], rtol=1e-5, err_msg=loss
+            )
+
+
+def test_class_weights_do_not_count_in_validation():
+    x, y = networks.vectors(20)
+    distiller = make(mixing=None)
+    distiller.optimizer.learning_rate = 0.0
+    plain, weighted = (
+        distiller.fit(x, y, validation_split=0.3, class_weight=class_weight, verbose=0).history
+        for class_weight in (None, dict.fromkeys(range(5), 100.0))
+    )
+    np.testing.assert_allclose(weighted["val_loss"], plain["val_loss"], rtol=1e-6)
+    np.testing.assert_allclose(weighted["label_loss"], 100 * plain["label_loss"][0], rtol=1e-5)
+
+
+WRONG = {
+    "a class that doesn't exist": ({"class_weight": {5: 2.0}}, r"is \{5: 2.0\}, .*0 to 4"),
+    "a class by name": ({"class_weight": {"cat": 2.0}}, "from class indices"),
+    "a list of weights": ({"class_weight": [1.0] * 5}, "must be a dict"),
+    "a negative weight": ({"class_weight": {0: -1.0}}, "at least 0"),
+    "both weights": ({"class_weight": {0: 2.0}, "sample_weight": np.ones(16)}, "pass one"),
+    "both weights in a data set": (
+        {"x": tf.data.Dataset.from_tensors((*networks.vectors(16), np.ones(16)))}
+        | {"y": None, "class_weight": {0: 2.0}},
+        "pass one",
+    ),
+    "a nested list": ({"x": [[0.0] * 4] * 16}, "convert lists with numpy.array"),
+    "several lists": ({"x": ([[0.0] * 4], [[0.0] * 4])}, "the data are a tuple"),
+    "a file's name": ({"x": "images.npy"}, "the data are a str"),
+    "nothing": ({"x": None}, "the data are a NoneType"),
+    "a loader without batches": ({"x": Loader(), "y": None}, "the data are empty"),
+    "a data set of dicts": (
+        {"x": tf.data.Dataset.from_tensors({"image": np.ones((16, 4))}), "y": None},
+        r"must be \(images, labels\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_data_and_weights_are_refused_in_one_line(name):
+    arguments, named = WRONG[name]
+    x, y = networks.vectors(16)
+    with pytest.raises(InputError, match=named) as caught:
+        make().fit(**{"x": x, "y": y, "verbose": 0, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loader_trains_and_validates_like_arrays_and_is_iterated_for_each_epoch():
+    x, y = networks.vectors(32)
+    loader = Loader((x[:16], y[:16]), (x[16:], y[16:]))
+    arrays = {"x": x, "y": y, "batch_size": 16, "shuffle": False, "validation_data": (x, y)}
+    histories = []
+    for data in (arrays, {"x": loader, "validation_data": loader}):
         keras.utils.set_random_seed(0)
-        history = make(mixing=None).fit(**arguments, shuffle=False, verbose=0).history
-        results.append(history["label_loss"] + history["soft_loss"])
-    for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], rtol=1e-6)
+        histories.append(make(data_seed=1).fit(**data, epochs=2, verbose=0).history)
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-5, err_msg=name)
+    assert loader.epochs >= 4
+
+
+def test_labels_of_a_distributed_data_set_are_checked():
+    x, y = networks.vectors(16)
+    y[3] = 7
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        distiller = make()
+    data = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors((x, y)))
+    if distiller.jit_compile:  # XLA can't fail.
+        assert np.isnan(distiller.fit(data, verbose=0).history["loss"][0])
+    else:
+        with pytest.raises(InputError, match="the labels have a 7"):
+            distiller.fit(data, verbose=0)
+    with pytest.raises(InputError, match="class_weight is given with a distributed data set"):
+        distiller.fit(data, class_weight={0: 2.0}, verbose=0)

@@ -1,6 +1,9 @@
 """Tests of DKD, DIST and distillation of standardized logits."""
 
+import contextlib
+
 import keras
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,7 +11,7 @@ from every_method import NUM_CLASSES, call, inputs_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stkd_keras import SoftTargetLoss, methods
+from stkd_keras import SimilarityTransferDistiller, SoftTargetLoss, methods
 from stkd_keras.methods import logits
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -40,6 +43,29 @@ def test_decoupled_losses_add_up_to_plain_distillation(temperature):
         {"logits": student}, {"logits": teacher}, labels
     )
     np.testing.assert_allclose(loss, 3 * target_loss + 0.5 * other_loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dkd", "dist", "kd_standardized", "sp"])
+def test_a_method_that_learns_little_from_two_classes_says_so(name):
+    rng = np.random.default_rng(0)
+    student, teacher = tf.constant(rng.normal(size=(2, 8, 2)), tf.float32)
+    labels = np.eye(2, dtype="float32")[[0, 1] * 4]
+    if name == "dkd":
+        _, other_loss = logits.decoupled_losses(student, teacher, labels, 4.0)
+        np.testing.assert_allclose(other_loss, np.zeros(8), atol=1e-6)
+    elif name == "dist":
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            loss = logits.relation_loss(tf.nn.softmax(student), tf.nn.softmax(teacher), axis=1)
+        np.testing.assert_allclose(tape.gradient(loss, student), np.zeros((8, 2)), atol=1e-6)
+    elif name == "kd_standardized":
+        sign = np.sign(teacher.numpy() - teacher.numpy()[:, ::-1])
+        np.testing.assert_allclose(logits.standardized(teacher), sign * 0.5**0.5, rtol=1e-5)
+    says_so = pytest.warns(UserWarning, match="learns little from two classes")
+    for classes in (2, 3):
+        models = [networks.staged_classifier(4, classes) for _ in range(2)]
+        with says_so if classes == 2 and name != "sp" else contextlib.nullcontext():
+            SimilarityTransferDistiller(*models, mixing=None, terms=[methods.METHODS[name].term()])
 
 
 def test_unlabeled_samples_have_no_decoupled_loss():

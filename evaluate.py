@@ -16,7 +16,7 @@ import keras
 from absl import flags
 
 import models
-from models.finished_runs import FinishedRun, read_run
+from models.finished_runs import FinishedRun, load_student, read_run
 from models.loading import check_normalization, is_whole_model
 from models.teachers import TeacherSource, load_teachers, parse_teachers
 from stkd_keras import data, experiment, export
@@ -59,7 +59,11 @@ def main() -> None:
         loading.list_skipped(dataset.skipped)
         for folder in outputs.compared.values():
             evaluate_settings.check_same_data(folder, dataset)
-        student = models.load_for(dataset, source, FLAGS.weights, FLAGS.normalization)
+        step = None
+        if run is None:
+            student = models.load_for(dataset, source, FLAGS.weights, FLAGS.normalization)
+        else:
+            student, step = load_student(run, dataset)
         result: dict[str, Any] = {}
         if outputs.export is not None:
             result = experiment.export(student, dataset, FLAGS.export, outputs.export)
@@ -67,7 +71,7 @@ def main() -> None:
         if outputs.are_scores:
             dtype = run.teacher_dtype if run is not None and FLAGS.teacher is None else None
             teacher = load_teachers(dataset, sources, dtype=dtype)[0] if sources else None
-            result = score(student, teacher, dataset, outputs, sources)
+            result = score(student, step, teacher, dataset, outputs, sources)
             print(experiment.format_metrics(result))
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
@@ -103,12 +107,13 @@ def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
 
 def score(
     student: keras.Model,
+    step: int | None,
     teacher: FrozenTeacher | None,
     dataset: data.Dataset,
     outputs: evaluate_settings.Outputs,
     sources: Sequence[TeacherSource],
 ) -> dict[str, dict[str, float]]:
-    """Evaluates the student and writes the report if requested."""
+    """Evaluates the student, of an unfinished run at a step, and writes the report if requested."""
     if outputs.report is None:
         return experiment.evaluate(student, teacher, dataset, {})
     run = FLAGS.model if evaluate_settings.names_a_run(FLAGS.model) else None
@@ -116,15 +121,22 @@ def score(
     if run is not None:
         finished = RunDirectory(run)
         name = student_name(read_json(finished.config)) or finished.path.resolve().name
-    students = [experiment.Student(name, student, run, outputs.export)]
+    students = [experiment.Student(marked(name, step), student, run, outputs.export)]
     for name, folder in outputs.compared.items():
-        loaded = models.load_for(dataset, str(RunDirectory(folder).model))
-        students.append(experiment.Student(name, loaded, folder))
+        other, other_step = load_student(read_run(folder), dataset)
+        students.append(experiment.Student(marked(name, other_step), other, folder))
     # None for the name of the run's own teacher.
     named = " + ".join(model_name(source.name) for source in sources) if FLAGS.teacher else None
     metrics = experiment.report(outputs.report, students, teacher, dataset, named)
     print(f"report: {outputs.report}")
+    if run is not None and step is not None:
+        experiment.write_model_card(RunDirectory(run), student, metrics, step)
     return metrics
+
+
+def marked(name: str, step: int | None) -> str:
+    """Returns a student's name in the report, which says if its run is unfinished."""
+    return name if step is None else f"{name} (unfinished, step {step:,})"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from stkd_keras.training.tensorboard import write_result
 
 __all__ = [
     "BACKUP_STEPS", "Student", "complete", "describe", "evaluate", "export", "format_description",
-    "format_metrics", "make_optimizer", "report", "split", "start", "train",
+    "format_metrics", "make_optimizer", "report", "split", "start", "train", "write_model_card",
 ]  # fmt: skip
 
 DEFAULT_VALIDATION_FRACTION = 0.1
@@ -126,9 +126,29 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
     """
     with unwritable_named(run.path):
         write_result(run.tensorboard, run.path.name, run.settings, metrics)
-    card = model_card(student, read_json(run.config), metrics)
-    write_atomically(run.model_card, card.encode(errors="backslashreplace"))
+    write_model_card(run, student, metrics)
     write_json(run.metrics, metrics)
+
+
+def write_model_card(
+    run: RunDirectory,
+    student: keras.Model,
+    metrics: dict[str, dict[str, float]],
+    step: int | None = None,
+) -> None:
+    """Writes the model card of a run's student.
+
+    Args:
+        run: the run directory.
+        student: the student.
+        metrics: the result of `evaluate`.
+        step: the step of the student's checkpoint if the run is unfinished.
+
+    Raises:
+        InputError: if the file can't be written.
+    """
+    card = model_card(student, read_json(run.config), metrics, step)
+    write_atomically(run.model_card, card.encode(errors="backslashreplace"))
 
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:

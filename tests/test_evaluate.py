@@ -8,9 +8,12 @@ import shutil
 import keras
 import networks
 import pytest
+from commands import assert_one_line
 from image_folders import write_images
+from reports import Page
 
 EARLIER_RUN = pathlib.Path(__file__).parent / "support" / "saved_by_1f4727a" / "run"
+KILLER = pathlib.Path(__file__).parent / "support" / "killed_train.py"
 THREE = ("--teacher=three.keras", "--teacher_classes=names.txt")
 
 
@@ -113,6 +116,52 @@ def test_scores_are_printed_in_percent(commands, folder):
 def test_a_run_of_commit_1f4727a_still_evaluates(evaluate, tmp_path):
     printed, _ = evaluate(f"--model={EARLIER_RUN}", cwd=tmp_path)
     assert_equal_scores(printed, metrics_of(EARLIER_RUN), ["test"], rel=1e-4)
+
+
+@pytest.fixture
+def stopped(commands, folder, tmp_path):
+    """Sends a signal to train.py at a moment of a run of three steps; returns its flags."""
+
+    def run(name, moment, count):
+        flags = (
+            "--dataset=folder", f"--data_dir={folder}/photos", "--skip_bad_images", "--epochs=1",
+            f"--student={folder}/small.keras", f"--teacher={folder}/three.keras", "--seed=1",
+            f"--teacher_classes={folder}/names.txt", "--batch_size=5", "--learning_rate=0.001",
+            "--validation_fraction=0", "--steps_per_execution=1", "--run_dir=run",
+        )  # fmt: skip
+        log = tmp_path / "log"
+        completed = commands.run(str(KILLER), str(log), name, moment, str(count), *flags,
+                                 cwd=tmp_path)  # fmt: skip
+        assert completed.returncode not in (0, 2), completed
+        return flags
+
+    return run
+
+
+def test_an_interrupted_run_has_the_student_of_its_last_step(stopped, evaluate, commands, tmp_path):
+    flags = stopped("SIGTERM", "after a step", 3)
+    assert not (tmp_path / "run" / "student.keras").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    flags_of_evaluate = ("--report", "--compare=copy", "--export=saved_model")
+    printed, notes = evaluate("--model=run", *flags_of_evaluate, cwd=tmp_path)
+    assert "run is unfinished: using the student of its checkpoint at step 3\n" in notes
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    names = [model["name"] for model in page.numbers["models"] if model["role"] != "teacher"]
+    assert names == ["small (unfinished, step 3)", "copy (unfinished, step 3)"]
+    exported = json.loads((tmp_path / "run" / "export" / "export.json").read_text())
+    assert "**Unfinished:**" in (tmp_path / "run" / "model_card.md").read_text()
+
+    completed = commands.run("train.py", *flags, cwd=tmp_path)  # There are no more steps.
+    assert completed.returncode == 0, completed.stderr
+    assert_equal_scores(printed, metrics_of(tmp_path / "run"))
+    assert exported["student"]["accuracy"] == pytest.approx(printed["test"]["accuracy"])
+    assert "Unfinished" not in (tmp_path / "run" / "model_card.md").read_text()
+
+
+def test_a_run_without_a_checkpoint_has_no_student(stopped, commands, tmp_path):
+    stopped("SIGKILL", "before a backup's rename", 1)
+    completed = commands.run("evaluate.py", "--model=run", cwd=tmp_path)
+    assert_one_line(completed, "--model=run has no student.keras and no checkpoint")
 
 
 @pytest.mark.slow

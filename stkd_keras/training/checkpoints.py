@@ -33,6 +33,8 @@ class Backup:
         self.path = path
         try:
             with np.load(path, allow_pickle=False) as file:
+                if any(member.compress_type for member in file.zip.infolist()):
+                    raise ValueError("it is compressed")  # Small files could be huge arrays.
                 self._values = {name: file[name] for name in file.files}
             progress = json.loads(self._values.pop("progress").item())
             if progress.pop("arrays") != len(self._values):  # Zip has no checksum of its index.
@@ -43,9 +45,23 @@ class Backup:
 
     def restore(self, distiller: keras.Model) -> None:
         """Restores all variables of a compiled distiller, whose optimizer must be built."""
-        variables = _variables(distiller)
+        found = {name for name in self._values if name.startswith(("model/", "opt"))}
+        self._assign(_variables(distiller), found)
+        distiller.step.assign(self._values["step"])
+
+    def restore_student(self, student: keras.Model) -> None:
+        """Restores only the student, whose variables are the distiller's first ones."""
+        variables = _named("model", student.variables)
+        self._assign(variables, set(variables))
+
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return int(self._values["step"])
+
+    def _assign(self, variables: dict[str, keras.Variable], names: set[str]) -> None:
         expected = {name: tuple(v.shape) for name, v in variables.items()}
-        found = {n: v.shape for n, v in self._values.items() if n.startswith(("model/", "opt"))}
+        found = {name: self._values[name].shape for name in names if name in self._values}
         if expected != found:
             first = min(n for n in {*expected, *found} if expected.get(n) != found.get(n))
             path = variables[first].path if first in variables else first
@@ -60,7 +76,6 @@ class Backup:
             is_raw = value.dtype.kind == "V"
             dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
             variable.assign(value.view(dtype) if is_raw else value)
-        distiller.step.assign(self._values["step"])
 
     def arrays(self, group: str) -> list[np.ndarray]:
         """Returns the arrays that `write_backup` stored as a group."""
@@ -109,7 +124,7 @@ def newest_backup(folder: pathlib.Path, settings: dict[str, Any]) -> Backup | No
         if differs := differences(before, {**dict.fromkeys(before), **settings}):
             raise InputError(f"{path} is a checkpoint of another run ({differs}); remove it")
         for reason in damaged:
-            print(f"warning: {reason}; resuming from {path.name}", file=sys.stderr)
+            print(f"warning: {reason}; using {path.name}", file=sys.stderr)
         return backup
     if damaged:
         raise InputError(
@@ -165,10 +180,10 @@ def _files(folder: pathlib.Path) -> set[pathlib.Path]:
 def _variables(distiller: keras.Model) -> dict[str, keras.Variable]:
     """Returns all variables that training changes, except the step and the metrics."""
     # Includes the seeds of random layers, unlike `save_weights`.
-    groups = {"model": distiller.variables, "optimizer": distiller.optimizer.variables}
+    optimizer = _named("optimizer", distiller.optimizer.variables)
+    return {**_named("model", distiller.variables), **optimizer}
+
+
+def _named(group: str, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
     # Not by path: paths depend on the models created before in the process ("adam_w_8").
-    return {
-        f"{group}/{n:05d}": variable
-        for group, variables in groups.items()
-        for n, variable in enumerate(variables)
-    }
+    return {f"{group}/{n:05d}": variable for n, variable in enumerate(variables)}

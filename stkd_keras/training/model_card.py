@@ -17,9 +17,15 @@ from stkd_keras.training.settings import is_sha256
 
 
 def model_card(
-    student: keras.Model, config: dict[str, Any], metrics: dict[str, dict[str, float]]
+    student: keras.Model,
+    config: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    step: int | None = None,
 ) -> str:
-    """Returns a model card in Markdown (Mitchell et al., arXiv 1810.03993)."""
+    """Returns a model card in Markdown (Mitchell et al., arXiv 1810.03993).
+
+    An unfinished student is the one at a step.
+    """
     try:
         output = resolve_outputs(student, "auto", "student")
     except InputError:  # Undetectable; the user told the distiller.
@@ -44,6 +50,7 @@ def model_card(
         output=output,
         command=shlex.join(["python", *config["command"]]) if config.get("command") else "",
         metrics=metrics,
+        step=step,
         rows=_score_rows(metrics, data.get("images", {})),
     )
 

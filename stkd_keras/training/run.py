@@ -157,6 +157,7 @@ def train(
     with unwritable_named(run.path):
         if is_chief(strategy):
             write_description(run.tensorboard, describe(dataset, train_split, validation_split))
+            run.save_initial_model(distiller.student)
         fit_resumably(training, run, loggers if is_chief(strategy) else lambda _: [], callbacks)
     if is_chief(strategy):
         run.save_model(distiller.student)

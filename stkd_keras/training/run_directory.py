@@ -21,7 +21,8 @@ class RunDirectory:
     """The files of one training run.
 
     These are `config.json`, `history.csv` (a line per epoch), `tensorboard/`, `backup/` (the
-    checkpoints), the model, `model_card.md`, and `metrics.json`, which is written last.
+    checkpoints, and the model before training), the model, `model_card.md`, and `metrics.json`,
+    which is written last.
 
     Args:
         path: the directory. `start` creates it.
@@ -39,6 +40,7 @@ class RunDirectory:
         self.history = self.path / "history.csv"
         self.backup = self.path / "backup"
         self.tensorboard = self.path / "tensorboard"
+        self.initial_model = self.backup / "initial.keras"
         self._lock = self.backup / "lock"
 
     @property
@@ -114,6 +116,11 @@ class RunDirectory:
     def save_model(self, model: keras.Model) -> None:
         """Writes the model atomically."""
         write_model(self.model, model)
+
+    def save_initial_model(self, model: keras.Model) -> None:
+        """Writes the model that checkpoints are the weights of, unless it exists."""
+        if not self.initial_model.is_file():
+            write_model(self.initial_model, model)
 
     def _is_run(self) -> bool:
         """Whether this is a run directory; a config.json alone may be another program's."""

@@ -113,7 +113,7 @@ def test_a_damaged_backup_is_skipped_with_a_warning(damage, tmp_path, capsys):
     assert newest_backup(tmp_path, SETTINGS).path == older
     (warning,) = capsys.readouterr().err.strip().splitlines()
     assert warning.startswith(f"warning: {newest} isn't a complete checkpoint")
-    assert warning.endswith(f"resuming from {older.name}")
+    assert warning.endswith(f"using {older.name}")
     older.write_bytes(newest.read_bytes())
     with pytest.raises(InputError, match=r"isn't a complete checkpoint.* no other; remove .* over"):
         newest_backup(tmp_path, SETTINGS)

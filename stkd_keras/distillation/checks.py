@@ -233,9 +233,7 @@ def _warn_of_small_last_batch(
         isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for layer in student._flatten_layers()
     )
-    if not normalizes or not getattr(x, "shape", None):
-        return
-    count, size = int(x.shape[0] * (1 - validation_split)), batch_size or 32
+    count, size = _count_and_batch_size(x, batch_size, validation_split) if normalizes else (0, 1)
     if count < size or not 0 < count % size < size / 4:
         return
     sizes = range(size // replicas * replicas, 0, -replicas)
@@ -246,3 +244,30 @@ def _warn_of_small_last_batch(
         f"for batch normalization; with batch_size={better} the last batch has {left}",
         stacklevel=4,
     )
+
+
+def _count_and_batch_size(x, batch_size: int | None, validation_split: float) -> tuple[int, int]:
+    """Returns the number of examples and the batch size; (0, 1) if they aren't known."""
+    if isinstance(x, tf.data.Dataset):
+        return _of_batched(x)
+    if isinstance(x, keras.utils.PyDataset) and x.num_batches:
+        size, last = (len(tf.nest.flatten(x[n])[0]) for n in (0, x.num_batches - 1))
+        return (x.num_batches - 1) * size + last, size
+    if not getattr(x, "shape", None):
+        return 0, 1
+    return int(x.shape[0] * (1 - validation_split)), batch_size or 32
+
+
+def _of_batched(dataset: tf.data.Dataset) -> tuple[int, int]:
+    batched = dataset
+    while not hasattr(batched, "_batch_size"):  # Keras recognizes batched data sets by it, too.
+        if not batched._inputs():
+            return 0, 1
+        batched = batched._inputs()[0]
+    if tf.get_static_value(batched._drop_remainder):
+        return 0, 1
+    size, count = int(batched._batch_size), int(batched._inputs()[0].cardinality())
+    # The batches may be repeated; if some are left out, the last one isn't known.
+    batches = int(dataset.cardinality())
+    is_known = batches == tf.data.INFINITE_CARDINALITY or 0 < batches == -(-count // size)
+    return (count, size) if count > 0 and is_known else (0, 1)

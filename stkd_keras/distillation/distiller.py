@@ -247,7 +247,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         `class_weight` multiplies the label loss and the soft loss of each image, as `sample_weight`
         does. A soft label has the mean weight of its classes, an unlabeled image the weight 1.
 
-        A ModelCheckpoint in the callbacks saves the student alone. If the last batch of an array is
+        A ModelCheckpoint in the callbacks saves the student alone. If the last batch is known to be
         too small for batch normalization, `fit` warns and suggests a batch size.
 
         Raises:

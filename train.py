@@ -13,6 +13,7 @@ from absl import flags
 
 import stkd_keras
 from models import run_models
+from models.loading import is_pretrained
 from stkd_keras import data, experiment
 from stkd_keras.cli import app
 from stkd_keras.cli.provenance import provenance
@@ -47,7 +48,7 @@ FLAGS = flags.FLAGS
 @detect_lost_workers()
 def main() -> None:
     """Runs the command."""
-    settings = settings_from_flags()
+    settings = settings_from_flags(is_pretrained)
     sources = run_models.find_teachers(settings, FLAGS.teacher_weights, FLAGS.teacher_dir)
     run_dir = FLAGS.run_dir or run_models.default_run_dir(settings, sources, FLAGS.data_dir)
     run = RunDirectory(run_dir)
@@ -129,12 +130,10 @@ def start(run: RunDirectory, settings: RunSettings, sources, description, strate
 
 def train(settings: RunSettings, distiller, images: Images, run: RunDirectory, batch_size: int):
     """Trains the student."""
-    from_settings = ("epochs", "learning_rate", "weight_decay", "optimizer", "augment")
     from_flags = (
         "steps_per_execution", "backup_steps", "validation_freq", "histogram_freq", "profile_steps"
     )  # fmt: skip
-    arguments: dict[str, Any] = {name: getattr(settings, name) for name in from_settings}
-    arguments |= {name: FLAGS[name].value for name in from_flags}
+    arguments = settings.training_arguments() | {name: FLAGS[name].value for name in from_flags}
     splits = images.dataset, images.train, images.validation
     experiment.train(distiller, *splits, run, batch_size=batch_size, **arguments)
 

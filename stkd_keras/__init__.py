@@ -8,7 +8,7 @@ from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.errors import InputError
 from stkd_keras.losses import SoftTargetLoss
-from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.mixing import CutMix, Mixup, MixupOrCutMix
 from stkd_keras.optimizers import SGD
 from stkd_keras.teacher.frozen import FrozenTeacher
 from stkd_keras.teacher.recorded import RecordedTeacher
@@ -22,6 +22,7 @@ __all__ = [
     "FrozenTeacher",
     "InputError",
     "Mixup",
+    "MixupOrCutMix",
     "RecordedTeacher",
     "SimilarityTransferDistiller",
     "SoftTargetLoss",

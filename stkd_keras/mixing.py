@@ -174,6 +174,27 @@ class CutMix(_Mixing):
         return tf.ensure_shape(mixed, x.shape), [1 - share, share]
 
 
+@keras.saving.register_keras_serializable("stkd_keras")
+class MixupOrCutMix(CutMix):
+    """Mixes each sample by `Mixup` or by `CutMix`, with equal probability.
+
+    Args:
+        alpha: positive float, the concentration of the weights of both.
+        probability: see `Mixup`.
+        per_batch: see `Mixup`; each sample still draws one of the two.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+
+    def _mix_images(self, x, partners, weights, seed):
+        cut, shares = super()._mix_images(x, partners, weights, seed)
+        is_cut = uniforms((_batch_size(x),), fold_in(seed, 1)) < 0.5
+        blended = _weighted_sum(x, partners, weights)
+        mixed = tf.where(is_cut[:, None, None, None], cut, blended)
+        return mixed, [tf.where(is_cut, *pair) for pair in zip(shares, weights, strict=True)]
+
+
 def mix_batch(
     mixing, mixing_steps: int | None, data_seed: int, x, y, sample_weight, step, replica=0
 ):

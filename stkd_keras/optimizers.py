@@ -1,10 +1,41 @@
-"""Optimizers with the weight decay of published recipes."""
+"""Optimizers with the weight decay of published recipes and a lower rate for a backbone."""
 
 import keras
 
 
+class _Finetuning(keras.optimizers.Optimizer):
+    """Base class of optimizers: the first variables, the backbone's, have their own learning rate.
+
+    The rate is part of the update, so that nothing is retraced when the backbone starts to train,
+    and an interrupted training resumes exactly.
+    """
+
+    def __init__(self, *args, backbone_variables=0, backbone_rate=1.0, frozen_steps=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.backbone_variables = backbone_variables
+        self.backbone_rate = backbone_rate
+        self.frozen_steps = frozen_steps
+
+    def build(self, variables):
+        if not self.built:
+            self._decays = [_decays(variable) for variable in variables]
+        super().build(variables)
+
+    def _rate_of(self, index: int, learning_rate, dtype):
+        """Returns the learning rate of the variable with this index in the current step."""
+        learning_rate = keras.ops.cast(learning_rate, dtype)
+        if index >= self.backbone_variables:
+            return learning_rate
+        scale = keras.ops.where(self.iterations < self.frozen_steps, 0.0, self.backbone_rate)
+        return learning_rate * keras.ops.cast(scale, dtype)
+
+    def get_config(self) -> dict:
+        names = ("backbone_variables", "backbone_rate", "frozen_steps")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
 @keras.saving.register_keras_serializable("stkd_keras")
-class SGD(keras.optimizers.SGD):
+class SGD(_Finetuning, keras.optimizers.SGD):
     """Momentum SGD with PyTorch's definitions of weight decay and momentum.
 
     This is the update that published recipes mean by "learning rate 0.1, momentum 0.9, weight
@@ -23,6 +54,9 @@ class SGD(keras.optimizers.SGD):
         nesterov: whether to use Nesterov momentum.
         l2: float, at least 0, the weight decay. It doesn't apply to weights named bias, gamma or
             beta, or with fewer than two dimensions.
+        backbone_variables: integer, how many of the first variables are the backbone's.
+        backbone_rate: float, the factor of the backbone's learning rate.
+        frozen_steps: integer, steps at the start in which the backbone doesn't change at all.
         **kwargs: arguments of `keras.optimizers.SGD`, such as `clipnorm` or `use_ema`.
 
     Example:
@@ -38,15 +72,10 @@ class SGD(keras.optimizers.SGD):
         super().__init__(learning_rate, momentum, nesterov, name=name, **kwargs)
         self.l2 = l2
 
-    def build(self, variables):
-        if not self.built:
-            self._decays = [_decays(variable) for variable in variables]
-        super().build(variables)
-
     def update_step(self, gradient, variable, learning_rate):
-        learning_rate = keras.ops.cast(learning_rate, variable.dtype)
-        gradient = keras.ops.cast(gradient, variable.dtype)
         index = self._get_variable_index(variable)
+        learning_rate = self._rate_of(index, learning_rate, variable.dtype)
+        gradient = keras.ops.cast(gradient, variable.dtype)
         if self.l2 and self._decays[index]:
             gradient = gradient + self.l2 * keras.ops.convert_to_tensor(variable)
         direction = gradient
@@ -62,14 +91,14 @@ class SGD(keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(_Finetuning, keras.optimizers.AdamW):
     """Keras's AdamW without weight decay of biases and normalization.
 
     The decay is decoupled (arXiv 1711.05101): in addition to Adam's step, each step subtracts
     learning_rate * weight_decay * weight. It excludes the same weights as `SGD`.
 
     Args:
-        **kwargs: arguments of `keras.optimizers.AdamW`.
+        **kwargs: arguments of `keras.optimizers.AdamW`, and `SGD`'s for a backbone.
 
     Example:
 
@@ -80,8 +109,16 @@ class AdamW(keras.optimizers.AdamW):
 
     def build(self, variables):
         if not self.built:
-            self.exclude_from_weight_decay([v for v in variables if not _decays(v)])
+            self.exclude_from_weight_decay(variables)  # Keras's decay has one rate for all.
         super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        learning_rate = self._rate_of(index, learning_rate, variable.dtype)
+        if self.weight_decay and self._decays[index]:
+            decay = keras.ops.cast(self.weight_decay, variable.dtype)
+            self.assign_sub(variable, keras.ops.convert_to_tensor(variable) * decay * learning_rate)
+        super().update_step(gradient, variable, learning_rate)
 
 
 def _decays(variable) -> bool:

@@ -6,45 +6,89 @@ from typing import Any
 from stkd_keras import methods
 from stkd_keras.data import AnySplit
 from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
-from stkd_keras.mixing import CutMix, Mixup
+from stkd_keras.mixing import CutMix, Mixup, MixupOrCutMix
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Defaults for a data set."""
+    """Defaults of train.py's flags of these names. None means without."""
 
-    teacher: str
-    student: str
-    epochs: int
-    teacher_epochs: int
+    teacher: str = "resnet110"
+    student: str = "resnet20"
+    teacher_epochs: int = 200
+    epochs: int = 200
     batch_size: int = 128
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
+    backbone_learning_rate: float | None = None
+    freeze_epochs: int | None = None
+    freeze_batch_norm: bool | None = None
+    clip_norm: float | None = None
+    ema: float | None = None
+    label_smoothing: float | None = None
+    # Of methods that don't have their own.
+    temperature: float = 4.0
+    soft_weight: float = 0.9
+    label_weight: float = 0.1
 
 
-# Defaults of each optimizer.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
-    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
+RECIPES = {
+    # Common practice on CIFAR-10 and similar data sets.
+    "scratch": Recipe(),
+    # For pretrained weights.
+    "finetune": Recipe(
+        epochs=30,
+        batch_size=32,
+        optimizer="adamw",
+        freeze_batch_norm=True,
+        clip_norm=1.0,
+        ema=0.999,
+        label_smoothing=0.1,
+        temperature=2.0,
+    ),
 }
-RECIPES = {"digits": Recipe("resnet20", "resnet8", epochs=30, teacher_epochs=30, batch_size=64)}
-# Common practice on CIFAR-10 and similar data sets.
-DEFAULT_RECIPE = Recipe("resnet110", "resnet20", epochs=200, teacher_epochs=200)
+_DIGITS = {"teacher": "resnet20", "student": "resnet8", "teacher_epochs": 30}
+# Changes of recipes for a data set.
+DATASETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("digits", "scratch"): {**_DIGITS, "epochs": 30, "batch_size": 64},
+    ("digits", "finetune"): _DIGITS,
+}
+# Defaults of each optimizer, by recipe.
+OPTIMIZERS: dict[str, dict[str, dict[str, float]]] = {
+    "sgd": {
+        "scratch": {"learning_rate": 0.1, "weight_decay": 5e-4},
+        "finetune": {
+            "learning_rate": 1e-2, "weight_decay": 1e-4, "backbone_learning_rate": 1e-3
+        },
+    },
+    "adamw": {
+        "scratch": {"learning_rate": 1e-3, "weight_decay": 0.05},
+        "finetune": {
+            "learning_rate": 1e-3, "weight_decay": 0.05, "backbone_learning_rate": 1e-4
+        },
+    },
+}  # fmt: skip
+# Arguments of `stkd_keras.experiment.train` that a recipe sets.
+TRAINING = (
+    "optimizer", "learning_rate", "weight_decay", "backbone_learning_rate", "freeze_epochs",
+    "freeze_batch_norm", "clip_norm", "ema",
+)  # fmt: skip
+# Options that 0 or false turns off, as None does.
+OPTIONAL = ("freeze_epochs", "freeze_batch_norm", "clip_norm", "ema", "label_smoothing")
 
-MIXINGS = ("none", "mixup", "cutmix")
+MIXINGS = ("none", "mixup", "cutmix", "mixup,cutmix")
 # github.com/HobbitLong/RepDistiller pretrains for 30 epochs before 240 epochs of training.
 PRETRAINING_SHARE = 30 / 240
 # Methods without a loss term of their own.
 OWN_METHODS: dict[str, dict[str, Any]] = {
-    "stkd": {"soft_weight": 0.9, "label_weight": 0.1, "mixing": "mixup"},
-    "kd": {"soft_weight": 0.9, "label_weight": 0.1},
+    "stkd": {"mixing": "mixup"},
+    "kd": {},
     "mixup": {"soft_weight": 0.0, "label_weight": 1.0, "mixing": "mixup", "mixup_alpha": 0.2},
     "ce": {"soft_weight": 0.0, "label_weight": 1.0},
 }
 METHODS = (*OWN_METHODS, *methods.METHODS)
 _DEFAULTS: dict[str, Any] = {
-    "temperature": 4.0,
     "mixing": "none",
     "mixup_alpha": 1.0,
     "mixup_probability": 1.0,
@@ -56,7 +100,8 @@ _DEFAULTS: dict[str, Any] = {
     "pretraining_epochs": None,
 }
 # The settings of `method_settings`.
-SETTINGS = ("soft_weight", "label_weight", *_DEFAULTS)
+_OF_RECIPE = ("temperature", "soft_weight", "label_weight")
+SETTINGS = (*_OF_RECIPE, *_DEFAULTS)
 # Settings that only matter with mixing.
 _OF_MIXING = (
     "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs", "mixing_per_batch",
@@ -64,22 +109,31 @@ _OF_MIXING = (
 )  # fmt: skip
 
 
-def recipe_for(dataset: str, optimizer: str = "sgd") -> Recipe:
-    """Returns the recipe for a data set.
+def recipe_for(dataset: str, optimizer: str | None = None, recipe: str = "scratch") -> Recipe:
+    """Returns a recipe for a data set, with the optimizer's defaults.
+
+    Args:
+        dataset: the data set's name.
+        optimizer: a name in `OPTIMIZERS`; None for the recipe's own.
+        recipe: a name in `RECIPES`.
 
     Raises:
-        InputError: if the optimizer is unknown.
+        InputError: if the optimizer or the recipe is unknown.
     """
-    recipe = RECIPES.get(dataset, DEFAULT_RECIPE)
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    optimizer = optimizer or RECIPES[recipe].optimizer
     check_optimizer(optimizer)
-    return dataclasses.replace(recipe, optimizer=optimizer, **OPTIMIZERS[optimizer])
+    changes = {**OPTIMIZERS[optimizer][recipe], **DATASETS.get((dataset, recipe), {})}
+    return dataclasses.replace(RECIPES[recipe], optimizer=optimizer, **changes)
 
 
-def method_settings(method: str, **explicit) -> dict[str, Any]:
+def method_settings(method: str, recipe: Recipe = RECIPES["scratch"], **explicit) -> dict[str, Any]:
     """Returns a method's settings, overridden by explicit ones.
 
     Args:
         method: a name in `METHODS`.
+        recipe: the temperature and loss weights of methods that don't have their own.
         **explicit: values for names in `SETTINGS`; None means not given. Setting an option of
             mixing enables mixing.
 
@@ -89,7 +143,8 @@ def method_settings(method: str, **explicit) -> dict[str, Any]:
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     given = {name: value for name, value in explicit.items() if value is not None}
-    settings = {**_DEFAULTS, **_defaults_of(method), **given}
+    of_recipe = {name: getattr(recipe, name) for name in _OF_RECIPE}
+    settings = {**_DEFAULTS, **of_recipe, **_defaults_of(method), **given}
     of_mixing = [n for n in _OF_MIXING if n in given and given[n] not in (False, 0, "virtual")]
     if of_mixing and settings["mixing"] == "none":
         if "mixing" in given:
@@ -131,14 +186,14 @@ def make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
         "per_batch": settings["mixing_per_batch"],
     }
     mixup = Mixup(num_images=settings["num_images"], **options)
-    if settings["mixing"] != "cutmix":
+    if settings["mixing"] in ("none", "mixup"):
         return mixup if settings["mixing"] == "mixup" else None
     if mixup.num_images != 2:
         raise InputError(
             f"num_images is {mixup.num_images}, but CutMix mixes two: leave it out, or choose the "
             "mixing mixup"
         )
-    return CutMix(**options)
+    return CutMix(**options) if settings["mixing"] == "cutmix" else MixupOrCutMix(**options)
 
 
 def make_terms(
@@ -194,6 +249,7 @@ def distiller_arguments(
     as_they_are = "temperature", "soft_weight", "label_weight", "soft_target"
     return {
         **{name: settings[name] for name in as_they_are},
+        "label_smoothing": settings.get("label_smoothing") or 0.0,
         "mixing": make_mixing(settings),
         "mixing_steps": mixing_steps,
         "terms": make_terms(method, settings, train_split, steps, data_seed),
@@ -214,13 +270,45 @@ def check_optimizer(name: str) -> None:
         raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
-def check_recipe(learning_rate: float, weight_decay: float) -> None:
-    """Raises an InputError if the learning rate or the weight decay is out of range."""
+def training_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `stkd_keras.experiment.train` among a recipe's or run's values."""
+    return {name: values[name] for name in TRAINING}
+
+
+def check_recipe(
+    learning_rate: float,
+    weight_decay: float,
+    backbone_learning_rate: float | None = None,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+) -> None:
+    """Raises an InputError if a number is out of range."""
     numbers = f"from {SMALLEST:g} to {LARGEST:g}"
     if not is_positive(learning_rate):
         raise InputError(f"the learning rate is {learning_rate}, but must be a number {numbers}")
-    if not (weight_decay == 0 or is_positive(weight_decay)):
-        raise InputError(f"the weight decay is {weight_decay}, but must be 0 or a number {numbers}")
+    others = {
+        "the weight decay": weight_decay,
+        "the backbone's learning rate": backbone_learning_rate,
+        "clip_norm": clip_norm,
+    }
+    for name, value in others.items():
+        if not (value in (None, 0) or is_positive(value)):
+            raise InputError(f"{name} is {value}, but must be 0 or a number {numbers}")
+    if not 0 <= (ema or 0) < 1:
+        raise InputError(f"ema is {ema}, but must be at least 0 and less than 1: a momentum")
+
+
+def check_freeze(freeze_epochs: int | None, epochs: int, pretraining: int) -> None:
+    """Raises an InputError if the backbone can't be frozen for so many epochs."""
+    if not 0 <= (freeze_epochs or 0) <= epochs:
+        raise InputError(
+            f"freeze_epochs is {freeze_epochs}, but must be from 0 to epochs, which is {epochs}"
+        )
+    if freeze_epochs and pretraining:
+        raise InputError(
+            f"freeze_epochs is {freeze_epochs}, but the method has a pretraining stage; leave one "
+            "of them out"
+        )
 
 
 def _defaults_of(method: str) -> dict[str, Any]:

@@ -120,7 +120,11 @@ _method.float("soft_weight", "weight of the soft loss (default: by method)")
 _method.float(
     "label_weight", "weight of the cross-entropy with the mixed labels (default: by method)"
 )
-_method.enum("mixing", "how to mix images (default: by method)", enum_values=list(recipes.MIXINGS))
+_method.enum(
+    "mixing",
+    "how to mix images; mixup,cutmix draws one of the two for each sample (default: by method)",
+    enum_values=list(recipes.MIXINGS),
+)
 _method.float(
     "mixup_alpha",
     "concentration of the Dirichlet distribution of mixing weights (default: by method)",
@@ -149,19 +153,52 @@ _training.integer(
     "batch_size", "images per step over all devices (default: by data set)", lower_bound=1
 )
 _training.enum(
+    "recipe",
+    "defaults of the flags below, --epochs, --batch_size, --temperature and the loss weights: "
+    "scratch, or finetune for pretrained weights (default: finetune with "
+    "--student_weights=imagenet, otherwise scratch)",
+    enum_values=list(recipes.RECIPES),
+)
+_training.enum(
     "optimizer",
-    "sgd (Nesterov momentum 0.9) or adamw",
-    default="sgd",
+    "sgd (Nesterov momentum 0.9) or adamw (default: by recipe)",
     enum_values=list(recipes.OPTIMIZERS),
 )
 _training.float(
     "learning_rate",
-    "peak learning rate of a linear warm-up and cosine decay (default: 0.1, or 0.001 with adamw)",
+    "peak learning rate of a linear warm-up and cosine decay (default: by recipe and optimizer)",
+)
+_training.float(
+    "backbone_learning_rate",
+    "peak learning rate of all but the student's last layer with weights (default: by recipe and "
+    "optimizer; without one, --learning_rate)",
+)
+_training.integer(
+    "freeze_epochs",
+    "epochs at the start in which only the student's last layer with weights trains (default: 0)",
+    lower_bound=0,
+    upper_bound=MOST_EPOCHS,
+)
+_training.bool(
+    "freeze_batch_norm",
+    "keep the student's batch normalization as it is (default: by recipe)",
 )
 _training.float(
     "weight_decay",
-    "weight decay of kernels: L2 in the gradient, decoupled with adamw (default: 5e-4, or 0.05 "
-    "with adamw)",
+    "weight decay of kernels: L2 in the gradient, decoupled with adamw (default: by recipe and "
+    "optimizer)",
+)
+_training.float(
+    "clip_norm", "upper bound on the norm of the gradient; 0 for none (default: by recipe)"
+)
+_training.float(
+    "ema",
+    "momentum of a moving average of the weights, which is validated and saved; lower in short "
+    "trainings, 0 for none (default: by recipe)",
+)
+_training.float(
+    "label_smoothing",
+    "share of each label that is spread evenly over all classes (default: by recipe)",
 )
 _training.integer(
     "seed", "seed of the student's initial weights", default=0, lower_bound=0, upper_bound=2**32 - 1

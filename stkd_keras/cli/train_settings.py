@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -29,18 +30,29 @@ class Images(NamedTuple):
     validation: data.AnySplit | None
 
 
-def settings_from_flags() -> RunSettings:
-    """Returns the run's settings, with all checks that don't need the data or models."""
+def settings_from_flags(is_pretrained: Callable[[str, str | None], bool]) -> RunSettings:
+    """Returns the run's settings, with all checks that don't need the data or models.
+
+    Args:
+        is_pretrained: whether a student with these weights is pretrained, so that the recipe is
+            finetune unless --recipe says otherwise.
+    """
     data.check_name(FLAGS.dataset)
     values: dict[str, Any] = {
         field.name: FLAGS[field.name].value
         for field in dataclasses.fields(RunSettings)
         if field.default is dataclasses.MISSING
     }
-    recipe = dataclasses.asdict(recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer))
-    values |= {name: default for name, default in recipe.items() if values[name] is None}
+    student = FLAGS.student or recipes.recipe_for(FLAGS.dataset).student
+    finetunes = is_pretrained(student, FLAGS.student_weights)
+    name = FLAGS.recipe or ("finetune" if finetunes else "scratch")
+    recipe = recipes.recipe_for(FLAGS.dataset, FLAGS.optimizer, name)
+    explicit = {name: values[name] for name in recipes.SETTINGS}
+    defaults = dataclasses.asdict(recipe)
+    values |= {name: default for name, default in defaults.items() if values[name] is None}
+    values |= {name: values[name] or None for name in recipes.OPTIONAL}
     method, epochs = values["method"], values["epochs"]
-    values |= recipes.method_settings(method, **{name: values[name] for name in recipes.SETTINGS})
+    values |= recipes.method_settings(method, recipe, **explicit)
     if values["pretraining_epochs"] is None:
         values["pretraining_epochs"] = recipes.default_pretraining_epochs(method, epochs)
     settings = RunSettings(**{**values, "replay": FLAGS.replay is not None})
@@ -122,10 +134,18 @@ def _check_values(settings: RunSettings) -> None:
         settings.temperature,
         settings.soft_weight,
         settings.label_weight,
+        settings.label_smoothing or 0.0,
         has_terms=settings.method not in recipes.OWN_METHODS,
     )
     check_soft_target(settings.soft_target, mixing)
-    recipes.check_recipe(settings.learning_rate, settings.weight_decay)
+    recipes.check_recipe(
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.backbone_learning_rate,
+        settings.clip_norm,
+        settings.ema,
+    )
+    recipes.check_freeze(settings.freeze_epochs, settings.epochs, settings.pretraining_epochs)
     data.check_split_arguments(
         settings.validation_fraction or 0.0,
         settings.train_fraction,

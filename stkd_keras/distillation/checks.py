@@ -21,8 +21,9 @@ _LOGGED = {"loss", "soft_loss", "label_loss", "teacher_agreement"}
 
 
 def check_settings(
-    mixing, mixing_steps, temperature, soft_weight, label_weight, has_terms: bool = False
-) -> None:
+    mixing, mixing_steps, temperature, soft_weight, label_weight, label_smoothing=0.0,
+    has_terms: bool = False,
+) -> None:  # fmt: skip
     """Raises InputError if an argument of the distiller is out of range."""
     if mixing is not None and (isinstance(mixing, type) or not callable(mixing)):
         raise InputError(f"mixing is {mixing!r}, but must be a stkd_keras.Mixup, or None")
@@ -37,6 +38,10 @@ def check_settings(
     for name, weight in weights.items():
         if not (weight == 0 or is_positive(weight)):
             raise InputError(f"{name} is {weight!r}, but must be 0 or a number {numbers}")
+    if not 0 <= label_smoothing < 1:
+        raise InputError(
+            f"label_smoothing is {label_smoothing}, but must be at least 0 and less than 1"
+        )
     if not any(weights.values()) and not has_terms:
         raise InputError(
             "soft_weight and label_weight are both 0, so there is nothing to learn; make one of "

@@ -57,11 +57,13 @@ class SimilarityTransferDistiller(SavedDistiller):
         student: a keras.Model that takes one tensor (B, ...) and returns (B, C).
         teacher: a keras.Model, a `FrozenTeacher`, or a list of these; a `RecordedTeacher`, whose
             `attach` then adds its logits to the training data; None if `soft_weight` is 0.
-        mixing: a `Mixup`, a `CutMix`, or a callable with the same signature; None for no mixing.
+        mixing: a `Mixup` or another mixing, a callable with its signature, or None for no mixing.
         mixing_steps: integer, steps after which mixing stops; None to mix in every step.
         temperature: positive float, T.
         soft_weight: float, at least 0.
         label_weight: float, at least 0.
+        label_smoothing: float in [0, 1), the share of each label that the label loss spreads evenly
+            over all classes.
         soft_target: "virtual" for the teacher's logits on the virtual samples; "mixed" for the
             mixture of softmax(t(x) / T) of the clean images.
         terms: layers of `stkd_keras.methods`, each with its own weight, computed on the virtual
@@ -102,11 +104,13 @@ class SimilarityTransferDistiller(SavedDistiller):
         data_seed: int = 0,
         student_outputs: str = "auto",
         name: str | None = None,
+        label_smoothing: float = 0.0,
     ):
         checks.check_student(student)
         checks.check_settings(
-            mixing, mixing_steps, temperature, soft_weight, label_weight, has_terms=bool(terms)
-        )
+            mixing, mixing_steps, temperature, soft_weight, label_weight, label_smoothing,
+            has_terms=bool(terms),
+        )  # fmt: skip
         checks.check_soft_target(soft_target, mixing)
         checks.check_losses(terms, teacher, soft_weight, mixing)
         # The student's own policy decides where pixels are cast.
@@ -118,6 +122,7 @@ class SimilarityTransferDistiller(SavedDistiller):
         self.temperature = float(temperature)
         self.soft_weight = float(soft_weight)
         self.label_weight = float(label_weight)
+        self.label_smoothing = float(label_smoothing)
         self.soft_target = soft_target
         self.terms = list(terms)
         self.student_features = dict(student_features or {})
@@ -126,9 +131,9 @@ class SimilarityTransferDistiller(SavedDistiller):
         self.student_outputs = student_outputs
         self.supports_jit = self.teacher is None or self.teacher.supports_jit
 
-        self._objective = Objective(
-            self.temperature, self.soft_weight, self.label_weight, list(terms), teacher is not None
-        )
+        weights = self.soft_weight, self.label_weight, self.label_smoothing
+        has_teacher = teacher is not None
+        self._objective = Objective(self.temperature, *weights, list(terms), has_teacher)
         # Keras finds metrics only in the model's own attributes.
         self._means = self._objective.means
         self._hides_training_metrics = False

@@ -22,8 +22,9 @@ LOGGED_WITHOUT_LABELS = ("loss", "soft_loss", "teacher_agreement")
 class Objective:
     """Computes the losses of a batch and tracks each with a metric."""
 
-    def __init__(self, temperature, soft_weight, label_weight, terms, has_teacher):
+    def __init__(self, temperature, soft_weight, label_weight, label_smoothing, terms, has_teacher):
         self.soft_weight, self.label_weight, self.terms = soft_weight, label_weight, terms
+        self.label_smoothing = label_smoothing
         self._soft_loss = SoftTargetLoss(temperature)
         names = ["loss", "label_loss"] + has_teacher * ["soft_loss", "teacher_agreement"]
         names += [term.name for term in terms]
@@ -37,7 +38,10 @@ class Objective:
         the labels is the only loss.
         """
         teacher = targets.get("teacher")
-        loss = label_loss(student["logits"], targets["labels"], sample_weight)
+        labels = targets["labels"]
+        if training and self.label_smoothing:
+            labels = smooth(labels, self.label_smoothing)
+        loss = label_loss(student["logits"], labels, sample_weight)
         if not training:
             return {"loss": loss}
         losses = {"label_loss": loss, "loss": self.label_weight * loss}
@@ -134,6 +138,11 @@ def term_loss(
     if not may_be_empty(soft_labels):
         return compute() / replicas
     return tf.cond(tf.shape(soft_labels)[0] > 0, compute, lambda: tf.constant(0.0)) / replicas
+
+
+def smooth(soft_labels: tf.Tensor, share: float) -> tf.Tensor:
+    """Spreads a share of each label evenly over the classes; labels of zeros stay zeros."""
+    return (1 - share) * soft_labels + share * tf.reduce_mean(soft_labels, axis=1, keepdims=True)
 
 
 def label_loss(logits, soft_labels, sample_weight) -> tf.Tensor:

@@ -15,8 +15,8 @@ from stkd_keras.teacher.recorded import RecordedTeacher
 # The distiller's arguments.
 _ARGUMENTS = (
     "student", "teacher", "mixing", "mixing_steps", "temperature", "soft_weight", "label_weight",
-    "soft_target", "terms", "student_features", "teacher_features", "data_seed", "student_outputs",
-    "name",
+    "label_smoothing", "soft_target", "terms", "student_features", "teacher_features", "data_seed",
+    "student_outputs", "name",
 )  # fmt: skip
 # Options that commit 1f4727a still had, each with the value that gives today's behavior.
 _REMOVED = {"clean_soft_weight": 0.0}

@@ -103,6 +103,7 @@ class _BackupCallback(keras.callbacks.Callback):
         self._first = self._steps = self.progress.steps
         self._backed_up = self.step
         self._sums: list[np.ndarray] | None = None
+        self._weights: list[np.ndarray] | None = None  # If averages are in their place.
         self.is_done = self.progress.stopped or self._epoch >= training.epochs
 
     def place(self) -> str:
@@ -147,6 +148,15 @@ class _BackupCallback(keras.callbacks.Callback):
         self._stop_if_signaled(self.step)
         if not is_last and self.step - self._backed_up >= self._training.backup_steps:
             self._write()
+
+    def on_test_begin(self, logs=None):
+        """Puts the averages in place of the weights, until the epoch ends."""
+        optimizer = self.model.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+            weights = self.model.trainable_weights
+            # Exact, unlike the additions of Keras's SwapEMAWeights.
+            self._weights = [np.asarray(weight) for weight in weights]
+            optimizer.finalize_variable_values(weights)
 
     def on_test_batch_end(self, batch, logs=None):
         """Handles signals during validation."""
@@ -206,6 +216,10 @@ class _BackupCallback(keras.callbacks.Callback):
         )
 
     def _write(self, stopped: bool = False) -> None:
+        if self._weights is not None:
+            for variable, value in zip(self.model.trainable_weights, self._weights, strict=True):
+                variable.assign(value)
+            self._weights = None
         average_batch_statistics(self.model)
         self._check_weights()
         progress = Progress(

@@ -66,6 +66,13 @@ class RunSettings:
     optimizer: str
     learning_rate: float
     weight_decay: float
+    # None if they have no effect, as in runs of version 0.1, which don't have them.
+    backbone_learning_rate: float | None
+    freeze_epochs: int | None
+    freeze_batch_norm: bool | None
+    clip_norm: float | None
+    ema: float | None
+    label_smoothing: float | None
     deterministic: bool
     replay: bool
 
@@ -89,6 +96,11 @@ class RunSettings:
         return recipes.distiller_arguments(
             self.method, vars(self), train_split, steps, self.data_seed
         )
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `stkd_keras.experiment.train` that settings decide."""
+        more = {"epochs": self.epochs, "augment": self.augment}
+        return {**more, **recipes.training_arguments(vars(self))}
 
     def with_images(self, train_split: AnySplit, batch_size: int, replicas: int) -> "RunSettings":
         """Adds the settings that depend on the loaded images."""

@@ -2,6 +2,7 @@
 
 import json
 
+from models.loading import is_pretrained
 from stkd_keras.cli import app
 from stkd_keras.cli.train_flags import GROUPS
 from stkd_keras.cli.train_settings import settings_from_flags
@@ -9,7 +10,7 @@ from stkd_keras.cli.train_settings import settings_from_flags
 
 def main() -> None:
     """Runs the command."""
-    settings = settings_from_flags()
+    settings = settings_from_flags(is_pretrained)
     print(json.dumps({**settings.stored(), "needs_teacher": settings.needs_teacher}))
 
 

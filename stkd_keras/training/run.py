@@ -173,11 +173,10 @@ def train(
     )  # fmt: skip
     data = dataset, train_split, batch_size
     batches = functools.partial(training_batches, distiller, *data, augment)
-    samples = pipeline(*data, distiller.data_seed, augment)
+    samples = pipeline(*data, distiller.data_seed, augment) if batch_size >= NUM_SAMPLES else None
     loggers = functools.partial(
-        _loggers, run, samples if batch_size >= NUM_SAMPLES else None, dataset.class_names,
-        histogram_freq, profile_steps, validation_freq,
-    )  # fmt: skip
+        _loggers, run, samples, dataset.class_names, histogram_freq, profile_steps, validation_freq
+    )
     with unwritable_named(run.path):
         if is_chief(strategy):
             write_description(run.tensorboard, describe(dataset, train_split, validation_split))

@@ -91,8 +91,9 @@ def get_teachers(run: FinishedRun | None) -> Sequence[TeacherSource]:
     sources: Sequence[TeacherSource] = run.teachers if run is not None else ()
     if FLAGS.teacher is not None:
         sources = parse_teachers(
-            FLAGS.teacher, FLAGS.teacher_weights, FLAGS.teacher_normalization, FLAGS.teacher_classes
-        )
+            FLAGS.teacher, FLAGS.teacher_weights, FLAGS.teacher_normalization,
+            FLAGS.teacher_classes, FLAGS.teacher_outputs,
+        )  # fmt: skip
     files = [file for source in sources for file in source.files]
     if FLAGS.teacher is None and (missing := [file for file in files if not os.path.isfile(file)]):
         print(f"continuing without the run's teacher, which no longer exists: {missing[0]}")

@@ -85,8 +85,11 @@ def main() -> None:
         backup_steps=FLAGS.backup_steps, provenance=provenance(),
     )  # fmt: skip
     queried: Any = teacher if settings.needs_teacher else None
-    if FLAGS.replay is not None and not FLAGS.dry_run:
-        queried = stkd_keras.record_teacher(FLAGS.replay, teacher, batches(), **samples)
+    if teacher is not None and settings.needs_teacher:
+        settings = dataclasses.replace(settings, teacher_weights=teacher.fingerprint())
+    if settings.replay and not FLAGS.dry_run:
+        recording = FLAGS.replay or run.recording(settings.stored())
+        queried = stkd_keras.record_teacher(recording, teacher, batches(), **samples)
     with strategy.scope():
         distiller = stkd_keras.SimilarityTransferDistiller(
             student, queried, student_features=student_features,
@@ -95,8 +98,6 @@ def main() -> None:
     if FLAGS.dry_run:
         estimate_duration(settings, distiller, teacher, images, batch_size)
         return
-    if teacher is not None and settings.needs_teacher:
-        settings = dataclasses.replace(settings, teacher_weights=teacher.fingerprint())
     start(run, settings, sources, description, strategy)
     train(settings, distiller, images, run, batch_size)
     if is_chief(strategy):

@@ -142,6 +142,11 @@ def check_source(source: str, weights: str | None = None) -> None:
                 "out, or name a model of the zoo"
             )
         _check_file(source)
+    elif is_onnx(source):
+        raise InputError(
+            f"{source} can't be trained or evaluated; expected a .keras file or a model of the "
+            "zoo: an ONNX file can only be a teacher"
+        )
     elif source.endswith(_WEIGHTS_ENDINGS):
         raise InputError(
             f"{source} has weights but no architecture; expected a .keras file or a model of the "
@@ -167,12 +172,15 @@ def check_normalization(
     if normalization is not None and not takes_normalization(source, weights):
         raise InputError(
             f"--{prefix}normalization={normalization} is only for --{prefix}weights of a zoo model "
-            f"(.weights.h5 or PyTorch); {source} has its own normalization, so leave it out"
+            f"(.weights.h5 or PyTorch) and for ONNX files; {source} has its own normalization, so "
+            "leave it out"
         )
 
 
 def takes_normalization(source: str, weights: str | None) -> bool:
     """Whether the model needs to be told how pixels are normalized for its weights."""
+    if is_onnx(source):
+        return True
     return weights is not None and not (is_whole_model(source, weights) or is_application(source))
 
 
@@ -188,6 +196,11 @@ def is_pretrained(source: str, weights: str | None) -> bool:
 def is_whole_model(*files: str | None) -> bool:
     """Whether one of the files holds a model with its architecture, not just weights."""
     return any(file is not None and file.endswith(".keras") for file in files)
+
+
+def is_onnx(source: str) -> bool:
+    """Whether a source is an ONNX file."""
+    return source.endswith(".onnx")
 
 
 def fill(model: keras.Model, name: str, file: str) -> keras.Model:

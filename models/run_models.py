@@ -28,8 +28,9 @@ def find_teachers(
     check_normalization(settings.student_normalization, *student, prefix="student_")
     check_source(*student)
     sources = teachers.parse_teachers(
-        settings.teacher, weights, settings.teacher_normalization, settings.teacher_classes
-    )
+        settings.teacher, weights, settings.teacher_normalization, settings.teacher_classes,
+        settings.teacher_outputs,
+    )  # fmt: skip
     if settings.needs_teacher and not all(source.is_trained for source in sources):
         check_folder(f"--teacher_dir={teacher_dir}", teacher_dir)
     return sources

@@ -116,6 +116,8 @@ def evaluate(
 def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[str, float]]) -> None:
     """Completes a run: writes its scores to TensorBoard, the model card and metrics.json.
 
+    Removes a recording of the teacher that was made for this run alone.
+
     Args:
         run: the run directory, which already has the model.
         student: the trained student.
@@ -128,6 +130,7 @@ def complete(run: RunDirectory, student: keras.Model, metrics: dict[str, dict[st
         write_result(run.tensorboard, run.path.name, run.settings, metrics)
     write_model_card(run, student, metrics)
     write_json(run.metrics, metrics)
+    run.remove_recordings()
 
 
 def write_model_card(

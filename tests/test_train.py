@@ -1,6 +1,7 @@
 """train.py from the command line to the files of a run."""
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 import keras
 import networks
 import numpy as np
+import onnx_files
 import pytest
 from commands import assert_one_line
 from image_folders import CINIC_CLASSES, write_images
@@ -134,6 +136,30 @@ def test_a_teacher_of_the_zoo_is_trained_once_and_teaches_with_others(train, fol
             str(folder / "three.keras"), str(folder / trained)
         ]  # fmt: skip
         assert sources[0]["classes"] == str(folder / "names.txt")
+
+
+def test_an_onnx_teacher_is_recorded_for_the_run(train, folder):
+    """It teaches, resumes, is evaluated, and leaves no recording; --replay keeps one."""
+    weights = np.random.default_rng(0).normal(size=(16 * 16 * 3, 3)) / 100
+    file = onnx_files.linear(folder / "t.onnx", [4, 3, 16, 16], weights, returns="Softmax")
+    flags = (*PHOTOS, *SHORT, "--student=small.keras", f"--teacher={file}",
+             "--teacher_classes=names.txt", "--teacher_normalization=none")  # fmt: skip
+    printed = train(*flags, "--run_dir=onnx")
+    assert "recording the teacher's logits for 3 steps of 8 images" in printed
+    assert "run by ONNX Runtime, normalization none" in printed
+    assert not list((folder / "onnx" / "backup").glob("*.replay*"))
+    config = config_of(folder / "onnx")
+    assert config["teachers"][0]["source"] == file
+    assert (
+        config["settings"]["teacher"]
+        == hashlib.sha256((folder / "t.onnx").read_bytes()).hexdigest()
+    )
+    assert {"teacher", "fidelity"} <= set(metrics_of(folder / "onnx"))
+    train(*flags, "--run_dir=kept", "--replay=kept.replay")
+    assert (folder / "kept.replay").is_file()
+    students = [folder / run / "student.keras" for run in ("onnx", "kept")]
+    one, other = (keras.saving.load_model(student).get_weights() for student in students)
+    assert all(map(np.array_equal, one, other))
 
 
 def test_a_student_starts_from_a_checkpoint_with_its_own_normalization(train, folder):

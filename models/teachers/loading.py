@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from models import applications
 from models.applications import is_application
-from models.loading import fill, is_whole_model, load, load_for
+from models.loading import fill, is_onnx, is_whole_model, load, load_for
+from models.teachers.onnx_teacher import load_onnx
 from models.teachers.sources import TeacherSource, read_class_names
 from models.weights.pytorch import WrongNumClassesError
 from stkd_keras import FrozenTeacher
 from stkd_keras.classifiers.outputs import compatible, input_shape, num_classes
-from stkd_keras.data import Dataset
+from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, first_few
 
 
@@ -74,6 +75,8 @@ def load_teacher(
         applications.check_images(source.source, dataset.image_shape)
         if source.weights is None:
             _check_num_classes(source, applications.IMAGENET_CLASSES, count)
+    if is_onnx(source.source):
+        return _load_onnx(dataset, source, indices, count, dtype)
     try:
         model = _load(dataset, source, count)
     except InputError as error:
@@ -85,7 +88,7 @@ def load_teacher(
         raise
     _check_num_classes(source, num_classes(model, "teacher"), count)
     try:
-        teacher = FrozenTeacher(model, class_indices=indices, dtype=dtype)
+        teacher = FrozenTeacher(model, source.outputs or "auto", indices, dtype)
     except InputError as error:
         raise InputError(f"{source.name} can't be a teacher: {error}") from error
     print(f"teacher {name or source.name}: {_description(model, teacher, dataset)}")
@@ -141,6 +144,29 @@ def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
             fill(model, name, weights)
         return fit_images(model, dataset.image_shape, lambda x: applications.preprocess(name, x))
     return load_for(dataset, name, weights, source.normalization, num_classes=count)
+
+
+def _load_onnx(
+    dataset: Dataset,
+    source: TeacherSource,
+    indices: Sequence[int] | None,
+    count: int,
+    dtype: str | None,
+) -> FrozenTeacher:
+    if dtype is not None:
+        raise InputError(
+            f"{source.source} has its own precision; leave dtype={dtype} out (--teacher_dtype)"
+        )
+    mean = std = None
+    if source.normalization is not None:
+        mean, std = parse_normalization(source.normalization, dataset)
+    teacher = load_onnx(
+        source.source, dataset.image_shape, mean=mean, std=std, outputs=source.outputs or "auto"
+    )
+    _check_num_classes(source, teacher.num_classes, count)
+    normalization = source.normalization or "raw pixels"
+    print(f"teacher {source.name}: run by ONNX Runtime, normalization {normalization}")
+    return FrozenTeacher(teacher, class_indices=indices)
 
 
 def _positions(dataset: Dataset, names: list[str], file: str) -> list[int]:

@@ -6,7 +6,13 @@ import pathlib
 
 from models import applications
 from models.applications import is_application
-from models.loading import check_normalization, check_source, is_whole_model, takes_normalization
+from models.loading import (
+    check_normalization,
+    check_source,
+    is_onnx,
+    is_whole_model,
+    takes_normalization,
+)
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import read_text
 
@@ -16,35 +22,38 @@ class TeacherSource:
     """The model and the files of a teacher.
 
     Attributes:
-        source: a `.keras` file, a model of the zoo, or one of keras.applications.
+        source: a `.keras` or `.onnx` file, a model of the zoo, or one of keras.applications.
         weights: the file with its weights. None: a model of the zoo has yet to be trained, and an
             application gets ImageNet's weights.
-        normalization: how pixels are normalized for the weights of a model of the zoo, as in
-            `stkd_keras.data.parse_normalization`; None for the data set's own.
+        normalization: how pixels are normalized for an ONNX file, or for the weights of a model of
+            the zoo, as in `stkd_keras.data.parse_normalization`; None for the data set's own, and
+            none at all for an ONNX file.
         classes: a text file with one class name per line, in the teacher's order. None if the
             classes are the data set's, in its order.
+        outputs: "logits" or "probabilities", or None to detect which of them it returns.
     """
 
     source: str
     weights: str | None = None
     normalization: str | None = None
     classes: str | None = None
+    outputs: str | None = None
 
     @property
     def is_trained(self) -> bool:
         """Whether the teacher has weights."""
-        has_weights = is_whole_model(self.source) or self.weights is not None
+        has_weights = _is_model_file(self.source) or self.weights is not None
         return has_weights or is_application(self.source)
 
     @property
     def name(self) -> str:
-        """The model's name, or its `.keras` file."""
+        """The model's name, or its file."""
         return self.weights if self.weights and is_whole_model(self.weights) else self.source
 
     @property
     def files(self) -> list[str]:
         """The files that the teacher needs."""
-        source = self.source if is_whole_model(self.source) else None
+        source = self.source if _is_model_file(self.source) else None
         return [file for file in (source, self.weights, self.classes) if file is not None]
 
 
@@ -53,14 +62,16 @@ def parse_teachers(
     weights: str | None = None,
     normalization: str | None = None,
     classes: str | None = None,
+    outputs: str | None = None,
 ) -> list[TeacherSource]:
-    """Parses --teacher, --teacher_weights, --teacher_normalization and --teacher_classes.
+    """Parses the flags --teacher, --teacher_weights, and so on.
 
     Args:
         teacher: one or several sources, separated by commas.
         weights: one file per teacher, separated by commas, empty for none; None for none at all.
-        normalization: applies to all teachers that are models of the zoo with weights.
+        normalization: applies to all ONNX files, and models of the zoo with weights.
         classes: one file for all teachers, or one per teacher.
+        outputs: as in `TeacherSource`, for all teachers.
 
     Returns:
         The teachers, with absolute paths.
@@ -75,7 +86,7 @@ def parse_teachers(
     if not any(map(takes_normalization, sources, weights_of_each)):
         check_normalization(normalization, sources[0], weights_of_each[0], prefix="teacher_")
     return [
-        _checked(source, file, normalization, names)
+        _checked(TeacherSource(source, file, normalization, names, outputs))
         for source, file, names in zip(sources, weights_of_each, classes_of_each, strict=True)
     ]
 
@@ -103,7 +114,7 @@ def read_class_names(file: str | pathlib.Path) -> list[str]:
 
 def slug(name: str) -> str:
     """Turns the name of a model, a model's file or a data set into a part of a path."""
-    if is_whole_model(name):
+    if _is_model_file(name):
         name = pathlib.Path(name).stem
     return name.removeprefix(applications.PREFIX).replace(":", "-").replace("/", "-")
 
@@ -126,21 +137,31 @@ def _per_teacher(
     return parts
 
 
-def _checked(
-    source: str, weights: str | None, normalization: str | None, classes: str | None
-) -> TeacherSource:
-    check_source(source, weights)
+def _checked(given: TeacherSource) -> TeacherSource:
+    """Returns the source with absolute paths, without a normalization that has no use."""
+    source, weights, normalization, classes, _ = dataclasses.astuple(given)
+    if is_onnx(source):
+        if weights is not None:
+            raise InputError(f"{source} has its own weights; leave --teacher_weights={weights} out")
+        if not os.path.isfile(source):
+            raise InputError(f"no file {source}; expected an ONNX file, check the path")
+    else:
+        check_source(source, weights)
     if classes is not None and not os.path.isfile(classes):
         raise InputError(f"no file {classes}; expected the teacher's class names, check the path")
-    teacher = TeacherSource(
-        os.path.abspath(source) if is_whole_model(source) else source,
-        weights and os.path.abspath(weights),
-        normalization if takes_normalization(source, weights) else None,
-        classes and os.path.abspath(classes),
-    )
-    if classes is not None and not teacher.is_trained:
+    if classes is not None and not given.is_trained:
         raise InputError(
             f"--teacher_classes={classes} names the classes of {source}, which has no weights and "
             "so is trained on the data's own; add --teacher_weights=FILE, or leave it out"
         )
-    return teacher
+    return dataclasses.replace(
+        given,
+        source=os.path.abspath(source) if _is_model_file(source) else source,
+        weights=weights and os.path.abspath(weights),
+        normalization=normalization if takes_normalization(source, weights) else None,
+        classes=classes and os.path.abspath(classes),
+    )
+
+
+def _is_model_file(source: str) -> bool:
+    return is_whole_model(source) or is_onnx(source)

@@ -19,20 +19,26 @@ _model.string(
 )
 _model.string(
     "normalization",
-    "pixel normalization that --weights expect: dataset, imagenet, cifar10, cifar100, none, or six "
-    "numbers (means, then standard deviations, of pixels in [0, 1]) (default: dataset)",
+    "pixel normalization that --weights expect: dataset, imagenet, cifar10, cifar100, none (pixels "
+    "in [0, 1]), raw (pixels in [0, 255]), or six numbers (means, then standard deviations, of "
+    "pixels in [0, 1]) (default: dataset)",
 )
 
 _teacher = FlagGroup("teacher")
 _teacher.string(
     "teacher",
-    "teacher to compare with, as in train.py: .keras files, zoo models with --teacher_weights, or "
-    "keras.applications:NAME (default: the run's)",
+    "teacher to compare with, as in train.py: .keras or .onnx files, zoo models with "
+    "--teacher_weights, or keras.applications:NAME (default: the run's)",
 )
 _teacher.string("teacher_weights", "weights of the teacher, as in train.py")
 _teacher.string(
     "teacher_normalization",
-    "pixel normalization that --teacher_weights expect, as for --normalization",
+    "pixel normalization that --teacher_weights or an ONNX file expect, as in train.py",
+)
+_teacher.enum(
+    "teacher_outputs",
+    "what the teacher returns, as in train.py",
+    enum_values=["logits", "probabilities"],
 )
 _teacher.string("teacher_classes", "text file with the teacher's class names, as in train.py")
 

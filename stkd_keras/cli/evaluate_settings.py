@@ -38,11 +38,10 @@ def names_a_run(model: str) -> bool:
 
 def outputs_from_flags() -> Outputs:
     """Returns the files to write, after checking that they can be written."""
-    teacher_flags = (FLAGS.teacher_weights, FLAGS.teacher_normalization, FLAGS.teacher_classes)
-    if FLAGS.teacher is None and any(teacher_flags):
-        raise InputError(
-            "--teacher_weights, --teacher_normalization and --teacher_classes need --teacher"
-        )
+    names = ("weights", "normalization", "classes", "outputs")
+    given = [f"--teacher_{name}" for name in names if FLAGS[f"teacher_{name}"].value]
+    if FLAGS.teacher is None and given:
+        raise InputError(f"{' and '.join(given)} need{'s' * (len(given) == 1)} --teacher")
     outputs = Outputs(_report_file(), _compared_runs(), _export_folder())
     if outputs.export is not None:
         export.check_export(FLAGS.export, outputs.export)

@@ -61,8 +61,8 @@ _data.bool("skip_bad_images", "skip and list images that can't be read", default
 _teacher = FlagGroup("teacher")
 _teacher.string(
     "teacher",
-    "zoo model, FILE.keras or keras.applications:NAME; separate several with commas to average "
-    "their predictions (default: by data set)",
+    "zoo model, FILE.keras, FILE.onnx or keras.applications:NAME; separate several with commas to "
+    "average their predictions (default: by data set)",
 )
 _teacher.string(
     "teacher_weights",
@@ -72,14 +72,21 @@ _teacher.string(
 )
 _teacher.string(
     "teacher_normalization",
-    "pixel normalization that --teacher_weights expect: dataset, imagenet, cifar10, cifar100, "
-    "none, or six numbers (means, then standard deviations, of pixels in [0, 1]) (default: "
-    "dataset)",
+    "pixel normalization that --teacher_weights or FILE.onnx expect: dataset, imagenet, cifar10, "
+    "cifar100, none (pixels in [0, 1]), raw (pixels in [0, 255]), or six numbers (means, then "
+    "standard deviations, of pixels in [0, 1]) (default: dataset; for an ONNX file raw, unless it "
+    "takes channels first, as PyTorch's exports do: these need the flag)",
 )
 _teacher.string(
     "teacher_classes",
     "text file with the teacher's class names, one per line in output order, if they differ from "
     "the data set's; one file for all teachers, or one per teacher",
+)
+_teacher.enum(
+    "teacher_outputs",
+    "what the teacher returns (default: detected from a Keras model's last layer, or by running an "
+    "ONNX file)",
+    enum_values=["logits", "probabilities"],
 )
 _teacher.enum(
     "teacher_dtype",
@@ -206,7 +213,8 @@ _training.integer(
 _training.string(
     "replay",
     "file with the teacher's recorded logits; recorded first if absent, then reused for other "
-    "students, seeds, temperatures and loss weights",
+    "students, seeds, temperatures and loss weights (default: an ONNX teacher is recorded for this "
+    "run alone)",
 )
 
 _run = FlagGroup("run")

@@ -56,6 +56,8 @@ def settings_from_flags(is_pretrained: Callable[[str, str | None], bool]) -> Run
     if values["pretraining_epochs"] is None:
         values["pretraining_epochs"] = recipes.default_pretraining_epochs(method, epochs)
     settings = RunSettings(**{**values, "replay": FLAGS.replay is not None})
+    if settings.needs_teacher and settings.has_onnx_teacher:
+        settings = dataclasses.replace(settings, replay=True)
     _check_values(settings)
     _check_combinations(settings)
     return settings
@@ -166,10 +168,11 @@ def _check_combinations(settings: RunSettings) -> None:
                 f"--{flag} needs a teacher that {purpose}, but soft_weight is 0: choose "
                 "--method=stkd or --method=kd, or leave it out"
             )
-    if FLAGS.replay is not None and not settings.can_replay:
+    if settings.replay and not settings.can_replay:
+        what = "--replay records" if FLAGS.replay is not None else "an ONNX file gives"
         raise InputError(
-            f"--replay records the teacher's logits only, but --method={settings.method} needs its "
-            "features: leave one of them out"
+            f"{what} the teacher's logits only, but --method={settings.method} needs its features: "
+            "choose another method or teacher, or leave --replay out"
         )
     for flag in ("student_features", "teacher_features"):
         if FLAGS[flag].value and not recipes.needs_features(settings.method):
@@ -177,10 +180,16 @@ def _check_combinations(settings: RunSettings) -> None:
                 f"--{flag} names layers, but --method={settings.method} uses no features of "
                 "inner layers: leave it out, or choose another method"
             )
-    if FLAGS.replay is not None and FLAGS.distribute == "multi_worker":
+    if settings.replay and FLAGS.distribute == "multi_worker":
+        what = "--replay" if FLAGS.replay is not None else "an ONNX teacher"
         raise InputError(
-            "--replay records on one machine, but --distribute is multi_worker: leave one of them "
-            "out"
+            f"{what} is recorded on one machine, but --distribute is multi_worker: leave one of "
+            "them out"
+        )
+    if settings.teacher_dtype is not None and settings.has_onnx_teacher:
+        raise InputError(
+            f"--teacher_dtype={settings.teacher_dtype} is for Keras teachers, but --teacher is "
+            f"{settings.teacher}: an ONNX file has its own precision, leave it out"
         )
     if FLAGS.logical_devices and FLAGS.distribute in ("auto", "none"):
         raise InputError(

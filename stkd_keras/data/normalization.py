@@ -13,6 +13,7 @@ NORMALIZATIONS: dict[str, tuple[PerChannel, PerChannel]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "none": (0.0, 1.0),
+    "raw": (0.0, 1 / 255),
 }
 
 
@@ -20,8 +21,9 @@ def parse_normalization(text: str, dataset: Dataset):
     """Parses a normalization.
 
     Args:
-        text: "dataset" for the data set's own, "imagenet", "cifar10", "cifar100", "none", or six
-            comma-separated numbers: three means, then three standard deviations.
+        text: "dataset" for the data set's own, "imagenet", "cifar10", "cifar100", "none" (pixels in
+            [0, 1]), "raw" (pixels in [0, 255]), or six comma-separated numbers: three means, then
+            three standard deviations.
         dataset: the data set.
 
     Returns:

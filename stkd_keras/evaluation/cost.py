@@ -77,7 +77,10 @@ def machine() -> str:
     return ", ".join([*gpus, f"{count} cores of {_processor()}"])
 
 
-_BRANCHES = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
+# Branches, and Python functions, such as a call of ONNX Runtime.
+_UNKNOWN = (
+    "While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase", "PyFunc", "EagerPyFunc"
+)  # fmt: skip
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -93,7 +96,7 @@ def _operations(graph) -> Iterable[tf.Operation]:
 def _count(operation: tf.Operation) -> int | None:
     """Counts the multiply-adds of one operation; None if unknown."""
     kind = operation.type
-    if kind in _BRANCHES:
+    if kind in _UNKNOWN:
         return None
     shapes = [tensor.shape for tensor in operation.inputs]
     if kind in ("Conv2D", "Conv3D", "DepthwiseConv2dNative"):

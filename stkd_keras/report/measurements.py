@@ -232,7 +232,7 @@ def _costs(
         kept = snapshot.snapshots if model is snapshot else [model]
         result.append(
             {
-                "parameters": snapshot.num_parameters,
+                "parameters": snapshot.num_parameters or None,
                 "multiply_adds": cost.multiply_adds(snapshot, dataset.image_shape),
                 "file_bytes": None if kept is None else cost.file_bytes(kept),
                 "latency_ms": 1e3 * one,

@@ -71,7 +71,7 @@ def teacher_name(config: dict[str, Any]) -> str | None:
 def model_name(source: str) -> str:
     """Returns the display name of a model file; other names are returned unchanged."""
     path = pathlib.PurePath(source)
-    if path.suffix not in (".keras", ".h5"):
+    if path.suffix not in (".keras", ".h5", ".onnx"):
         return source
     trained = re.search(r"-([^-]+)-[0-9a-f]{8}$", path.parent.name)
     return trained[1] if trained and path.name == "teacher.keras" else path.stem

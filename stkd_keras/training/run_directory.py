@@ -1,5 +1,6 @@
 """The directory of a run."""
 
+import hashlib
 import pathlib
 import shutil
 from typing import Any
@@ -14,6 +15,7 @@ from stkd_keras.files.write_errors import check_folder, unwritable
 
 __all__ = ["RunDirectory", "read_json", "write_json", "write_model"]
 
+_RECORDINGS = "teacher-*.replay*"
 _ARTIFACTS = ("metrics.json", "model_card.md", "history.csv", "tensorboard", "export")
 
 
@@ -55,6 +57,16 @@ class RunDirectory:
             return read_json(self.config).get("settings", {})
         except InputError as error:
             raise InputError(f"{error}; remove {self.path} to start over") from error
+
+    def recording(self, settings: dict[str, Any]) -> pathlib.Path:
+        """Returns the file for a recording of the teacher that only this run uses."""
+        digest = hashlib.sha256(to_json(settings)).hexdigest()[:8]
+        return self.backup / f"teacher-{digest}.replay"
+
+    def remove_recordings(self) -> None:
+        """Removes the recordings, finished or not, that only this run uses."""
+        for path in self.backup.glob(_RECORDINGS):
+            path.unlink()
 
     def check(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Checks that a run with these settings may write here, without changing anything.
@@ -132,10 +144,13 @@ class RunDirectory:
         return is_ours or names <= {"backup"}
 
     def _remove_run(self) -> None:
-        """Removes all files but the lock and config.json, which identify a run directory."""
+        """Removes all files but the lock and config.json, which identify a run directory.
+
+        Keeps the recordings: one of them was just made, and `experiment.complete` removes them.
+        """
         names = (*_ARTIFACTS, self.model.name)
         for path in (*(self.path / name for name in names), *self.backup.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path != self._lock:
+            elif path != self._lock and not path.match(_RECORDINGS):
                 path.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ class RunSettings:
     teacher: str
     teacher_normalization: str | None
     teacher_classes: str | None
+    teacher_outputs: str | None
     teacher_dtype: str | None
     teacher_epochs: int
 
@@ -90,6 +91,11 @@ class RunSettings:
     def can_replay(self) -> bool:
         """Whether a recording of the teacher's logits is enough to train on."""
         return recipes.can_replay(self.method, vars(self))
+
+    @property
+    def has_onnx_teacher(self) -> bool:
+        """Whether a teacher is an ONNX file, which is always recorded before training."""
+        return any(source.endswith(".onnx") for source in self.teacher.split(","))
 
     def distiller_arguments(self, train_split: AnySplit, steps: int) -> dict[str, Any]:
         """Returns the distiller's arguments, for `steps` batches per epoch."""

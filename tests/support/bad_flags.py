@@ -139,6 +139,7 @@ VALUES = {
     "teacher_epochs": integers(1, 10**9),
     "teacher_features": no_features,
     "teacher_normalization": texts,
+    "teacher_outputs": words("logits", "probabilities"),
     "teacher_weights": missing_files,
     "temperature": floats(_is_positive),
     "train_fraction": floats(lambda value: 0 < value <= 1),

@@ -165,7 +165,18 @@ COMBINATIONS = {
         "train.py --student=two.keras --student_weights=two.keras", "has its own weights",
         PHOTOS),
     "weights without a teacher": Case(
-        f"{SCORE} --teacher_weights=two.keras", "need --teacher", PHOTOS),
+        f"{SCORE} --teacher_weights=two.keras", "--teacher_weights needs --teacher", PHOTOS),
+    "features of an ONNX teacher": Case(
+        "train.py --method=fitnet --teacher=t.onnx", "an ONNX file gives the teacher's logits only",
+        make=(write("t.onnx"),)),
+    "an ONNX teacher on several machines": Case(
+        "train.py --distribute=multi_worker --teacher=t.onnx", "an ONNX teacher is recorded",
+        make=(write("t.onnx"),)),
+    "a precision of an ONNX teacher": Case(
+        "train.py --teacher=t.onnx --teacher_dtype=float16", "leave it out",
+        make=(write("t.onnx"),)),
+    "an ONNX student": Case(
+        "train.py --student=s.onnx", "an ONNX file can only be a teacher", make=(write("s.onnx"),)),
     "an option of the report without a report": Case(
         f"{SCORE} --report_file=report.html", "needs --report", PHOTOS),
     "a comparison with a run on other data": Case(
@@ -225,6 +236,8 @@ WEIGHTS = {
     "no such teacher": Case(f"{KD} --teacher=no.keras", "no.keras", PHOTOS),
     "a truncated teacher": Case(f"{KD} --teacher=three.keras", "three.keras", TEACHER,
                                 (cut("three.keras"),)),
+    "an ONNX teacher that isn't one": Case(
+        f"{KD} --teacher=t.onnx", "can't load", PHOTOS, (write("t.onnx", "x"),)),
     "a teacher of NaNs": Case(f"{KD} --teacher=nan.keras", "NaNs", (*PHOTOS, "nan.keras")),
     "a truncated trained teacher": Case(f"{RUN}2", "teacher.keras", WITH_RUN,
                                         (cut("teachers/*/teacher.keras"),)),

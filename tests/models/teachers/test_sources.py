@@ -10,7 +10,7 @@ from stkd_keras import InputError
 def folder(tmp_path, monkeypatch):
     """The working directory, with files that are named but not read."""
     monkeypatch.chdir(tmp_path)
-    for name in ("a.keras", "w.pth", "w.weights.h5", "names.txt"):
+    for name in ("a.keras", "a.onnx", "w.pth", "w.weights.h5", "names.txt"):
         (tmp_path / name).touch()
     return tmp_path
 
@@ -32,6 +32,11 @@ def test_flags_are_split_at_commas(folder):
     ]
     assert [source.is_trained for source in sources] == [True, True, False]
     assert parse_teachers("a.keras,a.keras", classes="names.txt")[1].classes == names
+    mixed = parse_teachers("a.onnx,a.keras", None, "none", "names.txt", "probabilities")
+    onnx = TeacherSource(str(folder / "a.onnx"), None, "none", names, "probabilities")
+    assert mixed[0] == onnx
+    assert (onnx.is_trained, onnx.files, slug(onnx.name)) == (True, [onnx.source, names], "a")
+    assert mixed[1].normalization is None
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,8 @@ def test_flags_are_split_at_commas(folder):
         (("resnet9",), "resnet8"),
         (("a.keras,",), "unknown model ''"),
         (("a.keras", "w.pth"), "has its own weights"),
+        (("a.onnx", "w.pth"), "has its own weights"),
+        (("no.onnx",), "no file no.onnx"),
         (("resnet8", "no.pth"), "no file no.pth"),
         (("no.keras",), "no file no.keras"),
         (("w.pth",), "has weights but no architecture"),

@@ -17,7 +17,8 @@ def make(method="stkd", **changes):
         "dataset": "digits", "image_size": None, "skip_bad_images": False, "train_fraction": 1.0,
         "train_images_per_class": None, "validation_fraction": None, "augment": "standard",
         "flip": None, "data_seed": 0, "teacher_normalization": None, "teacher_classes": None,
-        "teacher_dtype": None, "teacher_outputs": None, "student_weights": None, "student_normalization": None,
+        "teacher_dtype": None, "teacher_outputs": None,
+        "student_weights": None, "student_normalization": None,
         "student_features": None, "teacher_features": None, "mixed_precision": "none", "seed": 0,
         "deterministic": False, "replay": False,
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """Measures a report's models: predictions, scores (as fractions) and costs."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.classifiers.outputs import logits_function
-from stkd_keras.data import Dataset, RecordSplit, evaluation_pipeline, pipeline
+from stkd_keras.data import Dataset, evaluation_pipeline, pipeline
 from stkd_keras.evaluation import cost, scores
 from stkd_keras.mixing import CutMix, Mixup, mix_batch
 from stkd_keras.teacher.frozen import FrozenTeacher
@@ -44,7 +43,7 @@ def measure(
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
     batches = evaluation_pipeline(dataset.test, scores.EVALUATION_BATCH, pad=False)
-    test = _predict(classifiers, batches, len(dataset.test))
+    test = _predict(classifiers, batches)
     print("report: evaluating on virtual samples")
     virtual = _predict_virtual_samples(classifiers, dataset, mixing, data_seed)
     print("report: timing")
@@ -71,30 +70,20 @@ def measure(
     return entries, test, virtual
 
 
-def metrics_of(models: list[dict]) -> dict[str, dict[str, float]]:
+def metrics_of(test: Predictions, has_teacher: bool) -> dict[str, dict[str, float]]:
     """Returns the scores of student and teacher in the format of `experiment.evaluate`."""
-    names = {"student": "test", "teacher": "teacher"}
-    keys = ("accuracy", "top5_accuracy", "nll", "ece")
-    metrics = {
-        names[model["role"]]: {key: model[key] for key in keys if key in model}
-        for model in models
-        if model["role"] in names
-    }
-    if "fidelity" in models[0]:
-        test = models[0]["fidelity"]["test"]
-        metrics["fidelity"] = {"agreement": test["agreement"], "kl": test["kl"]}
+    metrics = {"test": scores.score(test.logits[0], test.labels)}
+    if has_teacher:
+        metrics["teacher"] = scores.score(test.logits[1], test.labels)
+        metrics["fidelity"] = scores.fidelity(test.logits[0], test.logits[1])
     return metrics
 
 
 def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
-    """Returns some images of the test split, uint8 (len(indices), height, width, channels)."""
-    if not isinstance(dataset.test, RecordSplit):
-        return np.asarray(dataset.test.fetch(tf.constant(list(indices), tf.int32))[0])
-    found = {
-        number: image.numpy()
-        for number, (image, _) in enumerate(dataset.test.examples().take(max(indices) + 1))
-        if number in indices
-    }
+    """Returns some images of the test split, (len(indices), height, width, channels)."""
+    examples = evaluation_pipeline(dataset.test, scores.EVALUATION_BATCH, pad=False).unbatch()
+    numbered = enumerate(examples.take(max(indices) + 1))
+    found = {number: image.numpy() for number, (image, _) in numbered if number in indices}
     return np.stack([found[index] for index in indices])
 
 
@@ -189,30 +178,22 @@ def _predict_virtual_samples(
     count = min(len(dataset.test), MOST_VIRTUAL_SAMPLES)
     steps = -(-count // scores.EVALUATION_BATCH)
     size = count // steps  # So that no image is used twice.
-    mix = tf.function(functools.partial(mix_batch, mixing, None, data_seed))
 
-    def batches() -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
-        shuffled = pipeline(dataset, dataset.test, size, data_seed, "none").take(steps)
-        for step, (images, labels) in enumerate(shuffled):
-            labels = tf.one_hot(labels, dataset.num_classes)
-            images, labels, _ = mix(images, labels, None, tf.constant(step, tf.int64))
-            yield images, labels
+    def mix(step, batch):
+        images, labels = batch
+        labels = tf.one_hot(labels, dataset.num_classes)
+        return mix_batch(mixing, None, data_seed, images, labels, None, step)[:2]
 
-    return _predict(classifiers, batches(), steps * size)
+    shuffled = pipeline(dataset, dataset.test, size, data_seed, "none")
+    return _predict(classifiers, shuffled.take(steps).enumerate().map(mix))
 
 
-def _predict(classifiers: Sequence[Classifier], batches: Iterable, count: int) -> Predictions:
-    progress = keras.utils.Progbar(count, unit_name="image")
-    labels: list[np.ndarray] = []
-    images = np.zeros(0)
-    logits: list[list[np.ndarray]] = [[] for _ in classifiers]
-    for x, y in batches:
-        images = images if labels else x[:NUM_SAMPLES].numpy()
-        labels.append(y.numpy())
-        for classifier, of_model in zip(classifiers, logits, strict=True):
-            of_model.append(classifier(x).numpy())
-        progress.add(len(x))
-    return Predictions(np.concatenate(labels), [np.concatenate(each) for each in logits], images)
+def _predict(classifiers: Sequence[Classifier], batches: tf.data.Dataset) -> Predictions:
+    logits, labels = scores.predict_logits(
+        lambda x: tf.stack([classifier(x) for classifier in classifiers], axis=1), batches
+    )
+    images = next(iter(batches))[0][:NUM_SAMPLES].numpy()
+    return Predictions(labels, list(np.moveaxis(logits, 1, 0)), images)
 
 
 def _costs(

@@ -136,7 +136,7 @@ def report(
     )
     # File names may contain bytes that aren't valid text.
     write_atomically(file, page.encode(errors="backslashreplace"))
-    return metrics_of(models)
+    return metrics_of(test, teacher is not None)
 
 
 def _template() -> jinja2.Template:

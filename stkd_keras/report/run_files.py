@@ -9,13 +9,13 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from stkd_keras import recipes
-from stkd_keras.errors import InputError, explain_errors, is_number, is_positive, one_line
+from stkd_keras.errors import explain_errors, is_number, is_positive
 from stkd_keras.files.json_files import read_json
 from stkd_keras.files.untrusted import read_text
 from stkd_keras.mixing import REMOVED, CutMix, Mixup
@@ -80,16 +80,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-@contextlib.contextmanager
-def _explained(file: pathlib.Path) -> Iterator[None]:
-    """Turns errors on unexpected content into an InputError that names the file."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{file} has content that this project doesn't write "
-            f"({type(error).__name__}: {one_line(error)}): correct the file, or write it again"
-        ) from error
+def _explained(file: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Explains errors on unexpected content."""
+    problem = f"{file} has content that this project doesn't write"
+    return explain_errors(problem, "correct the file, or write it again")
 
 
 def _make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:

@@ -28,7 +28,7 @@ from stkd_keras.training.checkpoints import newest_step
 from stkd_keras.training.loop import Training, fit_resumably
 from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.sample_panel import NUM_SAMPLES, SamplePanel
-from stkd_keras.training.tensorboard import ReturnFreedMemory, RunTensorBoard, write_description
+from stkd_keras.training.tensorboard import RunTensorBoard, write_description
 
 WARMUP_SHARE = 0.05
 BACKUP_STEPS = 500
@@ -229,7 +229,7 @@ def _loggers(
     ]
     if samples is not None:
         made.append(SamplePanel(run.tensorboard, samples, class_names, validation_freq))
-    return [*made, ReturnFreedMemory(validation_freq)]
+    return made
 
 
 def _validation_batches(split: AnySplit | None, strategy):

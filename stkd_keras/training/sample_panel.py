@@ -1,24 +1,20 @@
-"""TensorBoard images of virtual samples with teacher and student predictions."""
+"""Virtual samples in TensorBoard, with the predictions of teacher and student."""
 
 import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from stkd_keras.distillation.distiller import SimilarityTransferDistiller
 from stkd_keras.teacher.frozen import FrozenTeacher
 
 NUM_SAMPLES = 8
-SAMPLES_PER_ROW = 4
 NUM_CLASSES_SHOWN = 5
-NAME_LENGTH = 12
 
 
 class SamplePanel(keras.callbacks.Callback):
-    """Logs an image of eight virtual samples and their top classes every `freq` epochs."""
+    """Logs eight virtual samples, and a table of their top classes, every `freq` epochs."""
 
     def __init__(
         self, log_dir, dataset: tf.data.Dataset, class_names: tuple[str, ...], freq: int = 1
@@ -39,11 +35,12 @@ class SamplePanel(keras.callbacks.Callback):
             return
         step = tf.constant(self.model.step)
         images, probabilities = self._predict(self._images, self._labels, step)
-        canvas = FigureCanvasAgg(draw_panel(images.numpy(), probabilities, self._class_names))
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())
         with self._writer.as_default():
-            tf.summary.image("virtual_samples", pixels[None], step=epoch)
+            tf.summary.image(
+                "virtual_samples", tf.cast(images, tf.uint8), step=epoch, max_outputs=NUM_SAMPLES
+            )
+            table = format_samples(probabilities, self._class_names)
+            tf.summary.text("virtual_samples/classes", table, step=epoch)
 
     def on_train_end(self, logs=None):
         self._writer.close()
@@ -61,31 +58,15 @@ def predict_samples(distiller: SimilarityTransferDistiller, images, labels, step
     return images, probabilities
 
 
-def draw_panel(images, probabilities, class_names: tuple[str, ...]) -> Figure:
-    """Draws the result of `predict_samples`: each sample above its top five classes."""
-    rows = NUM_SAMPLES // SAMPLES_PER_ROW
-    figure = Figure((1.1 * SAMPLES_PER_ROW * len(probabilities), 3.3 * rows), dpi=80)
-    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18, hspace=0.6)
-    for i, axis in enumerate(figure.subplots(rows, SAMPLES_PER_ROW).flat):
-        axis.axis("off")
-        axis.imshow(np.squeeze(np.uint8(images[i])), cmap="gray", vmin=0, vmax=255)
-        table = _table({k: np.asarray(v[i]) for k, v in probabilities.items()}, class_names)
-        axis.text(
-            0.5, -0.05, table, transform=axis.transAxes, va="top", ha="center",
-            family="monospace", fontsize=7,
-        )  # fmt: skip
-    return figure
+def format_samples(probabilities: dict[str, tf.Tensor], class_names: tuple[str, ...]) -> str:
+    """Formats the predictions as a Markdown table, with cells such as "0.62 cat, 0.30 dog"."""
+    rows = [["sample", *probabilities], ["---"] * (1 + len(probabilities))]
+    for number in range(NUM_SAMPLES):
+        columns = (each[number].numpy() for each in probabilities.values())
+        rows.append([str(number + 1), *(_top_classes(each, class_names) for each in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _table(probabilities: dict[str, np.ndarray], class_names: tuple[str, ...]) -> str:
-    """Formats columns such as "0.62 cat", most probable class first."""
-    columns = []
-    for title, column in probabilities.items():
-        likeliest = np.argsort(-column)[:NUM_CLASSES_SHOWN]
-        cells = [
-            f"{column[c]:.2f} {class_names[c][:NAME_LENGTH]}" if column[c] > 0 else ""
-            for c in likeliest
-        ]
-        width = max(map(len, [title, *cells]))
-        columns.append([cell.ljust(width) for cell in [title, *cells]])
-    return "\n".join("  ".join(row) for row in zip(*columns, strict=True))
+def _top_classes(probabilities: np.ndarray, class_names: tuple[str, ...]) -> str:
+    top = np.argsort(-probabilities)[:NUM_CLASSES_SHOWN]
+    return ", ".join(f"{probabilities[c]:.2f} {class_names[c]}" for c in top if probabilities[c])

@@ -1,7 +1,5 @@
-"""TensorBoard logs of a run, except the images of sample_panel.py."""
+"""TensorBoard logs of a run, except the virtual samples of sample_panel.py."""
 
-import ctypes
-import gc
 import pathlib
 from typing import Any
 
@@ -31,26 +29,6 @@ class RunTensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         for writer in self._writers.values():
             writer.flush()
-
-
-class ReturnFreedMemory(keras.callbacks.Callback):
-    """Returns unused memory to the operating system every few epochs.
-
-    Figures are reference cycles of megabytes each, which Python collects ever more rarely: a
-    process would grow by some percent over its first dozens of epochs.
-    """
-
-    def __init__(self, freq: int = 1):
-        super().__init__()
-        self._freq = freq
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Only glibc has it.
-
-    def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self._freq:
-            return
-        gc.collect()
-        if self._trim is not None:
-            self._trim(0)
 
 
 def write_description(log_dir: pathlib.Path, description: dict[str, Any]) -> None:

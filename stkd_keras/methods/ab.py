@@ -46,14 +46,12 @@ class AB(PretrainedTerm):
 
     def build(self, student_shape, teacher_shape, labels_shape):
         super().build(student_shape, teacher_shape, labels_shape)
-        self.connectors = []
-        for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
-            if student[1:] == teacher[1:]:
-                self.connectors.append(keras.layers.Identity(dtype="float32"))
-            else:
-                name = f"{feature} of {self.name}"
-                self.connectors.append(regressor(name, student[1:], teacher[1:], relu=False))
-            self.connectors[-1].build(student)
+        self.connectors = [
+            keras.layers.Identity(dtype="float32")
+            if student[1:] == teacher[1:]
+            else regressor(f"{feature} of {self.name}", student, teacher, relu=False)
+            for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape)
+        ]
 
     def call(self, student, teacher, labels):
         total = 0.0

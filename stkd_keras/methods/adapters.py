@@ -1,6 +1,5 @@
 """Trainable layers that bring the student's features to the shape of the teacher's."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -43,9 +42,9 @@ def batch_normalization() -> layers.BatchNormalization:
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype="float32")
 
 
-def regressor(name: str, student: Sequence[int], teacher: Sequence[int], relu: bool) -> Adapter:
-    """Returns an adapter from maps (H, W, C) to the teacher's shape (RepDistiller's ConvReg)."""
-    (height, width, _), (to_height, to_width, channels) = student, teacher
+def regressor(name: str, student: Any, teacher: Any, relu: bool) -> Adapter:
+    """Builds an adapter from maps (B, H, W, C) to the teacher's shape (RepDistiller's ConvReg)."""
+    (_, height, width, _), (_, to_height, to_width, channels) = student, teacher
     if (height, width) == (2 * to_height, 2 * to_width):
         resize = [layers.ZeroPadding2D(1, dtype="float32"), convolution(channels, 3, strides=2)]
     elif (2 * height, 2 * width) == (to_height, to_width):
@@ -59,4 +58,6 @@ def regressor(name: str, student: Sequence[int], teacher: Sequence[int], relu: b
             "large: choose features of another stage"
         )
     activation = [layers.Activation("relu", dtype="float32")] if relu else []
-    return Adapter([*resize, batch_normalization(), *activation])
+    adapter = Adapter([*resize, batch_normalization(), *activation])
+    adapter.build(student)
+    return adapter

@@ -35,8 +35,9 @@ class AT(DistillationTerm):
     def __init__(self, features=("stage1", "stage2", "stage3"), weight=1000.0, name="at", **kwargs):
         super().__init__(features, weight, name, **kwargs)
 
-    def call(self, student, teacher, labels):
-        return sum(attention_loss(s, t) for s, t in self.pairs(student, teacher))
+    def pair_loss(self, student, teacher):
+        student, teacher = pooled_alike(student, teacher)
+        return squared_error(attention_map(student), attention_map(teacher))
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -62,29 +63,18 @@ class NST(DistillationTerm):
     def __init__(self, features=("stage1", "stage2", "stage3"), weight=50.0, name="nst", **kwargs):
         super().__init__(features, weight, name, **kwargs)
 
-    def call(self, student, teacher, labels):
-        return sum(selectivity_loss(s, t) for s, t in self.pairs(student, teacher))
-
-
-def attention_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the mean squared difference of the attention maps of each sample, (B,)."""
-    student, teacher = pooled_alike(student, teacher)
-    return squared_error(attention_map(student), attention_map(teacher))
+    def pair_loss(self, student, teacher):
+        student, teacher = (_channels(maps) for maps in pooled_alike(student, teacher))
+        kernel_means = [
+            per_sample_mean(tf.square(tf.matmul(a, b, transpose_a=True)))
+            for a, b in ((teacher, teacher), (student, student), (student, teacher))
+        ]
+        return kernel_means[0] + kernel_means[1] - 2 * kernel_means[2]
 
 
 def attention_map(maps: tf.Tensor) -> tf.Tensor:
     """Returns how active each position is, as one unit vector per sample, (B, H * W)."""
     return unit_vectors(flat(tf.reduce_mean(tf.square(maps), axis=-1)))
-
-
-def selectivity_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the squared maximum mean discrepancy of the channels of each sample, (B,)."""
-    student, teacher = (_channels(maps) for maps in pooled_alike(student, teacher))
-    kernel_means = [
-        per_sample_mean(tf.square(tf.matmul(a, b, transpose_a=True)))
-        for a, b in ((teacher, teacher), (student, student), (student, teacher))
-    ]
-    return kernel_means[0] + kernel_means[1] - 2 * kernel_means[2]
 
 
 def _channels(maps: tf.Tensor) -> tf.Tensor:

@@ -87,7 +87,14 @@ class DistillationTerm(keras.layers.Layer):
                 )
 
     def call(self, student: Features, teacher: Features, labels: tf.Tensor) -> tf.Tensor:
-        """Returns the loss: (B,), or a scalar if it compares the samples of a batch."""
+        """Returns the loss: (B,), or a scalar if it compares the samples of a batch.
+
+        By default, sums `pair_loss` over the features.
+        """
+        return sum(self.pair_loss(s, t) for s, t in self.pairs(student, teacher))
+
+    def pair_loss(self, student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+        """Returns the loss of one feature. A subclass defines this or `call`."""
         raise NotImplementedError
 
     def get_config(self) -> dict:

@@ -39,11 +39,10 @@ class FitNet(DistillationTerm):
 
     def build(self, student_shape, teacher_shape, labels_shape):
         super().build(student_shape, teacher_shape, labels_shape)
-        self.regressors = []
-        for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape):
-            adapter = regressor(f"{feature} of {self.name}", student[1:], teacher[1:], relu=True)
-            adapter.build(student)
-            self.regressors.append(adapter)
+        self.regressors = [
+            regressor(f"{feature} of {self.name}", student, teacher, relu=True)
+            for feature, student, teacher in self.shape_pairs(student_shape, teacher_shape)
+        ]
 
     def call(self, student, teacher, labels):
         pairs = zip(self.regressors, self.pairs(student, teacher), strict=True)

@@ -120,14 +120,11 @@ class DIST(_LogitsTerm):
         self.beta = checked_weight("beta", beta)
         self.gamma = checked_weight("gamma", gamma)
 
-    def call(self, student, teacher, labels):
-        total = 0.0
-        for s, t in self.pairs(student, teacher):
-            q, p = tf.nn.softmax(s / self.temperature), tf.nn.softmax(t / self.temperature)
-            losses = self.beta * relation_loss(q, p, axis=1)
-            losses += self.gamma * relation_loss(q, p, axis=0)
-            total += self.temperature**2 * losses
-        return total
+    def pair_loss(self, student, teacher):
+        q, p = (tf.nn.softmax(logits / self.temperature) for logits in (student, teacher))
+        losses = self.beta * relation_loss(q, p, axis=1)
+        losses += self.gamma * relation_loss(q, p, axis=0)
+        return self.temperature**2 * losses
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -156,10 +153,9 @@ class StandardizedKD(_LogitsTerm):
     ):
         super().__init__(features, weight, temperature, name, **kwargs)
 
-    def call(self, student, teacher, labels):
+    def pair_loss(self, student, teacher):
         loss = SoftTargetLoss(self.temperature)
-        pairs = self.pairs(student, teacher)
-        return sum(loss.call(standardized(t), standardized(s)) for s, t in pairs)
+        return loss.call(standardized(teacher), standardized(student))
 
 
 def decoupled_losses(

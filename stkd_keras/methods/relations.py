@@ -32,8 +32,10 @@ class SP(DistillationTerm):
     def __init__(self, features=("stage3",), weight=3000.0, name="sp", **kwargs):
         super().__init__(features, weight, name, **kwargs)
 
-    def call(self, student, teacher, labels):
-        return sum(similarity_loss(s, t) for s, t in self.pairs(student, teacher))
+    def pair_loss(self, student, teacher):
+        return tf.reduce_mean(
+            tf.math.squared_difference(_similarities(student), _similarities(teacher))
+        )
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -113,11 +115,11 @@ class RKD(DistillationTerm):
         self.distance_weight = checked_weight("distance_weight", distance_weight)
         self.angle_weight = checked_weight("angle_weight", angle_weight)
 
-    def call(self, student, teacher, labels):
-        return sum(
-            self.distance_weight * distance_loss(s, t) + self.angle_weight * angle_loss(s, t)
-            for s, t in self.pairs(student, teacher)
-        )
+    def pair_loss(self, student, teacher):
+        distances = _relative_distances(student), _relative_distances(teacher)
+        loss = self.distance_weight * tf.reduce_mean(keras.losses.huber(*distances))
+        cosines = _cosines(student), _cosines(teacher)
+        return loss + self.angle_weight * tf.reduce_mean(keras.losses.huber(*cosines))
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -143,15 +145,9 @@ class PKT(DistillationTerm):
     def __init__(self, features=("embedding",), weight=30000.0, name="pkt", **kwargs):
         super().__init__(features, weight, name, **kwargs)
 
-    def call(self, student, teacher, labels):
-        return sum(probability_loss(s, t) for s, t in self.pairs(student, teacher))
-
-
-def similarity_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the mean squared difference of the similarity matrices, a scalar."""
-    return tf.reduce_mean(
-        tf.math.squared_difference(_similarities(student), _similarities(teacher))
-    )
+    def pair_loss(self, student, teacher):
+        p, q = _pair_probabilities(teacher), _pair_probabilities(student)
+        return tf.reduce_mean(p * tf.math.log((p + PKT_EPSILON) / (q + PKT_EPSILON)))
 
 
 def correlation_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
@@ -159,23 +155,6 @@ def correlation_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     differences = tf.abs(student - teacher)
     products = tf.reduce_sum(differences[:-1] * differences[1:])
     return products / tf.cast(tf.maximum(tf.shape(student)[0] - 1, 1), tf.float32)
-
-
-def distance_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the mean Huber loss of the relative distances, a scalar."""
-    distances = _relative_distances(student), _relative_distances(teacher)
-    return tf.reduce_mean(keras.losses.huber(*distances))
-
-
-def angle_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the mean Huber loss of the cosines of angles, a scalar."""
-    return tf.reduce_mean(keras.losses.huber(_cosines(student), _cosines(teacher)))
-
-
-def probability_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns the KL divergence of the pairwise probabilities, as a mean over all pairs."""
-    p, q = _pair_probabilities(teacher), _pair_probabilities(student)
-    return tf.reduce_mean(p * tf.math.log((p + PKT_EPSILON) / (q + PKT_EPSILON)))
 
 
 def _similarities(features: tf.Tensor) -> tf.Tensor:

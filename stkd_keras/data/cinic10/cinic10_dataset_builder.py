@@ -1,23 +1,15 @@
 """File layout and TFDS builder of CINIC-10."""
 
-import functools
-
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.builders import ArchiveBuilder
 from stkd_keras.data.sources.file_tree import FileTree, Layout, label_folders
-from stkd_keras.errors import InputError
 
 
 def layout(tree: FileTree) -> Layout:
     """Returns the images and labels of CINIC-10, with its folder valid as validation split."""
     splits = {
-        split: label_folders(
-            tree,
-            [f"{folder}/{name}" for name in _CLASS_NAMES],
-            ".png",
-            functools.partial(_broken, tree),
-        )
+        split: label_folders(tree, [f"{folder}/{name}" for name in _CLASS_NAMES], ".png", _EXPECTED)
         for split, folder in _FOLDERS.items()
     }
     return Layout(_CLASS_NAMES, splits)
@@ -54,10 +46,4 @@ _CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-
-
-def _broken(tree: FileTree, problem: str) -> InputError:
-    return InputError(
-        f"{tree.path!r} {problem}, expected the files of CINIC-10 (train, valid and test, "
-        f"each with the folders {', '.join(_CLASS_NAMES)}): unpack or download it again"
-    )
+_EXPECTED = f"CINIC-10 (train, valid and test, each with the folders {', '.join(_CLASS_NAMES)})"

@@ -4,7 +4,7 @@ import abc
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stkd_keras.data.sources.archives import unpack_tar
@@ -66,11 +66,11 @@ def open_tree(path: str | os.PathLike) -> FileTree:
 
 
 def label_folders(
-    tree: FileTree, folders: Sequence[str], ending: str, broken: Callable[[str], InputError]
+    tree: FileTree, folders: Sequence[str], ending: str, expected: str
 ) -> list[tuple[str, int]]:
     """Returns (name, label) for the files with an ending in a split's class folders.
 
-    Raises the error that `broken` makes if a class folder has no such file, or another folder does.
+    Raises an InputError if a class folder has no such file, or another folder does.
     """
     labels = {folder: label for label, folder in enumerate(folders)}
     split = folders[0].partition("/")[0]
@@ -81,12 +81,21 @@ def label_folders(
             continue
         if file.lower().endswith(ending):
             if folder not in labels:
-                raise broken(f"has images in {folder}, which isn't a class")
+                raise unexpected_layout(
+                    tree, f"has images in {folder}, which isn't a class", expected
+                )
             files[folder].append((name, labels[folder]))
     for folder, found in files.items():
         if not found:
-            raise broken(f"has no {ending} images in {folder}")
+            raise unexpected_layout(tree, f"has no {ending} images in {folder}", expected)
     return [file for found in files.values() for file in found]
+
+
+def unexpected_layout(tree: FileTree, problem: str, expected: str) -> InputError:
+    """Returns the error for files that aren't those of a data set."""
+    return InputError(
+        f"{tree.path!r} {problem}, expected the files of {expected}: unpack or download it again"
+    )
 
 
 def is_visible(name: str) -> bool:

@@ -1,11 +1,15 @@
 """File layout and TFDS builder of Tiny-ImageNet-200."""
 
-import functools
-
 import tensorflow_datasets as tfds
 
 from stkd_keras.data.builders import ArchiveBuilder
-from stkd_keras.data.sources.file_tree import FileTree, Layout, is_visible, label_folders
+from stkd_keras.data.sources.file_tree import (
+    FileTree,
+    Layout,
+    is_visible,
+    label_folders,
+    unexpected_layout,
+)
 from stkd_keras.errors import InputError
 
 
@@ -24,7 +28,7 @@ def layout(tree: FileTree) -> Layout:
     return Layout(
         class_names=_class_names(tree, wnids, texts["words.txt"]),
         splits={
-            "train": label_folders(tree, train, ".jpeg", functools.partial(_broken, tree)),
+            "train": label_folders(tree, train, ".jpeg", _EXPECTED),
             "test": _label_val(tree, labels, texts[_ANNOTATIONS]),
         },
     )
@@ -52,6 +56,7 @@ class TinyImagenet(ArchiveBuilder):
 
 _NUM_CLASSES = 200
 _ANNOTATIONS = "val/val_annotations.txt"
+_EXPECTED = f"Tiny-ImageNet (train/WNID/images, val/images, {_ANNOTATIONS}, wnids.txt, words.txt)"
 
 
 def _read_texts(tree: FileTree) -> dict[str, str]:
@@ -108,7 +113,4 @@ def _label_val(tree: FileTree, labels: dict[str, int], annotations: str) -> list
 
 
 def _broken(tree: FileTree, problem: str) -> InputError:
-    return InputError(
-        f"{tree.path!r} {problem}, expected the files of Tiny-ImageNet (train/WNID/images, "
-        f"val/images, {_ANNOTATIONS}, wnids.txt, words.txt): unpack or download it again"
-    )
+    return unexpected_layout(tree, problem, _EXPECTED)

@@ -5,13 +5,13 @@ import json
 import os
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from stkd_keras.errors import InputError, WorkerLostError, explain_errors, one_line
+from stkd_keras.training.signals import kept_handlers
 
 SLURM_PORT = 8888
 JOBS = ("chief", "worker")
@@ -45,7 +45,10 @@ def make_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
     size = sum(map(len, task.cluster.values()))
     print(f"waiting for all {size} workers: this is {task.job} {task.task_index}", flush=True)
     try:
-        with _signal_handlers_kept():
+        with kept_handlers() as in_main_thread:
+            # While TensorFlow waits, a Python handler wouldn't run. It also replaces SIGTERM's.
+            if in_main_thread:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.UnknownError as error:
         if "gRPC server" not in str(error):
@@ -132,24 +135,6 @@ def _task_from_slurm() -> Task:
             "numbered from 0; start them with srun"
         )
     return Task({"worker": addresses}, "worker", slurm._rank)
-
-
-@contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Lets Ctrl-C end the process while TensorFlow waits, and restores the handlers afterwards.
-
-    A Python handler wouldn't run during the wait, and TensorFlow replaces the one for SIGTERM.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _strings(values: object) -> list[str]:

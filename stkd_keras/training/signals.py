@@ -46,15 +46,25 @@ def deferred_signals() -> Iterator[DeferredSignals]:
                 flush=True,
             )
 
-    if threading.current_thread() is not threading.main_thread():
+    with kept_handlers() as in_main_thread:
+        for number in SIGNALS if in_main_thread else ():
+            signal.signal(number, handle)
         yield deferred
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[bool]:
+    """Restores the handlers of SIGTERM and SIGINT at the end.
+
+    Yields whether this is the main thread; others can't change handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield False
         return
     # None means a handler that wasn't set from Python, which can't be restored.
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, handle)
     try:
-        yield deferred
+        yield True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -108,13 +108,14 @@ def report(
     if teacher is not None:
         names.insert(1, teacher_name or run.teacher or "teacher")
         compared.insert(1, teacher)
-    by_name = dict(zip(_unique(names), compared, strict=True))
+    by_name = dict(zip(_unique([*map(printable, names)]), compared, strict=True))
     mixing, temperature = run.mixing or Mixup(), run.settings.get("temperature", 1.0)
     seed = run.settings.get("data_seed", 0)
     models, test, virtual = measure(by_name, dataset, mixing, seed, temperature)
     print("report: drawing")
     class_names = [printable(name) for name in dataset.class_names]
     different = most_different(test.logits[0], test.logits[1], 12) if teacher is not None else []
+    accuracies = [row["accuracy"] for row in models[0]["per_class"]]
     page = _template().render(
         dataset=dataset,
         class_names=class_names,
@@ -126,7 +127,9 @@ def report(
         version=stkd_keras.__version__,
         temperature=temperature,
         mixing={"class": type(mixing).__name__, **mixing.get_config()},
-        ranked=_rank_classes(models[0]["per_class"]),
+        ranked=[
+            int(c) for c in np.argsort(accuracies, kind="stable") if not math.isnan(accuracies[c])
+        ],
         confused=largest_entries(models[0]["confusion"], 10),
         similar=largest_entries(models[0]["similarity"], 5),
         most_different=[{"image": index, "kl": kl} for index, kl in different],
@@ -150,24 +153,18 @@ def _template() -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {
-        "percent": _percent, "number": _number, "nats": _nats, "times": _times,
+        "percent": _percent, "number": _number, "times": _times,
         "one_line": one_line, "in_words": in_words, "for_json": _for_json,
     }  # fmt: skip
     return environment.get_template("report.html.jinja")
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    result: list[str] = []
-    for name in map(printable, names):
-        same = sum(each == name or each.startswith(f"{name} (") for each in result)
-        result.append(f"{name} ({same + 1})" if name in result else name)
-    return result
-
-
-def _rank_classes(per_class: Sequence[dict]) -> list[int]:
-    """Returns the classes that have test images, lowest accuracy first."""
-    tested = [number for number, row in enumerate(per_class) if row["images"]]
-    return sorted(tested, key=lambda number: per_class[number]["accuracy"])
+    """Numbers the models of the same name."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:index].count(name) + 1})"
+        for index, name in enumerate(names)
+    ]
 
 
 def _different_cards(
@@ -245,10 +242,6 @@ def _for_json(content: Any) -> Any:
 
 def _percent(fraction: float | None, digits: int = 1) -> str:
     return _formatted(fraction, lambda x: f"{100 * x:.{digits}f} %")
-
-
-def _nats(value: float | None) -> str:
-    return _formatted(value, lambda x: f"{x:.4f}")
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:

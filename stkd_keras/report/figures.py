@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stkd_keras.report.measurements import largest_entries, off_diagonal
+from stkd_keras.report.measurements import off_diagonal
 
 WIDTH = 340
 """CSS pixels: the width of a 390-pixel phone without margins. One pixel is one matplotlib point."""
@@ -74,7 +74,8 @@ def _draw_accuracies(models: Sequence[Mapping]) -> dict:
     value = 100 * np.array([model["accuracy"] for model in models])
     low, high = 100 * np.transpose([model["accuracy_interval"] for model in models])
     rows = np.arange(len(models))
-    axes.errorbar(value, rows, xerr=[value - low, high - value], fmt="o", color=SERIES[0])
+    axes.hlines(rows, low, high, color=SERIES[0], linewidth=2)
+    axes.plot(value, rows, "o", color=SERIES[0])
     axes.set_yticks(rows, [_shorten(model["name"], 18) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -102,31 +103,22 @@ def _draw_reliability(number: int, model: Mapping) -> dict:
     counts.bar(100 * left, 100 * images / images.sum(), alpha=0.45, **bars)
     counts.set(xlabel="confidence, %", ylabel="images, %")
     counts.yaxis.set_major_locator(MaxNLocator(2))
-    ece = f"{100 * model['ece']:.2f} %"
-    text = (
-        f"Reliability diagram of {model['name']}: expected calibration error {ece}. For "
-        f"{images[-1]:,} of the {images.sum():,} images the confidence is above "
-        f"{100 * left[-1]:.0f} %; its mean is {100 * confidence[-1]:.1f} %, and their accuracy "
-        f"{100 * accuracy[-1]:.1f} %."
+    caption = (
+        f"{model['name']}: ECE {100 * model['ece']:.2f} %. On the dashed line, accuracy equals "
+        "confidence"
     )
-    caption = f"{model['name']}: ECE {ece}. On the dashed line, accuracy equals confidence"
-    return _drawn(figure, f"reliability-{number}", text, caption)
+    return _drawn(figure, f"reliability-{number}", f"Reliability diagram of {caption}.", caption)
 
 
 def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:
     counts = model["confusion"]
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(totals > 0, totals, math.nan)
-    confused = [
-        f"{counts[true, given]:,} of {int(totals[true, 0]):,} {class_names[true]} are predicted "
-        f"as {class_names[given]}"
-        for true, given in largest_entries(counts, 3)
-    ]
     figure = _draw_matrix(shares, 100.0, class_names, "predicted class")
     text = (
         f"Confusion matrix of {model['name']}, {len(counts)} classes: "
-        f"{100 * model['accuracy']:.1f} % of the images are on the diagonal. "
-        f"{'; '.join(confused) or 'No classes are confused'}."
+        f"{100 * model['accuracy']:.1f} % of the images are on the diagonal. The table lists the "
+        "largest other entries."
     )
     caption = f"{model['name']}: % of the images of each true class"
     return _drawn(figure, f"confusion-{number}", text, caption)
@@ -137,17 +129,10 @@ def _draw_similarity(
 ) -> dict:
     """Draws a model's class similarity; `highest` gets the strongest color."""
     matrix = model["similarity"]
-    largest = [
-        f"{100 * matrix[true, other]:.1f} % {class_names[other]} for images of {class_names[true]}"
-        for true, other in largest_entries(matrix, 3)
-    ]
     others = 100 * np.where(np.eye(len(matrix), dtype=bool), math.nan, matrix)
     figure = _draw_matrix(others, 100 * highest, class_names, "class")
-    text = (
-        f"Mean soft outputs of {model['name']} off the diagonal; the largest: "
-        f"{'; '.join(largest) or 'none'}."
-    )
     caption = f"{model['name']}: mean soft outputs in %, without the diagonal"
+    text = f"{caption}. The table lists the largest entries."
     return _drawn(figure, f"similarity-{number}", text, caption)
 
 
@@ -178,18 +163,12 @@ def _draw_all_curves(models: Sequence[dict], histories: Sequence[Mapping]) -> li
         "training accuracy": history.get("accuracy"),
         "agreement with the teacher": history.get("teacher_agreement"),
     }
-    losses = {k: v for k, v in history.items() if k.endswith("loss") and not k.startswith("val_")}
+    losses = {name: values for name, values in history.items() if name.endswith("loss")}
     students = [model["name"] for model in models if model["role"] != "teacher"]
     accuracies = [each.get("val_accuracy") for each in histories]
     drawings = [
         _draw_curves("accuracy", shares, "%", "Accuracy and agreement by epoch"),
-        _draw_curves("loss", losses, "loss", "Training losses by epoch"),
-        _draw_curves(
-            "validation-loss",
-            {"validation loss": history.get("val_loss")},
-            "loss",
-            "Cross-entropy on the validation images by epoch",
-        ),
+        _draw_curves("loss", losses, "loss", "Losses by epoch; val_loss is the cross-entropy"),
     ]
     if len(students) > 1:
         runs = dict(zip(students, accuracies, strict=True))

@@ -1,8 +1,6 @@
 """Reads the files of a run directory, which may be untrusted."""
 
-import collections
 import contextlib
-import csv
 import dataclasses
 import io
 import math
@@ -12,7 +10,8 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from stkd_keras import recipes
 from stkd_keras.errors import explain_errors, is_number, is_positive
@@ -113,18 +112,16 @@ def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
     with explain_errors(f"{file} can't be read", "expected one line per epoch, as a run writes it"):
-        reader = csv.DictReader(io.StringIO(read_text(file)), restval="")
-        rows = list(reader)
-    return {
-        printable(name): [_as_number(row[name]) for row in rows] for name in reader.fieldnames or ()
-    }
-
-
-def _as_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:  # Keras writes NA for epochs without validation.
-        return math.nan
+        # Keras writes NA for epochs without validation, which becomes NaN.
+        rows = np.genfromtxt(
+            io.StringIO(read_text(file)),
+            delimiter=",",
+            names=True,
+            ndmin=1,
+            deletechars="",
+            replace_space=" ",
+        )
+    return {printable(name): rows[name].tolist() for name in rows.dtype.names}
 
 
 def _training_seconds(events: pathlib.Path) -> float | None:
@@ -132,10 +129,8 @@ def _training_seconds(events: pathlib.Path) -> float | None:
     spans = []
     for file in events.glob("events.out.tfevents.*"):
         try:
-            records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
-            first = next(records)
-            *_, last = collections.deque(records, maxlen=1) or [first]
-            spans.append(tuple(tf.compat.v1.Event.FromString(e).wall_time for e in (first, last)))
+            times = [event.wall_time for event in LegacyEventFileLoader(str(file)).Load()]
+            spans.append((times[0], times[-1]))
         except Exception:  # Broken files raise many exceptions, and the duration is optional.
             return None
     total, end = 0.0, -math.inf

@@ -15,15 +15,6 @@ from stkd_keras.evaluation.scores import (
 )
 
 __all__ = [
-    "CONFIDENCE_LEVEL",
-    "ECE_BINS",
-    "EVALUATION_BATCH",
-    "compiled",
-    "divergences",
-    "fidelity",
-    "log_softmax",
-    "predict_logits",
-    "reliability",
-    "score",
-    "wilson_interval",
-]
+    "CONFIDENCE_LEVEL", "ECE_BINS", "EVALUATION_BATCH", "compiled", "divergences", "fidelity",
+    "log_softmax", "predict_logits", "reliability", "score", "wilson_interval",
+]  # fmt: skip

@@ -9,7 +9,7 @@ for ".".
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import layers
@@ -30,18 +30,15 @@ _WIDTHS = (64, 128, 256, 512)
 _STRIDES_OF_STEM = {32: 1, 64: 2}
 
 
-def _of(block: Callable, num_blocks: tuple[int, int, int, int]) -> Callable:
-    def resnet(images: keras.KerasTensor, num_classes: int, *, stem: int = 32) -> keras.KerasTensor:
-        """Returns the logits; `stem` is 32, or 64 to halve larger images in the first layer."""
-        if not isinstance(stem, int) or stem not in _STRIDES_OF_STEM:
-            raise InputError(
-                f"stem is {stem!r}; expected 32 or 64, the height and width of the images"
-            )
-        x = convolution(images, _WIDTHS[0], "conv1", strides=_STRIDES_OF_STEM[stem])
-        x = feature(layers.ReLU(name="relu")(batch_normalization(x, "bn1")), "stem")
-        return classifier(residual_stages(x, block, _WIDTHS, num_blocks), num_classes, "linear")
-
-    return resnet
+def _resnet(
+    block: Callable, num_blocks: Sequence[int], images, num_classes: int, *, stem: int = 32
+) -> keras.KerasTensor:
+    """Returns the logits; `stem` is 32, or 64 to halve larger images in the first layer."""
+    if not isinstance(stem, int) or stem not in _STRIDES_OF_STEM:
+        raise InputError(f"stem is {stem!r}; expected 32 or 64, the height and width of the images")
+    x = convolution(images, _WIDTHS[0], "conv1", strides=_STRIDES_OF_STEM[stem])
+    x = feature(layers.ReLU(name="relu")(batch_normalization(x, "bn1")), "stem")
+    return classifier(residual_stages(x, block, _WIDTHS, num_blocks), num_classes, "linear")
 
 
 def _bottleneck(x, width: int, strides: int, name: str, ended: str | None) -> keras.KerasTensor:
@@ -61,7 +58,7 @@ def _projection(x, width: int, strides: int, name: str) -> keras.KerasTensor:
 
 _basic_block = functools.partial(basic_block, shortcut=_projection)
 MODELS = {
-    "resnet18": _of(_basic_block, (2, 2, 2, 2)),
-    "resnet34": _of(_basic_block, (3, 4, 6, 3)),
-    "resnet50": _of(_bottleneck, (3, 4, 6, 3)),
+    "resnet18": functools.partial(_resnet, _basic_block, (2, 2, 2, 2)),
+    "resnet34": functools.partial(_resnet, _basic_block, (3, 4, 6, 3)),
+    "resnet50": functools.partial(_resnet, _bottleneck, (3, 4, 6, 3)),
 }

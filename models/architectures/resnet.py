@@ -9,7 +9,7 @@ github.com/akamaster/pytorch_resnet_cifar10 ("identity") or of RepDistiller ("pr
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,26 +29,25 @@ _NARROW = (16, 16, 32, 64)
 _WIDE = (32, 64, 128, 256)
 
 
-def _of(depth: int, widths: tuple[int, int, int, int], default_shortcut: str) -> Callable:
-    def resnet(
-        images: keras.KerasTensor, num_classes: int, *, shortcut: str = default_shortcut
-    ) -> keras.KerasTensor:
-        """Returns the logits; `shortcut` names He's option A ("identity") or B ("projection")."""
-        if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
-            raise unknown_name("shortcut", str(shortcut), _SHORTCUTS)
-        x = batch_normalization(convolution(images, widths[0], "conv1"), "bn1")
-        x = feature(layers.ReLU(name="relu")(x), "stem")
-        block = functools.partial(basic_block, shortcut=_SHORTCUTS[shortcut])
-        x = residual_stages(x, block, widths[1:], 3 * [(depth - 2) // 6])
-        return classifier(x, num_classes, "linear" if shortcut == "identity" else "fc")
-
-    return resnet
+def _resnet(
+    depth: int, widths: Sequence[int], images, num_classes: int, *, shortcut: str = "identity"
+) -> keras.KerasTensor:
+    """Returns the logits; `shortcut` names He's option A ("identity") or B ("projection")."""
+    if not isinstance(shortcut, str) or shortcut not in _SHORTCUTS:
+        raise unknown_name("shortcut", str(shortcut), _SHORTCUTS)
+    x = batch_normalization(convolution(images, widths[0], "conv1"), "bn1")
+    x = feature(layers.ReLU(name="relu")(x), "stem")
+    block = functools.partial(basic_block, shortcut=_SHORTCUTS[shortcut])
+    x = residual_stages(x, block, widths[1:], 3 * [(depth - 2) // 6])
+    return classifier(x, num_classes, "linear" if shortcut == "identity" else "fc")
 
 
-MODELS = {
-    **{f"resnet{depth}": _of(depth, _NARROW, "identity") for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}x4": _of(depth, _WIDE, "projection") for depth in (8, 32)},
+MODELS: dict[str, Callable] = {
+    f"resnet{depth}": functools.partial(_resnet, depth, _NARROW)
+    for depth in (8, 14, 20, 32, 44, 56, 110)
 }
+for _depth in (8, 32):
+    MODELS[f"resnet{_depth}x4"] = functools.partial(_resnet, _depth, _WIDE, shortcut="projection")
 
 
 def options_from_state(state: Mapping[str, Any]) -> dict[str, Any]:

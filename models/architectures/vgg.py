@@ -9,7 +9,7 @@ Layers have the names of the modules in github.com/HobbitLong/RepDistiller's vgg
 ".".
 """
 
-from collections.abc import Callable
+import functools
 
 import keras
 from keras import layers
@@ -33,26 +33,23 @@ _CONVOLUTIONS = {
 }
 
 
-def _of(depth: int) -> Callable:
-    def vgg(images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        num_poolings = 4 if images.shape[1] == 64 else 3
-        x = images
-        for block, (width, count) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
-            if 1 <= block <= num_poolings:
-                x = layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
-            for index in range(0, 3 * count, 3):  # Convolution, normalization and ReLU count.
-                if index:
-                    x = layers.ReLU(name=f"block{block}_{index - 1}")(x)
-                x = convolution(x, width, f"block{block}_{index}", use_bias=True)
-                x = batch_normalization(x, f"block{block}_{index + 1}")
-            if block == 0:
-                x = feature(layers.ReLU(name="block0_relu")(x), "stem")
-            else:
-                x = end_of_stage(x, f"block{block}", f"stage{block}")
-        return classifier(x, num_classes, "classifier")
-
-    return vgg
+def _vgg(depth: int, images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+    num_poolings = 4 if images.shape[1] == 64 else 3
+    x = images
+    for block, (width, count) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
+        if 1 <= block <= num_poolings:
+            x = layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
+        for index in range(0, 3 * count, 3):  # Convolution, normalization and ReLU count.
+            if index:
+                x = layers.ReLU(name=f"block{block}_{index - 1}")(x)
+            x = convolution(x, width, f"block{block}_{index}", use_bias=True)
+            x = batch_normalization(x, f"block{block}_{index + 1}")
+        if block == 0:
+            x = feature(layers.ReLU(name="block0_relu")(x), "stem")
+        else:
+            x = end_of_stage(x, f"block{block}", f"stage{block}")
+    return classifier(x, num_classes, "classifier")
 
 
-MODELS = {f"vgg{depth}": _of(depth) for depth in _CONVOLUTIONS}
+MODELS = {f"vgg{depth}": functools.partial(_vgg, depth) for depth in _CONVOLUTIONS}
 ALIASES = {f"vgg{depth}_bn": f"vgg{depth}" for depth in _CONVOLUTIONS}

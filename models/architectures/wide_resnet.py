@@ -7,7 +7,7 @@ Layers have the names of the modules in github.com/HobbitLong/RepDistiller's wrn
 ".".
 """
 
-from collections.abc import Callable
+import functools
 
 import keras
 from keras import layers
@@ -15,24 +15,23 @@ from keras import layers
 from models.architectures.blocks import batch_normalization, classifier, convolution, feature
 
 
-def _of(depth: int, width: int) -> Callable:
-    def wide_resnet(images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        x = feature(convolution(images, 16, "conv1"), "stem")
-        ended = None
-        for stage, channels in enumerate((16 * width, 32 * width, 64 * width), start=1):
-            for block in range((depth - 4) // 6):
-                strides = 2 if stage > 1 and block == 0 else 1
-                x = _block(x, channels, strides, f"block{stage}_layer_{block}", ended)
-                ended = None
-            ended = f"stage{stage}"
-            x = feature(x, ended)
-        return classifier(_normalized(x, "bn1", "relu", ended), num_classes, "fc")
-
-    return wide_resnet
+def _wide_resnet(
+    depth: int, width: int, images: keras.KerasTensor, num_classes: int
+) -> keras.KerasTensor:
+    x = feature(convolution(images, 16, "conv1"), "stem")
+    ended = None
+    for stage, channels in enumerate((16 * width, 32 * width, 64 * width), start=1):
+        for block in range((depth - 4) // 6):
+            strides = 2 if stage > 1 and block == 0 else 1
+            x = _block(x, channels, strides, f"block{stage}_layer_{block}", ended)
+            ended = None
+        ended = f"stage{stage}"
+        x = feature(x, ended)
+    return classifier(_normalized(x, "bn1", "relu", ended), num_classes, "fc")
 
 
 MODELS = {
-    f"wrn_{depth}_{width}": _of(depth, width)
+    f"wrn_{depth}_{width}": functools.partial(_wide_resnet, depth, width)
     for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10))
 }
 

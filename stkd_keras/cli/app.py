@@ -46,7 +46,7 @@ def run(
     def parse(argv: list[str]) -> list[str]:
         if asked := set(_HELP) & set(argv[1:]):
             shown = () if any("full" in flag for flag in asked) else common
-            print(_help(description, command_flags(groups), shown))
+            print(_help(description, groups, shown))
             sys.exit(0)
         try:
             rest = flags.FLAGS(argv)
@@ -136,22 +136,11 @@ def _print(line: str) -> None:
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
 
 
-def _help(description: str, groups: dict[str, list[flags.Flag]], common: Sequence[str]) -> str:
-    lines = [textwrap.dedent(description).strip()]
+def _help(description: str, groups: Sequence[str], common: Sequence[str]) -> str:
+    """Describes the common flags or, if none are given, those of all groups."""
     if common:
-        lines.append("\nCommon flags (--helpfull shows all):")
-        lines += [_flag_help(flags.FLAGS[name]) for name in common]
-        return "\n".join(lines)
-    for group, own_flags in groups.items():
-        lines.append(f"\n{group.capitalize()} flags:" if len(groups) > 1 else "\nFlags:")
-        lines += [_flag_help(flag) for flag in own_flags]
-    return "\n".join(lines)
-
-
-def _flag_help(flag: flags.Flag) -> str:
-    says_default = flag.default is None or "(default:" in flag.help
-    default = str(flag.default).lower() if flag.boolean else flag.default
-    text = flag.help if says_default else f"{flag.help} (default: {default})"
-    indent = " " * 6
-    filled = textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent)
-    return f"  --{flag.name}\n{filled}"
+        groups = ["common flags (--helpfull shows all)"]
+        for name in common:
+            flags.FLAGS.register_key_flag_for_module(groups[0], flags.FLAGS[name])
+    sections = map(flags.FLAGS.module_help, groups or [sys.argv[0]])
+    return "\n".join([textwrap.dedent(description).strip(), *sections])

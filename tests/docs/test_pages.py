@@ -247,7 +247,7 @@ def test_the_page_of_flags_has_every_flag_and_no_other(commands, tmp_path):
     flags = set()
     for script in ("train.py", "evaluate.py"):
         shown = commands.run(script, "--helpfull", cwd=tmp_path).stdout
-        flags |= set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+        flags |= set(re.findall(r"^  --(?:\[no\])?(\w+):", shown, re.MULTILINE))
     assert len(flags) > 50
     assert set(re.findall(r"`--(\w+)`", "".join(terms))) == flags
 

@@ -115,7 +115,7 @@ def _guarded(main: Callable[[], None]) -> None:
             print(flush=True)
         with contextlib.suppress(OSError):
             _print(
-                f"stopped by {error.name} "
+                f"stopped by {error.number.name} "
                 + (done if str(error) else "before it finished; rerun the same command")
             )
         leave(128 + error.number)

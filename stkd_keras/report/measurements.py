@@ -97,7 +97,7 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
     return {
         **scores.score(logits, labels),
         "correct": int(correct.sum()),
-        "accuracy_interval": _interval(correct.sum(), len(labels)),
+        "accuracy_interval": scores.wilson_interval(correct.sum(), len(labels)),
         "reliability": [
             {"lower": low, "upper": high, **{key: values[n] for key, values in bins.items()}}
             for n, (low, high) in enumerate(itertools.pairwise(edges))
@@ -106,7 +106,7 @@ def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
             {
                 "images": count,
                 "accuracy": right / count if count else math.nan,
-                "interval": _interval(right, count),
+                "interval": scores.wilson_interval(right, count),
             }
             for right, count in zip(correct, images, strict=True)
         ],
@@ -143,7 +143,7 @@ def fidelity_scores(student_logits: np.ndarray, teacher_logits: np.ndarray) -> d
     result = scores.fidelity(student_logits, teacher_logits)
     count = len(student_logits)
     agreed = round(result["agreement"] * count)
-    return {**result, "agreement_interval": _interval(agreed, count), "images": count}
+    return {**result, "agreement_interval": scores.wilson_interval(agreed, count), "images": count}
 
 
 def most_different(
@@ -222,7 +222,3 @@ def _costs(
             }
         )
     return result
-
-
-def _interval(successes, trials) -> list[float]:
-    return [float(bound) for bound in scores.wilson_interval(successes, trials)]

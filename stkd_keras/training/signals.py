@@ -15,12 +15,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
-        self.number = number
-
-    @property
-    def name(self) -> str:
-        """The signal's name, such as SIGTERM."""
-        return signal.Signals(self.number).name
+        self.number = signal.Signals(number)
 
 
 class DeferredSignals:

@@ -100,11 +100,6 @@ class VID(DistillationTerm):
         ):
             s, t = pooled_alike(s, t)
             variance = tf.nn.softplus(tf.convert_to_tensor(parameter)) + SMALLEST_VARIANCE
-            total += variational_loss(mean(s), variance, t)
+            squares = tf.math.squared_difference(mean(s), t)
+            total += 0.5 * per_sample_mean(squares / variance + tf.math.log(variance))
         return total
-
-
-def variational_loss(mean: tf.Tensor, variance: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """Returns a negative log-likelihood without its constant, (B,). The variance is (C,)."""
-    squares = tf.math.squared_difference(mean, teacher)
-    return 0.5 * per_sample_mean(squares / variance + tf.math.log(variance))

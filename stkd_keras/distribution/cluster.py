@@ -102,9 +102,8 @@ def _task_from_tf_config(text: str) -> Task:
     )
     with explain_errors(f"TF_CONFIG is {one_line(repr(text))}", advice):
         config = json.loads(text)
-        cluster = {job: _strings(addresses) for job, addresses in config["cluster"].items()}
-        [job] = _strings([config["task"]["type"]])
-        index = int(config["task"]["index"])
+        cluster = tf.train.ClusterSpec(config["cluster"]).as_dict()
+        job, index = str(config["task"]["type"]), int(config["task"]["index"])
     if not set(cluster) <= set(JOBS) or len(cluster.get("chief", [])) > 1:
         raise InputError(
             f"TF_CONFIG has the jobs {_sizes(cluster)}, but must have workers and at most one chief"
@@ -135,12 +134,6 @@ def _task_from_slurm() -> Task:
             "numbered from 0; start them with srun"
         )
     return Task({"worker": addresses}, "worker", slurm._rank)
-
-
-def _strings(values: object) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{one_line(repr(values))} isn't a list of strings")
-    return values
 
 
 def _check_addresses(cluster: dict[str, list[str]]) -> None:

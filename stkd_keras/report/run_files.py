@@ -14,7 +14,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from stkd_keras import recipes
-from stkd_keras.errors import explain_errors, is_number, is_positive
+from stkd_keras.errors import InputError, explain_errors, is_number, is_positive
 from stkd_keras.files.json_files import read_json
 from stkd_keras.files.untrusted import read_text
 from stkd_keras.mixing import REMOVED, CutMix, Mixup
@@ -94,7 +94,10 @@ def _make_mixing(settings: dict[str, Any]) -> Mixup | CutMix | None:
     # Runs of commit 1f4727a may use mixing options that were removed.
     if any(settings.get(f"mixing_{name}", value) != value for name, value in REMOVED.items()):
         return None
-    return recipes.make_mixing(settings)
+    try:
+        return recipes.make_mixing(settings)
+    except InputError as error:  # It doesn't name the file.
+        raise ValueError(str(error)) from error
 
 
 def _read_export(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -121,7 +124,7 @@ def _read_history(file: pathlib.Path) -> dict[str, list[float]]:
             deletechars="",
             replace_space=" ",
         )
-    return {printable(name): rows[name].tolist() for name in rows.dtype.names}
+    return {printable(name): rows[name].tolist() for name in rows.dtype.names or ()}
 
 
 def _training_seconds(events: pathlib.Path) -> float | None:

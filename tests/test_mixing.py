@@ -1,4 +1,4 @@
-"""Tests of Mixup and CutMix."""
+"""Tests of Mixup, CutMix and MixupOrCutMix."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stkd_keras import CutMix, InputError, Mixup
+from stkd_keras import CutMix, InputError, Mixup, MixupOrCutMix
 
 ALPHAS = [0.01, 0.1, 1.0, 10.0]
 
@@ -68,7 +68,9 @@ def test_the_weights_have_the_mean_and_variance_of_the_dirichlet_distribution(al
     np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.02)
 
 
-@pytest.mark.parametrize("mixing", [Mixup(0.01), Mixup(10.0, 3, 0.5, True), CutMix()])
+@pytest.mark.parametrize(
+    "mixing", [Mixup(0.01), Mixup(10.0, 3, 0.5, True), CutMix(), MixupOrCutMix()]
+)
 def test_xla_gives_the_same_mixtures(mixing):
     x = np.random.default_rng(0).uniform(0, 1, (64, 6, 6, 1)).astype("float32")
     y = one_hot(np.arange(64) % 10, 10)
@@ -112,7 +114,9 @@ def test_integer_pixels_become_float32_and_other_floats_stay():
     assert Mixup()(tf.zeros((2, 3), tf.float16), y, seed=(0, 0))[0].dtype == tf.float16
 
 
-@pytest.mark.parametrize("mixing", [CutMix(0.3, 0.5), Mixup(0.3, 3, 0.5, True)])
+@pytest.mark.parametrize(
+    "mixing", [CutMix(0.3, 0.5), MixupOrCutMix(0.3, 0.5), Mixup(0.3, 3, 0.5, True)]
+)
 def test_a_mixing_is_restored_from_its_config(mixing):
     config = mixing.get_config()
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(mixing))
@@ -201,7 +205,7 @@ def test_the_boxes_of_cutmix_are_as_large_as_drawn_and_lie_everywhere():
     np.testing.assert_allclose((ym * y).sum(axis=1), 1 - pasted.mean((1, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize("mixing", [Mixup(num_images=3), CutMix()])
+@pytest.mark.parametrize("mixing", [Mixup(num_images=3), CutMix(), MixupOrCutMix()])
 def test_outputs_are_mixed_in_the_shares_of_the_images(mixing):
     rng = np.random.default_rng(2)
     x, y = rng.uniform(0, 255, (16, 6, 6, 1)).astype("float32"), one_hot(np.arange(16), 16)
@@ -209,6 +213,22 @@ def test_outputs_are_mixed_in_the_shares_of_the_images(mixing):
     shares = mixing(x, y, seed=(1, 5))[1]
     mixed = mixing.mix_outputs(outputs, x, y, seed=(1, 5))
     np.testing.assert_allclose(mixed, shares.numpy() @ outputs, rtol=1e-5)
+
+
+def test_each_sample_draws_mixup_or_cutmix():
+    x = np.random.default_rng(0).uniform(0, 255, (400, 5, 5, 1)).astype("float32")
+    y, weights = one_hot(np.arange(400), 400), np.arange(400, dtype="float32")
+    seed, arguments = (5, 6), {"alpha": 0.5, "probability": 0.9}
+    both, mixup, cutmix = (
+        [t.numpy() for t in mixing(**arguments)(x, y, weights, seed=seed)]
+        for mixing in (MixupOrCutMix, Mixup, CutMix)
+    )
+    is_cut = np.array([(a == b).all() for a, b in zip(both[0], cutmix[0], strict=True)])
+    for drawn, blended, cut in zip(both, mixup, cutmix, strict=True):
+        np.testing.assert_array_equal(drawn[is_cut], cut[is_cut])
+        np.testing.assert_array_equal(drawn[~is_cut], blended[~is_cut])
+    differ = (mixup[0] != cutmix[0]).any(axis=(1, 2, 3))
+    assert abs(is_cut[differ].mean() - 0.5) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from stkd_keras import SGD
 from stkd_keras.optimizers import AdamW, AfterPretraining
@@ -107,6 +108,55 @@ def test_adamw_equals_pytorchs_for_twenty_steps():
         reference.step()
     for ours, their in zip(variables, theirs, strict=True):
         np.testing.assert_allclose(ours.numpy(), their.numpy(), atol=1e-5)
+
+
+def adamw_by_hand(weight, gradients, rates, decay):
+    """AdamW as in arXiv 1711.05101, algorithm 2."""
+    m = v = np.zeros_like(weight)
+    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+        weight = weight - rate * (step + decay * weight)
+    return weight
+
+
+def sgd_by_hand(weight, gradients, rates, decay):
+    """Nesterov momentum 0.9 with L2 in the gradient, as in PyTorch."""
+    velocity = np.zeros_like(weight)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        gradient = gradient + decay * weight
+        velocity = 0.9 * velocity + gradient
+        weight = weight - rate * (gradient + 0.9 * velocity)
+    return weight
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("by_hand", "make"),
+    [
+        (adamw_by_hand, lambda **options: AdamW(0.1, weight_decay=0.3, **options)),
+        (sgd_by_hand, lambda **options: SGD(0.1, l2=0.3, **options)),
+    ],
+)
+def test_a_backbone_is_frozen_and_then_has_its_own_learning_rate(by_hand, make, jit_compile):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 2, 4))  # Two kernels of the backbone, and the head's.
+    gradients = rng.normal(size=(5, 3, 2, 4))
+    optimizer = make(backbone_variables=2, backbone_rate=0.2, frozen_steps=2)
+    optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    variables = [keras.Variable(value, name="kernel", dtype="float32") for value in values]
+    optimizer.build(variables)
+    step = tf.function(lambda *each: optimizer.apply(each), jit_compile=jit_compile)
+    for number, each in enumerate(gradients):
+        step(*tf.constant(each, tf.float32))
+        if number < 2:
+            for variable, value in zip(variables[:2], values, strict=False):
+                np.testing.assert_array_equal(variable, np.float32(value))
+    assert step.experimental_get_tracing_count() == 1
+    rates = np.array([[0, 0, 0.02, 0.02, 0.02]] * 2 + [[0.1] * 5])
+    for n, variable in enumerate(variables):
+        expected = by_hand(values[n], gradients[:, n], rates[n], decay=0.3)
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

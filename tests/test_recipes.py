@@ -1,10 +1,12 @@
 """The defaults of data sets, optimizers and methods."""
 
+import dataclasses
+
 import networks
 import numpy as np
 import pytest
 
-from stkd_keras import InputError, SimilarityTransferDistiller, data, recipes
+from stkd_keras import InputError, MixupOrCutMix, SimilarityTransferDistiller, data, recipes
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,37 @@ def test_each_optimizer_has_its_own_defaults(dataset):
     adamw = recipes.recipe_for(dataset, "adamw")
     assert (adamw.optimizer, adamw.learning_rate, adamw.weight_decay) == ("adamw", 1e-3, 0.05)
     assert (adamw.student, adamw.epochs) == (sgd.student, sgd.epochs)
+
+
+def test_the_recipe_from_scratch_is_that_of_version_0_1():
+    with_options = dict.fromkeys(recipes.OPTIONAL)
+    scratch = dataclasses.asdict(recipes.recipe_for("cifar10"))
+    assert scratch == with_options | {
+        "teacher": "resnet110", "student": "resnet20", "teacher_epochs": 200, "epochs": 200,
+        "batch_size": 128, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4,
+        "backbone_learning_rate": None, "temperature": 4.0, "soft_weight": 0.9, "label_weight": 0.1,
+    }  # fmt: skip
+    small = {"teacher": "resnet20", "student": "resnet8", "teacher_epochs": 30, "epochs": 30}
+    digits = dataclasses.asdict(recipes.recipe_for("digits"))
+    assert digits == scratch | small | {"batch_size": 64}
+
+
+@pytest.mark.parametrize("optimizer", list(recipes.OPTIMIZERS))
+def test_fine_tuning_changes_the_backbone_less_than_the_head(optimizer):
+    finetune = recipes.recipe_for("digits", optimizer, "finetune")
+    assert finetune.backbone_learning_rate < finetune.learning_rate
+    assert finetune.student == "resnet8"
+    assert recipes.recipe_for("digits", None, "finetune").optimizer == "adamw"
+
+
+def test_the_recipe_decides_the_temperature_unless_the_method_has_its_own():
+    finetune = dataclasses.replace(recipes.RECIPES["finetune"], temperature=1.5, soft_weight=0.3)
+    kd = recipes.method_settings("kd", finetune, label_weight=0.2)
+    assert (kd["temperature"], kd["soft_weight"], kd["label_weight"]) == (1.5, 0.3, 0.2)
+    ce = recipes.method_settings("ce", finetune)
+    assert (ce["soft_weight"], ce["label_weight"]) == (0.0, 1.0)
+    published = recipes.method_settings("kd_standardized")["temperature"]
+    assert recipes.method_settings("kd_standardized", finetune)["temperature"] == published
 
 
 def test_explicit_settings_override_those_of_the_method():
@@ -55,8 +88,11 @@ def test_settings_that_contradict_each_other_are_refused(method, settings, named
 def test_cutmix_mixes_two_images():
     settings = recipes.method_settings("stkd", mixing="cutmix", mixup_alpha=0.5)
     assert recipes.make_mixing(settings).alpha == 0.5
-    with pytest.raises(InputError, match="CutMix mixes two"):
-        recipes.make_mixing({**settings, "num_images": 3})
+    for mixing in ("cutmix", "mixup,cutmix"):
+        with pytest.raises(InputError, match="CutMix mixes two"):
+            recipes.make_mixing({**settings, "mixing": mixing, "num_images": 3})
+    both = recipes.make_mixing({**settings, "mixing": "mixup,cutmix"})
+    assert (type(both), both.alpha) == (MixupOrCutMix, 0.5)
 
 
 def test_a_setting_out_of_range_is_refused_even_if_it_has_no_effect():
@@ -98,3 +134,30 @@ def test_pretraining_takes_an_eighth_of_the_epochs():
 def test_a_learning_rate_or_weight_decay_out_of_range_is_refused(numbers):
     with pytest.raises(InputError, match="but must be"):
         recipes.check_recipe(*numbers)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ema": 1.5}, "ema is 1.5"),
+        ({"ema": float("nan")}, "ema is nan"),
+        ({"clip_norm": -1.0}, "clip_norm is -1"),
+        ({"backbone_learning_rate": float("inf")}, "the backbone's learning rate is inf"),
+    ],
+)
+def test_an_option_of_a_recipe_out_of_range_is_refused(options, named):
+    with pytest.raises(InputError, match=named):
+        recipes.check_recipe(0.1, 0.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"), [((3, 2, 0), "from 0 to epochs, which is 2"), ((1, 2, 5), "pretraining")]
+)
+def test_a_backbone_frozen_for_too_long_is_refused(numbers, named):
+    with pytest.raises(InputError, match=named):
+        recipes.check_freeze(*numbers)
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(InputError, match="unknown recipe 'tune'; the nearest known: finetune"):
+        recipes.recipe_for("digits", None, "tune")

@@ -24,6 +24,7 @@ class Progress:
     history: str = ""  # The content of history.csv.
     callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # Attributes by name.
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of the run.
+    averages: dict[str, str] = dataclasses.field(default_factory=dict)  # From `averages_of`.
 
 
 class Backup:
@@ -50,16 +51,24 @@ class Backup:
         distiller.step.assign(self._values["step"])
 
     def restore_student(self, student: keras.Model) -> None:
-        """Restores only the student, whose variables are the distiller's first ones."""
+        """Restores only the student, whose variables are the distiller's first ones.
+
+        Uses the averages of its weights, if there are any.
+        """
         variables = _named("model", student.variables)
-        self._assign(variables, set(variables))
+        self._assign(variables, set(variables), self.progress.averages)
 
     @property
     def step(self) -> int:
         """The number of steps done."""
         return int(self._values["step"])
 
-    def _assign(self, variables: dict[str, keras.Variable], names: set[str]) -> None:
+    def _assign(
+        self,
+        variables: dict[str, keras.Variable],
+        names: set[str],
+        replaced: dict[str, str] | None = None,
+    ) -> None:
         expected = {name: tuple(v.shape) for name, v in variables.items()}
         found = {name: self._values[name].shape for name in names if name in self._values}
         if expected != found:
@@ -71,7 +80,7 @@ class Backup:
                 f"{self.path.parent.parent} to start over"
             )
         for name, variable in variables.items():
-            value = self._values[name]
+            value = self._values[(replaced or {}).get(name, name)]
             # NumPy reads bfloat16 and other extension types as raw bytes.
             is_raw = value.dtype.kind == "V"
             dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
@@ -146,6 +155,17 @@ def newest_step(folder: pathlib.Path) -> int:
 def metrics_of(distiller: keras.Model) -> list[np.ndarray]:
     """Returns the values of the metrics' variables. All workers must call it."""
     return [np.asarray(variable) for variable in distiller.metrics_variables]
+
+
+def averages_of(distiller: keras.Model) -> dict[str, str]:
+    """Returns the names of the optimizer's averages in a backup, by the names of the weights."""
+    optimizer = getattr(distiller.optimizer, "inner_optimizer", distiller.optimizer)
+    if not optimizer.use_ema or not int(optimizer.iterations):
+        return {}
+    names = {id(variable): name for name, variable in _variables(distiller).items()}
+    averages = optimizer._model_variables_moving_average
+    pairs = zip(distiller.trainable_variables, averages, strict=True)
+    return {names[id(weight)]: names[id(average)] for weight, average in pairs}
 
 
 def build_metrics(distiller: keras.Model) -> None:

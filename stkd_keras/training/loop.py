@@ -232,6 +232,7 @@ class _BackupCallback(keras.callbacks.Callback):
                 for callback in self._callbacks
             ],
             settings=self._settings,
+            averages=checkpoints.averages_of(self.model),
         )
         groups = {
             f"callback-{n}": callback.best_weights

@@ -52,6 +52,16 @@ def test_flags_override_the_defaults_of_data_set_optimizer_and_method(settings):
     assert (given["mixing"], given["soft_weight"], given["label_weight"]) == ("cutmix", 0.5, 1.0)
 
 
+def test_the_recipe_sets_defaults_that_flags_override(settings):
+    given = settings("--recipe=finetune", "--ema=0", "--freeze_epochs=2", "--mixing=mixup,cutmix")
+    expected = {
+        "optimizer": "adamw", "learning_rate": 1e-3, "backbone_learning_rate": 1e-4, "clip_norm": 1,
+        "ema": None, "freeze_epochs": 2, "freeze_batch_norm": True, "label_smoothing": 0.1,
+        "temperature": 2.0, "student": "resnet8", "batch_size": 32, "mixing": "mixup,cutmix",
+    }  # fmt: skip
+    assert {name: given[name] for name in expected} == expected
+
+
 def test_flags_after_a_flag_file_override_it(settings, tmp_path):
     (tmp_path / "my.flags").write_text("# A comment.\n--epochs=3\n--seed=1\n")
     given = settings("--flagfile=my.flags", "--epochs=4")

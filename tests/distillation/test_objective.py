@@ -111,6 +111,25 @@ def test_kd_with_mixup_is_stkd_and_stkd_without_mixing_is_kd():
     assert stkd["loss"] != kd["loss"]
 
 
+def test_label_smoothing_spreads_a_share_of_the_labels_that_there_are():
+    """By Szegedy et al.'s formula (arXiv 1512.00567), on mixtures and unlabeled images."""
+    distiller, _ = distill(
+        student=linear_model(1), teacher=linear_model(2), label_smoothing=0.3, mixing=Mixup(1.0)
+    )
+    images, labels = first_batch()
+    labels = labels.numpy() * (np.arange(16) % 4 > 0)[:, None]  # A quarter is unlabeled.
+    mixed, soft_labels, _ = distiller.virtual_samples(images, labels, None, 0)
+    p = softmax(np.float64(distiller.student(mixed)))
+    smooth = 0.7 * soft_labels.numpy() + 0.3 / 10 * soft_labels.numpy().sum(axis=1, keepdims=True)
+    expected = -(smooth * np.log(p)).sum(axis=1).mean()
+    clean = softmax(np.float64(distiller.student(images)))
+    validation = -(labels * np.log(clean)).sum(axis=1).mean()
+    scores = distiller.evaluate(images, labels, batch_size=16, verbose=0, return_dict=True)
+    np.testing.assert_allclose(scores["loss"], validation, rtol=1e-4)
+    logs = distiller.train_on_batch(images, labels, return_dict=True)
+    np.testing.assert_allclose(logs["label_loss"], expected, rtol=1e-4)
+
+
 def test_a_mixed_soft_target_mixes_the_softened_outputs_for_the_clean_images():
     distiller, history = distill(
         student=linear_model(1), teacher=linear_model(2), soft_target="mixed",

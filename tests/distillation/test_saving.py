@@ -16,6 +16,7 @@ from stkd_keras import (
     SimilarityTransferDistiller,
     fuse_batch_normalization,
 )
+from stkd_keras.optimizers import AdamW
 
 WITH_KERAS_ONLY = """
 import sys
@@ -69,11 +70,15 @@ def test_model_checkpoint_and_student_save_write_plain_keras_models(tmp_path):
     [
         lambda: SGD(0.05, l2=5e-4),
         lambda: keras.optimizers.AdamW(1e-3, use_ema=True),
+        lambda: AdamW(
+            0.01, backbone_variables=3, backbone_rate=0.1, frozen_steps=3, global_clipnorm=0.1
+        ),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05, momentum=0.9)),
     ],
 )
 def test_a_loaded_distiller_trains_like_the_original(tmp_path, optimizer):
-    distiller = distiller_for_images(optimizer(), mixing=Mixup(0.4, num_images=3), data_seed=3)
+    settings = {"mixing": Mixup(0.4, num_images=3), "data_seed": 3, "label_smoothing": 0.3}
+    distiller = distiller_for_images(optimizer(), **settings)
     x, y = networks.images(48)
     for _ in range(2):
         distiller.train_on_batch(x, y)

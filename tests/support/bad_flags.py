@@ -89,11 +89,13 @@ def _is_weight(value: float) -> bool:
 
 VALUES = {
     "augment": words("standard", "cutout", "randaugment", "none"),
+    "backbone_learning_rate": floats(_is_weight),
     "backup_steps": integers(1),
     "validation_freq": integers(1),
     "histogram_freq": integers(0),
     "profile_steps": integers(0),
     "batch_size": integers(1, 1437),
+    "clip_norm": floats(_is_weight),
     "data_dir": missing_files | in_a_file,
     "data_seed": integers(0, 2**63 - 1),
     "dataset": words("cifar10", "cifar100", "cinic10", "digits", "folder", "tiny_imagenet").filter(
@@ -102,9 +104,13 @@ VALUES = {
     "deterministic": not_switches,
     "distribute": words("auto", "none", "mirrored", "multi_worker"),
     "dry_run": not_switches,
+    "ema": floats(lambda value: 0 <= value < 1),
     "epochs": integers(1, 10**9),
     "flip": not_switches,
+    "freeze_batch_norm": not_switches,
+    "freeze_epochs": integers(0, 30),
     "image_size": integers(1, 8192) | st.integers(1, 7).map(str),
+    "label_smoothing": floats(lambda value: 0 <= value < 1),
     "label_weight": floats(_is_weight),
     "learning_rate": floats(_is_positive),
     "logical_devices": integers(0, 64),
@@ -112,7 +118,7 @@ VALUES = {
     "method": words(*recipes.METHODS),
     "method_weight": floats(_is_weight),
     "mixed_precision": words("none", "mixed_float16", "mixed_bfloat16"),
-    "mixing": words("none", "mixup", "cutmix"),
+    "mixing": words("none", "mixup", "cutmix", "mixup,cutmix"),
     "mixing_per_batch": not_switches,
     "mixing_epochs": integers(0, 10**9),
     "mixup_alpha": floats(_is_positive),
@@ -121,6 +127,7 @@ VALUES = {
     "optimizer": words("sgd", "adamw"),
     "overwrite": not_switches,
     "pretraining_epochs": integers(0, 10**9),
+    "recipe": words("scratch", "finetune"),
     "replay": in_a_file | st.sampled_from(["", "other", "file"]),
     "run_dir": in_a_file | st.sampled_from(["", "other", "file", "."]),
     "seed": integers(0, 2**32 - 1),
@@ -161,6 +168,7 @@ REQUIRED = {
 """Other flags without which a flag has no effect."""
 
 ARGUMENT_NAMES = {
+    "backbone_learning_rate": "backbone's learning rate",
     "learning_rate": "learning rate",
     "weight_decay": "weight decay",
     "mixup_alpha": "alpha",

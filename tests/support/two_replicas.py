@@ -26,6 +26,7 @@ from stkd_keras import (
     Mixup,
     SimilarityTransferDistiller,
     data,
+    experiment,
     fuse_batch_normalization,
     methods,
     record_teacher,
@@ -93,6 +94,28 @@ def check_xla_trains_like_without_xla():
     assert set(histories[0]) == set(histories[1])
     for name, values in histories[0].items():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-5, err_msg=name)
+
+
+def check_fine_tuning_trains_like_on_one_device():
+    """With a backbone that is frozen for three steps, clipping, and averages of the weights."""
+    x, y = networks.vectors(192)
+    results = []
+    for strategy in (STRATEGY, ONE_DEVICE):
+        distiller = make(strategy, mixing=None, compiled=False, label_smoothing=0.1)
+        with strategy.scope():
+            optimizer = experiment.make_optimizer(
+                0.05, 0.05, 60, "adamw", backbone_variables=2, backbone_learning_rate=0.005,
+                frozen_steps=3, clip_norm=1e3, ema=0.7,
+            )  # fmt: skip
+            distiller.compile(optimizer)
+        before = distiller.student.get_weights()
+        distiller.fit(x[:96], y[:96], batch_size=32, shuffle=False, verbose=0)
+        for a, b in zip(before[:2], distiller.student.get_weights()[:2], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+        distiller.fit(x, y, batch_size=32, shuffle=False, verbose=0)
+        results.append([np.asarray(v) for v in (*distiller.variables, *optimizer.variables)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def check_loss_terms_train_like_on_one_device():

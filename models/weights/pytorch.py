@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import safetensors.numpy
 
+from models.architectures import efficientnet_lite
 from models.weights.state_dict import SAFETENSORS_ENDING, read_state_dict
 from stkd_keras.errors import InputError, first_few
 from stkd_keras.files.atomic import write_atomically
@@ -115,6 +116,7 @@ def assign(
 def _key(name: str) -> str:
     """Turns "layer2.0.shortcut.1.running_var" into "layer2_0_downsample_1.running_var"."""
     *modules, parameter = name.split(".")
+    modules = [module.lstrip("_") for module in modules]
     return "_".join(_SYNONYMS.get(module, module) for module in modules) + "." + parameter
 
 
@@ -144,11 +146,13 @@ class _Target:
 def _targets(model: keras.Model) -> dict[str, _Target]:
     """Returns the model's variables under `_key`'s names."""
     targets = {}
+    is_lite = any(layer.name == "conv_stem" for layer in model.layers)
     for layer in model.layers:
+        module = efficientnet_lite.module_name(layer.name) if is_lite else layer.name.replace("_", ".")
         for name, (attribute, axes) in _PARAMETERS.get(type(layer), {}).items():
             variable = getattr(layer, attribute)
             if variable is not None:
-                pytorch_name = f"{layer.name.replace('_', '.')}.{name}"
+                pytorch_name = f"{module}.{name}"
                 targets[_key(pytorch_name)] = _Target(pytorch_name, variable, axes)
     if len(targets) != len(model.weights):
         raise InputError(

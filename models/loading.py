@@ -157,7 +157,11 @@ def check_source(source: str, weights: str | None = None) -> None:
         )
     elif is_application(source):
         applications.check_name(source)
-        if weights is not None and not is_pretrained(source, weights) and not weights.endswith((".h5", ".keras")):
+        if (
+            weights is not None
+            and not is_pretrained(source, weights)
+            and not weights.endswith((".h5", ".keras"))
+        ):
             raise InputError(
                 f"{weights} can't be the weights of {source}; expected imagenet, or a Keras file: "
                 ".weights.h5, .h5 or .keras"

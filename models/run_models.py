@@ -9,7 +9,13 @@ import keras
 import tensorflow as tf
 
 from models import teachers
-from models.loading import check_normalization, check_source, is_whole_model, load_for
+from models.loading import (
+    check_normalization,
+    check_source,
+    is_pretrained,
+    is_whole_model,
+    load_for,
+)
 from models.teachers.sources import TeacherSource, slug
 from models.teachers.training import teachers_to_train
 from stkd_keras.classifiers.features import with_features
@@ -31,7 +37,7 @@ def find_teachers(
         settings.teacher, weights, settings.teacher_normalization, settings.teacher_classes,
         settings.teacher_outputs,
     )  # fmt: skip
-    if settings.needs_teacher and not all(source.is_trained for source in sources):
+    if settings.needs_teacher and any(source.has_to_be_trained() for source in sources):
         check_folder(f"--teacher_dir={teacher_dir}", teacher_dir)
     return sources
 
@@ -43,8 +49,8 @@ def default_run_dir(
     dataset = settings.dataset
     if dataset == "folder" and data_dir:
         dataset += f"-{pathlib.Path(data_dir).resolve().name}"
-    teacher = "+".join(slug(source.name) for source in sources)
-    student = slug(settings.student)
+    teacher = "+".join(_part(source.name, source.weights) for source in sources)
+    student = _part(settings.student, settings.student_weights)
     return f"runs/{slug(dataset)}-{teacher}-{student}-{settings.method}-s{settings.seed}"
 
 
@@ -87,7 +93,9 @@ def get_teacher(
     **training: Any,
 ) -> tuple[FrozenTeacher | None, list[TeacherSource]]:
     """Loads the teachers; if they are needed, first trains those without weights."""
-    if not settings.needs_teacher and not all(source.is_trained for source in sources):
+    if not settings.needs_teacher and any(
+        source.has_to_be_trained(dataset.num_classes) for source in sources
+    ):
         return None, []
     train = functools.partial(
         teachers.train_teacher,
@@ -96,6 +104,11 @@ def get_teacher(
         **training,
     )
     return teachers.load_teachers(dataset, sources, train, settings.teacher_dtype, strategy)
+
+
+def _part(name: str, weights: str | None) -> str:
+    """Returns a model's part of the name of a run."""
+    return f"{slug(name)}-{weights}" if is_pretrained(name, weights) else slug(name)
 
 
 def _recipe(settings: RunSettings, dataset: Dataset, teacher_dir: str) -> dict[str, Any]:

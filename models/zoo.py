@@ -179,7 +179,7 @@ def check_imagenet(name: str, weights: str = imagenet.WEIGHTS) -> None:
     """Refuses a model without installed ImageNet weights, and weights that aren't "imagenet"."""
     if weights != imagenet.WEIGHTS:
         raise InputError(
-            f"weights is {weights!r}; expected None or {imagenet.WEIGHTS!r}: models.load takes files"
+            f"weights is {weights!r}; expected {imagenet.WEIGHTS!r}; models.load takes files"
         )
     canonical = parse_name(name)[0]
     if canonical not in imagenet.AVAILABLE:

@@ -12,6 +12,7 @@ from models.applications import is_application
 from models.loading import fill, is_onnx, is_whole_model, load, load_for
 from models.teachers.onnx_teacher import load_onnx
 from models.teachers.sources import TeacherSource, read_class_names
+from models.weights import imagenet
 from models.weights.pytorch import WrongNumClassesError
 from stkd_keras import FrozenTeacher
 from stkd_keras.classifiers.outputs import compatible, input_shape, num_classes
@@ -22,7 +23,7 @@ from stkd_keras.errors import InputError, first_few
 def load_teachers(
     dataset: Dataset,
     sources: Sequence[TeacherSource],
-    train: Callable[[str], str | pathlib.Path] | None = None,
+    train: Callable[..., str | pathlib.Path] | None = None,
     dtype: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[FrozenTeacher, list[TeacherSource]]:
@@ -31,8 +32,8 @@ def load_teachers(
     Args:
         dataset: the data set.
         sources: the teachers, at least one.
-        train: trains the teacher of a given name and returns its `.keras` file; may be None if
-            all teachers are trained.
+        train: called with the name and the `weights` of a teacher; trains it and returns its
+            `.keras` file, like `train_teacher`. May be None if all teachers are trained.
         dtype: as in `FrozenTeacher`.
         strategy: the strategy that the teachers are built under; None for the current one.
 
@@ -45,18 +46,22 @@ def load_teachers(
     """
     scope = (strategy or tf.distribute.get_strategy()).scope
     # Teachers that don't fit are refused before another one is trained for hours.
+    sources, classes = list(sources), dataset.num_classes
+    to_train = [
+        n for n, source in enumerate(sources) if train and source.has_to_be_trained(classes)
+    ]
     with scope():
         teachers = {
-            n: load_teacher(dataset, s, dtype=dtype) for n, s in enumerate(sources) if s.is_trained
+            n: load_teacher(dataset, source, dtype=dtype)
+            for n, source in enumerate(sources)
+            if n not in to_train
         }
-    sources = list(sources)
-    to_train = [n for n in range(len(sources)) if n not in teachers]
     for n in to_train if len(to_train) > 1 else ():
-        load_for(dataset, sources[n].source)
+        load_for(dataset, sources[n].source, sources[n].weights_to_train)
     for n in to_train:
         assert train is not None
-        name = sources[n].source
-        sources[n] = TeacherSource(os.path.abspath(train(name)))
+        name, weights = sources[n].source, sources[n].weights_to_train
+        sources[n] = TeacherSource(os.path.abspath(train(name, weights=weights)))
         with scope():
             teachers[n] = load_teacher(dataset, sources[n], name, dtype)
     with scope():
@@ -73,8 +78,8 @@ def load_teacher(
         indices, count = _positions(dataset, names, source.classes), len(names)
     if is_application(source.source):
         applications.check_images(source.source, dataset.image_shape)
-        if source.weights is None:
-            _check_num_classes(source, applications.IMAGENET_CLASSES, count)
+    if source.is_pretrained:
+        _check_num_classes(source, imagenet.NUM_CLASSES, count)
     if is_onnx(source.source):
         return _load_onnx(dataset, source, indices, count, dtype)
     try:
@@ -139,9 +144,9 @@ def _load(dataset: Dataset, source: TeacherSource, count: int) -> keras.Model:
         any_size = (None, None, dataset.image_shape[-1])
         return fit_images(load(name, input_shape=any_size, weights=weights), dataset.image_shape)
     if is_application(name):
-        model = applications.build_as_published(name, None if weights is None else count)
-        if weights is not None:
-            fill(model, name, weights)
+        model = applications.build_as_published(name, None if source.is_pretrained else count)
+        if not source.is_pretrained:
+            fill(model, name, str(weights))
         return fit_images(model, dataset.image_shape, lambda x: applications.preprocess(name, x))
     return load_for(dataset, name, weights, source.normalization, num_classes=count)
 

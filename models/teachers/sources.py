@@ -10,9 +10,11 @@ from models.loading import (
     check_normalization,
     check_source,
     is_onnx,
+    is_pretrained,
     is_whole_model,
     takes_normalization,
 )
+from models.weights import imagenet
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import read_text
 
@@ -23,8 +25,8 @@ class TeacherSource:
 
     Attributes:
         source: a `.keras` or `.onnx` file, a model of the zoo, or one of keras.applications.
-        weights: the file with its weights. None: a model of the zoo has yet to be trained, and an
-            application gets ImageNet's weights.
+        weights: the file with its weights, or "imagenet". None: a model of the zoo has yet to be
+            trained, and an application gets ImageNet's weights.
         normalization: how pixels are normalized for an ONNX file, or for the weights of a model of
             the zoo, as in `stkd_keras.data.parse_normalization`; None for the data set's own, and
             none at all for an ONNX file.
@@ -46,6 +48,25 @@ class TeacherSource:
         return has_weights or is_application(self.source)
 
     @property
+    def is_pretrained(self) -> bool:
+        """Whether the teacher has ImageNet's weights."""
+        without_file = self.weights is None and is_application(self.source)
+        return without_file or is_pretrained(self.source, self.weights)
+
+    def has_to_be_trained(self, num_classes: int | None = None) -> bool:
+        """Whether the teacher must first be trained or fine-tuned on the data.
+
+        `num_classes` is the data's; without it, whether that may be the case.
+        """
+        is_finetuned = self.is_pretrained and self.classes is None
+        return not self.is_trained or (is_finetuned and num_classes != imagenet.NUM_CLASSES)
+
+    @property
+    def weights_to_train(self) -> str | None:
+        """The weights that its training starts from: "imagenet", or None for fresh ones."""
+        return imagenet.WEIGHTS if self.is_pretrained else None
+
+    @property
     def name(self) -> str:
         """The model's name, or its file."""
         return self.weights if self.weights and is_whole_model(self.weights) else self.source
@@ -54,7 +75,8 @@ class TeacherSource:
     def files(self) -> list[str]:
         """The files that the teacher needs."""
         source = self.source if _is_model_file(self.source) else None
-        return [file for file in (source, self.weights, self.classes) if file is not None]
+        weights = None if self.is_pretrained else self.weights
+        return [file for file in (source, weights, self.classes) if file is not None]
 
 
 def parse_teachers(
@@ -68,7 +90,8 @@ def parse_teachers(
 
     Args:
         teacher: one or several sources, separated by commas.
-        weights: one file per teacher, separated by commas, empty for none; None for none at all.
+        weights: one file per teacher, or "imagenet", separated by commas, empty for none; None for
+            none at all.
         normalization: applies to all ONNX files, and models of the zoo with weights.
         classes: one file for all teachers, or one per teacher.
         outputs: as in `TeacherSource`, for all teachers.
@@ -157,7 +180,7 @@ def _checked(given: TeacherSource) -> TeacherSource:
     return dataclasses.replace(
         given,
         source=os.path.abspath(source) if _is_model_file(source) else source,
-        weights=weights and os.path.abspath(weights),
+        weights=weights if given.is_pretrained else weights and os.path.abspath(weights),
         normalization=normalization if takes_normalization(source, weights) else None,
         classes=classes and os.path.abspath(classes),
     )

@@ -1,4 +1,4 @@
-"""Trains teachers of the zoo, and finds those that were trained before."""
+"""Trains and fine-tunes teachers, and finds those that were trained before."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from models import zoo
+from models.applications import is_application
 from models.loading import load_for
 from models.teachers.sources import TeacherSource, slug
 from stkd_keras import SimilarityTransferDistiller, experiment
@@ -33,6 +34,7 @@ def train_teacher(
     validation_fraction: float | None,
     data_seed: int,
     provenance: dict[str, Any],
+    weights: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = experiment.BACKUP_STEPS,
 ) -> pathlib.Path:
@@ -42,26 +44,30 @@ def train_teacher(
     all have to call it, outside the strategy's scope.
 
     Args:
-        name: a model of the zoo.
+        name: a model of the zoo or, with `weights`, of keras.applications.
         dataset: the data set.
         folder: the folder of trained teachers, with one directory per name, data set and recipe.
         epochs: passes over the training images.
         validation_fraction: as in `stkd_keras.experiment.split`.
         data_seed: seed of the split, the order and the augmentation.
         provenance: further entries of config.json.
+        weights: "imagenet" to fine-tune a pretrained model; None to train from scratch.
         strategy: the strategy to train under; None for the current one.
         backup_steps: as in `stkd_keras.experiment.train`.
 
     Returns:
         The teacher's `.keras` file.
     """
-    run, settings = _teacher_run(name, dataset, folder, epochs, validation_fraction, data_seed)
+    run, settings = _teacher_run(
+        name, dataset, folder, epochs, validation_fraction, data_seed, weights
+    )
     name = settings["teacher"]
     strategy = strategy or tf.distribute.get_strategy()
     check_alike(f"the teachers' directory {folder}", run.is_complete, strategy)
     if run.is_complete:
         return run.model
-    print(f"training the teacher {name} for {epochs} epochs: {run.path}")
+    verb = "training" if weights is None else "fine-tuning"
+    print(f"{verb} the teacher {name} for {epochs} epochs: {run.path}")
     run.check(settings)
     train_split, validation_split = experiment.split(dataset, validation_fraction, seed=data_seed)
     batch_size = largest_batch(TEACHER_RECIPE["batch_size"], len(train_split), strategy)
@@ -69,7 +75,7 @@ def train_teacher(
     keras.utils.set_random_seed(TEACHER_SEED)
     with strategy.scope():
         trainer = SimilarityTransferDistiller(
-            load_for(dataset, name),
+            load_for(dataset, name, weights),
             mixing=None,
             soft_weight=0.0,
             label_weight=1.0,
@@ -89,8 +95,15 @@ def train_teacher(
 
 def teachers_to_train(sources: Sequence[TeacherSource], **recipe: Any) -> list[str]:
     """Names the teachers that `load_teachers` would have to train by `train_teacher(**recipe)`."""
-    names = [source.source for source in sources if not source.is_trained]
-    return [name for name in names if not _teacher_run(name, **recipe)[0].is_complete]
+    num_classes = recipe["dataset"].num_classes
+    return [
+        source.source
+        for source in sources
+        if source.has_to_be_trained(num_classes)
+        and not _teacher_run(source.source, weights=source.weights_to_train, **recipe)[
+            0
+        ].is_complete
+    ]
 
 
 def _teacher_run(
@@ -100,10 +113,12 @@ def _teacher_run(
     epochs: int,
     validation_fraction: float | None,
     data_seed: int,
+    weights: str | None,
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """Returns the directory of a teacher, and the settings that its result depends on."""
-    canonical, options = zoo.parse_name(name)
-    name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
+    if not is_application(name):
+        canonical, options = zoo.parse_name(name)
+        name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
     settings = {
         "dataset": f"{dataset.name}-{dataset.version}",
         "image_shape": dataset.image_shape,
@@ -115,6 +130,8 @@ def _teacher_run(
         "seed": TEACHER_SEED,
         **TEACHER_RECIPE,
     }
+    if weights is not None:
+        settings["weights"] = weights
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     directory = f"{slug(settings['dataset'])}-{slug(name)}-{key}"
     run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")

@@ -148,7 +148,9 @@ def _targets(model: keras.Model) -> dict[str, _Target]:
     targets = {}
     is_lite = any(layer.name == "conv_stem" for layer in model.layers)
     for layer in model.layers:
-        module = efficientnet_lite.module_name(layer.name) if is_lite else layer.name.replace("_", ".")
+        module = (
+            efficientnet_lite.module_name(layer.name) if is_lite else layer.name.replace("_", ".")
+        )
         for name, (attribute, axes) in _PARAMETERS.get(type(layer), {}).items():
             variable = getattr(layer, attribute)
             if variable is not None:

@@ -55,7 +55,10 @@ def build(
     images = {"input_tensor": preprocess(source, pixels), "input_shape": tuple(input_shape)}
     if is_imagenet and num_classes != imagenet.NUM_CLASSES:
         model = _call_imagenet(source, **images, include_top=False, pooling="avg")
-        logits = _new_head(source, feature(model.outputs[0], "embedding"), num_classes)
+        x = feature(model.outputs[0], "embedding")
+        if rate := _dropout_rate(source, images["input_shape"]):
+            x = keras.layers.Dropout(rate, name="dropout")(x)
+        logits = keras.layers.Dense(num_classes, dtype="float32", name="head")(x)
     else:
         model = _call(source, **images, weights=None, classes=num_classes)
         logits = model.outputs[0]
@@ -106,13 +109,12 @@ def check_images(source: str, image_shape: Sequence[int | None]) -> None:
         )
 
 
-def _new_head(source: str, features: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """Applies the dropout of an application's own head and a Dense layer with fresh weights."""
-    parameters = inspect.signature(_FUNCTIONS[source.removeprefix(PREFIX)]).parameters
-    for name in ("dropout_rate", "dropout"):
-        if name in parameters:
-            features = keras.layers.Dropout(parameters[name].default, name="dropout")(features)
-    return keras.layers.Dense(num_classes, dtype="float32", name="head")(features)
+def _dropout_rate(source: str, input_shape: tuple[int | None, ...]) -> float:
+    """Returns the rate of the dropout in an application's own head, or 0."""
+    layers = _call(source, weights=None, input_shape=input_shape).layers
+    dropouts = [x for x in layers if isinstance(x, keras.layers.Dropout)]
+    # In its blocks, an application drops whole images.
+    return next((x.rate for x in reversed(dropouts) if x.noise_shape is None), 0.0)
 
 
 def _copy_weights(source: str, published: keras.Model, model: keras.Model) -> None:

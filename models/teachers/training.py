@@ -18,11 +18,15 @@ from stkd_keras.data import Dataset
 from stkd_keras.distribution.strategy import check_batch_size, largest_batch
 from stkd_keras.distribution.workers import check_alike, is_chief, wait_for_all
 from stkd_keras.files.json_files import write_json
+from stkd_keras.recipes import TRAINING, recipe_for
 from stkd_keras.training.run_directory import RunDirectory
 
-# The recipe of every teacher trained here. The names of their directories depend on it.
+# The recipes of the teachers trained here. The names of their directories depend on them.
 TEACHER_SEED = 0
 TEACHER_RECIPE: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+# Without label smoothing: it erases what a student learns from (arXiv 1906.02629).
+_FINETUNE = recipe_for("", recipe="finetune")
+FINETUNE_RECIPE = {name: getattr(_FINETUNE, name) for name in ("batch_size", *TRAINING)}
 
 
 def train_teacher(
@@ -35,6 +39,7 @@ def train_teacher(
     data_seed: int,
     provenance: dict[str, Any],
     weights: str | None = None,
+    augment: str = "standard",
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = experiment.BACKUP_STEPS,
 ) -> pathlib.Path:
@@ -52,14 +57,15 @@ def train_teacher(
         data_seed: seed of the split, the order and the augmentation.
         provenance: further entries of config.json.
         weights: "imagenet" to fine-tune a pretrained model; None to train from scratch.
+        augment: as in `stkd_keras.data.pipeline`.
         strategy: the strategy to train under; None for the current one.
         backup_steps: as in `stkd_keras.experiment.train`.
 
     Returns:
         The teacher's `.keras` file.
     """
-    run, settings = _teacher_run(
-        name, dataset, folder, epochs, validation_fraction, data_seed, weights
+    run, settings, recipe = _teacher_run(
+        name, dataset, folder, epochs, validation_fraction, data_seed, weights, augment
     )
     name = settings["teacher"]
     strategy = strategy or tf.distribute.get_strategy()
@@ -70,22 +76,18 @@ def train_teacher(
     print(f"{verb} the teacher {name} for {epochs} epochs: {run.path}")
     run.check(settings)
     train_split, validation_split = experiment.split(dataset, validation_fraction, seed=data_seed)
-    batch_size = largest_batch(TEACHER_RECIPE["batch_size"], len(train_split), strategy)
+    batch_size = largest_batch(recipe["batch_size"], len(train_split), strategy)
     check_batch_size("the batch of the teacher's recipe", batch_size, strategy)
     keras.utils.set_random_seed(TEACHER_SEED)
     with strategy.scope():
         trainer = SimilarityTransferDistiller(
-            load_for(dataset, name, weights),
-            mixing=None,
-            soft_weight=0.0,
-            label_weight=1.0,
+            load_for(dataset, name, weights), mixing=None, soft_weight=0.0, label_weight=1.0,
             data_seed=data_seed,
-        )
+        )  # fmt: skip
     experiment.start(run, {"settings": settings, **provenance}, strategy)
-    recipe = {**TEACHER_RECIPE, "batch_size": batch_size}
     experiment.train(
-        trainer, dataset, train_split, validation_split, run, epochs=epochs,
-        backup_steps=backup_steps, steps_per_execution=None, **recipe,
+        trainer, dataset, train_split, validation_split, run, epochs=epochs, augment=augment,
+        backup_steps=backup_steps, steps_per_execution=None, **{**recipe, "batch_size": batch_size},
     )  # fmt: skip
     if is_chief(strategy):
         write_json(run.metrics, experiment.evaluate(trainer.student, None, dataset, {}))
@@ -95,15 +97,12 @@ def train_teacher(
 
 def teachers_to_train(sources: Sequence[TeacherSource], **recipe: Any) -> list[str]:
     """Names the teachers that `load_teachers` would have to train by `train_teacher(**recipe)`."""
-    num_classes = recipe["dataset"].num_classes
-    return [
-        source.source
-        for source in sources
-        if source.has_to_be_trained(num_classes)
-        and not _teacher_run(source.source, weights=source.weights_to_train, **recipe)[
-            0
-        ].is_complete
-    ]
+    missing = []
+    for source in sources:
+        if source.has_to_be_trained(recipe["dataset"].num_classes):
+            run, *_ = _teacher_run(source.source, weights=source.weights_to_train, **recipe)
+            missing += [] if run.is_complete else [source.source]
+    return missing
 
 
 def _teacher_run(
@@ -114,11 +113,13 @@ def _teacher_run(
     validation_fraction: float | None,
     data_seed: int,
     weights: str | None,
-) -> tuple[RunDirectory, dict[str, Any]]:
-    """Returns the directory of a teacher, and the settings that its result depends on."""
+    augment: str,
+) -> tuple[RunDirectory, dict[str, Any], dict[str, Any]]:
+    """Returns the directory of a teacher, the settings its result depends on, and its recipe."""
     if not is_application(name):
         canonical, options = zoo.parse_name(name)
         name = ":".join([canonical, *(f"{option}={value}" for option, value in options.items())])
+    recipe = TEACHER_RECIPE if weights is None else FINETUNE_RECIPE
     settings = {
         "dataset": f"{dataset.name}-{dataset.version}",
         "image_shape": dataset.image_shape,
@@ -128,11 +129,12 @@ def _teacher_run(
         "teacher": name,
         "epochs": epochs,
         "seed": TEACHER_SEED,
-        **TEACHER_RECIPE,
+        **recipe,
     }
-    if weights is not None:
-        settings["weights"] = weights
+    # Absent if they are the default, so that the teachers of earlier versions are found.
+    settings |= {"weights": weights} if weights is not None else {}
+    settings |= {"augment": augment} if augment != "standard" else {}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     directory = f"{slug(settings['dataset'])}-{slug(name)}-{key}"
     run = RunDirectory(pathlib.Path(folder) / directory, "teacher.keras", "--teacher_dir")
-    return run, settings
+    return run, settings, recipe

@@ -1,5 +1,7 @@
 """Where trained teachers are kept."""
 
+import dataclasses
+
 import numpy as np
 
 from models.teachers.sources import TeacherSource
@@ -18,7 +20,7 @@ def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
         TeacherSource("mobile_half"),
     ]
 
-    def names(epochs=3):
+    def names(epochs=3, augment="standard"):
         return teachers_to_train(
             sources,
             dataset=dataset,
@@ -26,6 +28,7 @@ def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
             epochs=epochs,
             validation_fraction=None,
             data_seed=0,
+            augment=augment,
         )
 
     assert names() == ["ResNet20", "mobile_half"]
@@ -36,3 +39,16 @@ def test_teachers_without_a_complete_run_have_to_be_trained(tmp_path):
         (trained / file).touch()
     assert names() == ["mobile_half"]
     assert names(epochs=4) == ["ResNet20", "mobile_half"]
+    assert names(augment="none") == ["ResNet20", "mobile_half"]
+
+
+def test_a_pretrained_teacher_is_only_trained_if_its_classes_arent_the_datas():
+    for source in (
+        TeacherSource("efficientnet_lite0", "imagenet"),
+        TeacherSource("keras.applications:VGG16"),
+    ):
+        assert source.has_to_be_trained(2)
+        assert not source.has_to_be_trained(1000)
+        assert not dataclasses.replace(source, classes="names.txt").has_to_be_trained(2)
+        assert source.files == []
+    assert not TeacherSource("keras.applications:VGG16", "w.h5").has_to_be_trained(2)

@@ -9,9 +9,9 @@ Layers have the names of the modules in github.com/lukemelas/EfficientNet-PyTorc
 and without the underscores that those begin with.
 """
 
+import functools
 import math
 import re
-from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -31,38 +31,29 @@ _STAGES = (
 _ENDS_STAGE = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 
 
-def _of(width: float, depth: float, dropout: float) -> Callable:
-    def efficientnet_lite(images: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-        """Returns the logits."""
-        x = feature(_convolution(images, 32, "conv_stem", "bn0", 3, strides=2), "stem")
-        index = 0
-        for stage, (expansion, channels, num_blocks, strides, kernel_size) in enumerate(_STAGES):
-            is_scaled = stage not in (0, len(_STAGES) - 1)
-            for block in range(math.ceil(num_blocks * depth) if is_scaled else num_blocks):
-                x = _inverted_residual(
-                    x, _rounded(channels * width), expansion, strides if block == 0 else 1,
-                    kernel_size, f"blocks_{index}",
-                )  # fmt: skip
-                index += 1
-            if stage in _ENDS_STAGE:
-                # The blocks end without an activation, so both names mean the same tensor.
-                x = feature(x, f"{_ENDS_STAGE[stage]}_preactivation")
-                x = feature(x, _ENDS_STAGE[stage])
-        return classifier(_convolution(x, 1280, "conv_head", "bn1"), num_classes, "fc", dropout)
-
-    return efficientnet_lite
-
-
-MODELS = {
-    "efficientnet_lite0": _of(1.0, 1.0, 0.2),
-    "efficientnet_lite1": _of(1.0, 1.1, 0.2),
-    "efficientnet_lite2": _of(1.1, 1.2, 0.3),
-}
-
-
 def module_name(layer: str) -> str:
     """Returns the PyTorch module of a layer: "_blocks.0._expand_conv" of "blocks_0_expand_conv"."""
     return "_" + re.sub(r"^blocks_(\d+)_", r"blocks.\1._", layer)
+
+
+def _efficientnet_lite(
+    width: float, depth: float, dropout: float, images: keras.KerasTensor, num_classes: int
+) -> keras.KerasTensor:
+    x = feature(_convolution(images, 32, "conv_stem", "bn0", 3, strides=2), "stem")
+    index = 0
+    for stage, (expansion, channels, num_blocks, strides, kernel_size) in enumerate(_STAGES):
+        is_scaled = stage not in (0, len(_STAGES) - 1)
+        for block in range(math.ceil(num_blocks * depth) if is_scaled else num_blocks):
+            x = _inverted_residual(
+                x, _rounded(channels * width), expansion, strides if block == 0 else 1,
+                kernel_size, f"blocks_{index}",
+            )  # fmt: skip
+            index += 1
+        if stage in _ENDS_STAGE:
+            # The blocks end without an activation, so both names mean the same tensor.
+            x = feature(x, f"{_ENDS_STAGE[stage]}_preactivation")
+            x = feature(x, _ENDS_STAGE[stage])
+    return classifier(_convolution(x, 1280, "conv_head", "bn1"), num_classes, "fc", dropout)
 
 
 def _rounded(channels: float) -> int:
@@ -103,3 +94,10 @@ def _convolution(
 
 def _relu6(x, normalization: str) -> keras.KerasTensor:
     return layers.ReLU(6.0, name=f"{normalization}_relu")(x)
+
+
+MODELS = {
+    "efficientnet_lite0": functools.partial(_efficientnet_lite, 1.0, 1.0, 0.2),
+    "efficientnet_lite1": functools.partial(_efficientnet_lite, 1.0, 1.1, 0.2),
+    "efficientnet_lite2": functools.partial(_efficientnet_lite, 1.1, 1.2, 0.3),
+}

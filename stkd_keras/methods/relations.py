@@ -21,7 +21,9 @@ class SP(DistillationTerm):
 
         |G(s) - G(t)|^2 / B^2,  G(f) = f f^T with each row divided by its norm
 
-    where row i of f holds all features of sample i.
+    where row i of f holds all features of sample i. On several replicas, the rows are those of a
+    replica's part of the batch, and the loss is divided by the number of replicas, so that it has
+    the size it has on one device.
 
     Args:
         features: names of features of any shape. Defaults to the last stage.
@@ -33,9 +35,8 @@ class SP(DistillationTerm):
         super().__init__(features, weight, name, **kwargs)
 
     def pair_loss(self, student, teacher):
-        return tf.reduce_mean(
-            tf.math.squared_difference(_similarities(student), _similarities(teacher))
-        )
+        differences = tf.math.squared_difference(_similarities(student), _similarities(teacher))
+        return tf.reduce_mean(differences) / _num_replicas()
 
 
 @keras.saving.register_keras_serializable("stkd_keras")
@@ -133,7 +134,7 @@ class PKT(DistillationTerm):
 
     where p_ij(f) is (1 + cos(f_i, f_j)) / 2, divided by its sum over j. As in
     github.com/HobbitLong/RepDistiller, after github.com/passalis/probabilistic_kt, the mean over j
-    replaces the sum.
+    replaces the sum. Several replicas are treated as in SP.
 
     Args:
         features: names of vectors (B, D), ("embedding",) by default.
@@ -147,7 +148,8 @@ class PKT(DistillationTerm):
 
     def pair_loss(self, student, teacher):
         p, q = _pair_probabilities(teacher), _pair_probabilities(student)
-        return tf.reduce_mean(p * tf.math.log((p + PKT_EPSILON) / (q + PKT_EPSILON)))
+        divergences = p * tf.math.log((p + PKT_EPSILON) / (q + PKT_EPSILON))
+        return tf.reduce_mean(divergences) / _num_replicas()
 
 
 def correlation_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
@@ -155,6 +157,10 @@ def correlation_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     differences = tf.abs(student - teacher)
     products = tf.reduce_sum(differences[:-1] * differences[1:])
     return products / tf.cast(tf.maximum(tf.shape(student)[0] - 1, 1), tf.float32)
+
+
+def _num_replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _similarities(features: tf.Tensor) -> tf.Tensor:

@@ -50,6 +50,24 @@ def make(strategy=STRATEGY, build=networks.dense_classifier, compiled=True, **se
     return distiller
 
 
+def check_relations_have_the_size_they_have_on_one_device():
+    """SP and PKT of half a batch are about twice as large."""
+    rng = np.random.default_rng(0)
+    student, teacher = (rng.normal(size=(64, 8)).astype("float32") for _ in range(2))
+
+    def loss(term, images):
+        return term({"embedding": student[images]}, {"embedding": teacher[images]}, student)
+
+    def half(term):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return loss(term, slice(32 * replica, 32 * replica + 32))
+
+    for make_term in (methods.SP, methods.PKT, methods.RKD):
+        term = make_term(["embedding"])
+        halves = np.mean(local(STRATEGY.run(half, args=(term,))))
+        assert 0.8 < halves / loss(term, slice(64)) < 1.25, term.name
+
+
 def check_two_replicas_train_like_one_device():
     """Without mixing and batch normalization."""
     x, y = networks.vectors(192)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stkd_keras.data.sources.threads import weak_method
 from stkd_keras.distillation.batch import as_tensor
 from stkd_keras.distillation.checks import check_inputs
 from stkd_keras.errors import InputError, is_number, one_line
@@ -72,8 +73,10 @@ class PreparedInputs(keras.Model):
         if class_weight and sample_weight is not None:
             raise _two_weights()
 
+        num_classes = weak_method(self._num_classes_for)  # Keras keeps each `PyDataset`.
+
         def convert(data):
-            return _pack(*_with_soft_labels(self._num_classes_for, class_weight, *_unpack(data)))
+            return _pack(*_with_soft_labels(num_classes, class_weight, *_unpack(data)))
 
         if isinstance(x, tf.distribute.DistributedDataset):
             if class_weight:
@@ -192,21 +195,28 @@ def _by_class(class_weight: Any, num_classes: int) -> np.ndarray:
 
 def _as_dataset(batches: Iterable) -> tf.data.Dataset:
     """Returns a data set of batches of NumPy arrays or PyTorch tensors."""
-
-    def arrays():
-        for batch in batches:
-            batch = tuple(batch) if isinstance(batch, list) else batch
-            yield tf.nest.map_structure(
-                lambda t: np.asarray(t.cpu() if hasattr(t, "cpu") else t), batch
-            )
-
-    first = next(arrays(), None)
+    arrays = _Arrays(batches)
+    first = next(arrays.each(), None)
     if first is None:
         raise InputError("the data are empty; pass at least one batch")
     signature = tf.nest.map_structure(
         lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), first
     )
-    return tf.data.Dataset.from_generator(arrays, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(weak_method(arrays.each), output_signature=signature)
+    dataset.source = arrays  # Keeps it alive.
+    return dataset
+
+
+class _Arrays:
+    def __init__(self, batches: Iterable):
+        self._batches = batches
+
+    def each(self) -> Iterator:
+        for batch in self._batches:
+            batch = tuple(batch) if isinstance(batch, list) else batch
+            yield tf.nest.map_structure(
+                lambda t: np.asarray(t.cpu() if hasattr(t, "cpu") else t), batch
+            )
 
 
 def _two_weights() -> InputError:

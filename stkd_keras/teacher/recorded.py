@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stkd_keras.data.sources.threads import weak_method
 from stkd_keras.distribution.workers import is_multi_worker
 from stkd_keras.errors import InputError
 from stkd_keras.teacher.recording_file import check_equal, read_header
@@ -61,7 +62,7 @@ class RecordedTeacher:
 
         def join(batch, step):
             images, labels = batch
-            logits = tf.numpy_function(self._read, [step], tf.float32)
+            logits = tf.numpy_function(weak_method(self._read), [step], tf.float32)
             logits = tf.ensure_shape(logits, (self.batch_size, self.num_classes))
             number = tf.fill((self.batch_size,), step)
             return images, {"labels": labels, "teacher_logits": logits, "step": number}

@@ -29,7 +29,7 @@ class FileSplit(RandomAccessSplit):
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # With deterministic ops, a stateful function would run on one batch at a time.
         images, labels = tf.numpy_function(
-            self._fetch, [indices], [tf.uint8, tf.int64], stateful=False
+            threads.weak_method(self._fetch), [indices], [tf.uint8, tf.int64], stateful=False
         )
         images.set_shape((*indices.shape, *self.image_shape))
         labels.set_shape(indices.shape)

@@ -14,7 +14,12 @@ from stkd_keras.data.dataset import AnySplit, Split, aligned_empty, split_withou
 from stkd_keras.data.sources.decoding import decode_image
 from stkd_keras.data.sources.tfds_download import explain_errors_of, prepared_builder
 from stkd_keras.data.sources.tfrecords import RecordSplit, buffer_size
-from stkd_keras.data.sources.threads import calls_from_tensorflow, in_threads, with_progress
+from stkd_keras.data.sources.threads import (
+    calls_from_tensorflow,
+    in_threads,
+    weak_method,
+    with_progress,
+)
 from stkd_keras.errors import InputError
 
 BATCH = 1000
@@ -165,7 +170,7 @@ class _Reader:
         image, label = example[self.image_key], example[self.label_key]
         if self.needs_decoding:
             image = tf.numpy_function(
-                self._decode_for_tensorflow, [image], tf.uint8, stateful=False
+                weak_method(self._decode_for_tensorflow), [image], tf.uint8, stateful=False
             )
         return tf.ensure_shape(image, self.image_shape), tf.cast(label, tf.int64)
 

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
@@ -44,6 +45,16 @@ def with_progress(results: Iterable, total: int | None, what: str, unit: str = "
             is_shown = True
         if is_shown:
             progress.update(done)
+
+
+def weak_method(method: Callable) -> Callable:
+    """Returns a function for `tf.numpy_function` that doesn't keep the method's object alive.
+
+    TensorFlow keeps such functions until the process ends. As long as a data set exists, the Python
+    functions of its `map` keep the object alive.
+    """
+    reference = weakref.WeakMethod(method)
+    return lambda *args: reference()(*args)  # type: ignore[misc]
 
 
 class _Calls:

@@ -8,6 +8,8 @@ import sys
 import pytest
 from forked_command import ForkedCommands, force_xla
 
+# As `full_precision`, in the processes that tests start.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores slow each other down.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -35,6 +37,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "repository" in item.fixturenames:
             item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def full_precision():
+    """Keeps GPUs from rounding float32 products to the 10 bits of mantissa of TensorFloat-32."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,6 +17,10 @@ LOGITS = hnp.arrays(np.float32, (3, 5), elements=st.floats(-30, 30, width=32))
 def softmax(z):
     e = np.exp(np.float64(z) - np.max(z, axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def test_no_test_is_computed_in_tensorfloat_32():
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 @given(teacher=LOGITS, student=LOGITS, temperature=st.sampled_from([0.5, 1.0, 4.0, 20.0]))

@@ -21,6 +21,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from stkd_keras.classifiers.outputs import compute_in, resolve_outputs
 from stkd_keras.data import AnySplit, Dataset
 from stkd_keras.data.dataset import some_images
+from stkd_keras.data.sources.threads import with_progress
 from stkd_keras.errors import InputError, one_line
 
 LABELS = "labels.txt"
@@ -168,7 +169,9 @@ def _erfc_as_erf(context, node, name, arguments) -> None:
 
 
 def _calibration_images(split: AnySplit) -> Iterator[list[np.ndarray]]:
-    pixels = (image for images in some_images(split, CALIBRATION_IMAGES) for image in images)
+    images = (image for images in some_images(split, CALIBRATION_IMAGES) for image in images)
+    total = min(CALIBRATION_IMAGES, len(split))
+    pixels = with_progress(images, total, "measuring the ranges of activations")
     first = next(pixels).copy()
     # Covers the full range, so that the quantization scale of the pixels is exactly 1.
     first.flat[:2] = 0, 255

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from stkd_keras.files.write_errors import check_folder, unwritable
 
 BATCH = 128
 """Images per batch, both for evaluation and for throughput."""
+LOW_AGREEMENT = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +107,14 @@ def export(
     with _new_files(pathlib.Path(folder)) as new:
         for name in formats:
             form = FORMATS[name]
-            print(f"writing {form.file}", flush=True)
+            print(f"writing {form.file}, which can take minutes", flush=True)
+            start = time.monotonic()
             with (
                 conversion_errors(name, student),
                 serving_model(student, dataset.image_shape, form.dtype) as model,
             ):
                 form.write(new / form.file, model, dataset)
+            print(f"wrote {form.file} in {time.monotonic() - start:.0f} s", flush=True)
         content = _evaluate_all(formats, new, student, dataset)
         write_json(new / "export.json", content)
     return content
@@ -149,6 +153,12 @@ def format_export(content: dict[str, Any]) -> str:
             ]
         )
     lines = ["{:<20}{:>12}{:>10}{:>11}{:>12}{:>12}{:>10}  {}".format(*row) for row in rows]
+    for scores in content["formats"].values():
+        if scores["agreement"] < LOW_AGREEMENT:
+            lines.append(
+                f"warning: {scores['file']} predicts another class than the student for "
+                f"{100 * (1 - scores['agreement']):.0f} % of the images"
+            )
     where = f"{content['images']:,} test images of {content['dataset']}, {content['machine']}"
     return "\n".join([*lines, where])
 

@@ -1,5 +1,6 @@
 """Exported files predict as the student does, in runtimes without Keras."""
 
+import copy
 import json
 import os
 import re
@@ -129,6 +130,14 @@ def test_the_table_has_one_line_per_file(exported):
     assert lines[6].startswith("360 test images of digits, ")
 
 
+def test_a_file_that_often_disagrees_is_warned_of(exported):
+    content = copy.deepcopy(exported[1])
+    content["formats"]["litert_int8"]["agreement"] = 0.555
+    lines = [line for line in export.format_export(content).splitlines() if "warning" in line]
+    expected = "student_int8.tflite predicts another class than the student for 44 % of the images"
+    assert lines == [f"warning: {expected}"]
+
+
 def class_names_in(folder, name):
     path = folder / FILES[name]
     if name == "onnx":
@@ -140,13 +149,15 @@ def class_names_in(folder, name):
         return archive.read("labels.txt").decode().splitlines()
 
 
-def test_any_class_names_and_any_number_of_channels_can_be_exported(tmp_path):
+def test_any_class_names_and_any_number_of_channels_can_be_exported(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (40, 12, 9, 5)).astype("uint8")
     labels = np.arange(40) % 3
     names = ("Käse", "two\nlines", "no text \udcff")
     dataset = data.from_arrays(images, labels, images, labels, names)
     student = networks.small_convolutional_classifier(3, (12, 9, 5))
     content = experiment.export(student, dataset, list(FILES), tmp_path)
+    printed = capsys.readouterr().out
+    assert re.findall(r"wrote (.+) in \d+ s", printed) == list(FILES.values())
     expected = softmax(student.predict(images.astype("float32"), verbose=0), axis=1)
     for name in FILES:
         assert class_names_in(tmp_path, name) == ["Käse", "two lines", "no text \\udcff"]

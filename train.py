@@ -75,7 +75,8 @@ def main() -> None:
         settings.augment,
     )  # fmt: skip
     samples = {"steps": settings.epochs * steps, **settings.recorded_samples(arguments)}
-    check_existing_recording(FLAGS.replay, batches(), **samples)
+    with strategy.scope():  # A recording is for the strategy's number of replicas.
+        check_existing_recording(FLAGS.replay, batches(), **samples)
     untrained = run_models.untrained_teachers(settings, sources, images.dataset, FLAGS.teacher_dir)
     if FLAGS.dry_run and untrained:
         timing.say_untrained(untrained, settings.teacher_epochs)
@@ -88,10 +89,10 @@ def main() -> None:
     queried: Any = teacher if settings.needs_teacher else None
     if teacher is not None and settings.needs_teacher:
         settings = dataclasses.replace(settings, teacher_weights=teacher.fingerprint())
-    if settings.replay and not FLAGS.dry_run:
-        recording = FLAGS.replay or run.recording(settings.stored())
-        queried = stkd_keras.record_teacher(recording, teacher, batches(), **samples)
     with strategy.scope():
+        if settings.replay and not FLAGS.dry_run:
+            recording = FLAGS.replay or run.recording(settings.stored())
+            queried = stkd_keras.record_teacher(recording, teacher, batches(), **samples)
         distiller = stkd_keras.SimilarityTransferDistiller(
             student, queried, student_features=student_features,
             teacher_features=features_from_flag("teacher_features"), **arguments,

@@ -17,7 +17,7 @@ NAMES = {
     "stkd_keras.methods.arithmetic": "unit_vectors per_sample_mean pooled_alike",
     "stkd_keras.methods.adapters": "linear regressor convolution",
     "stkd_keras.experiment": "Student complete describe evaluate export format_description "
-    "format_metrics make_optimizer report split start train BACKUP_STEPS",
+    "format_metrics make_optimizer report split start train write_model_card BACKUP_STEPS",
     "stkd_keras.recipes": "METHODS MIXINGS OPTIMIZERS OWN_METHODS RECIPES SETTINGS Recipe "
     "can_replay check_optimizer check_recipe default_pretraining_epochs distiller_arguments "
     "make_mixing "
@@ -31,7 +31,7 @@ NAMES = {
     "stkd_keras.report": "Student",
     "models": "available build check_source features load load_for load_pytorch save_pytorch",
     "models.teachers": "TeacherSource fit_images load_teachers parse_teachers train_teacher",
-    "models.finished_runs": "FinishedRun read_run",
+    "models.finished_runs": "FinishedRun load_student read_run",
 }
 
 

@@ -202,7 +202,10 @@ def check_not_empty(x) -> None:
     else:
         is_empty = hasattr(x, "shape") and len(x.shape) > 0 and x.shape[0] == 0
     if is_empty:
-        raise InputError("the data are empty; pass at least one batch")
+        raise InputError(
+            "the data are empty; pass at least one batch (drop_remainder=True leaves out a batch "
+            "that isn't full)"
+        )
 
 
 def check_inputs(x, student: keras.Model) -> None:

@@ -44,6 +44,12 @@ WRONG = {
         ),
         "are empty",
     ),
+    "fewer images than a batch": (
+        lambda: make(eager=True).fit(
+            tf.data.Dataset.from_tensor_slices(networks.vectors(5)).batch(8, drop_remainder=True)
+        ),
+        "drop_remainder=True",
+    ),
     "data of another shape": (
         lambda: make(eager=True).fit(*networks.vectors(features=3), verbose=0),
         "the student takes",

@@ -97,8 +97,10 @@ def write_onnx(path: pathlib.Path, model: keras.Model, dataset: Dataset) -> None
 
     signature = [tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype, name="pixels")]
     traced = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
+    with _functions_inlined():
+        concrete = traced.get_concrete_function()
     # tf2onnx would turn captured constants, such as a Normalization's mean, into inputs.
-    frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
+    frozen = convert_variables_to_constants_v2(concrete)
     constant = tf.function(
         lambda pixels: {"probabilities": frozen(pixels)[0]}, input_signature=signature
     )
@@ -158,6 +160,20 @@ def as_text(class_names: Sequence[str]) -> list[str]:
         " ".join(name.encode(errors="backslashreplace").decode().splitlines())
         for name in class_names
     ]
+
+
+@contextlib.contextmanager
+def _functions_inlined() -> Iterator[None]:
+    """Makes traces include the calls of other functions, which tf2onnx may not support.
+
+    Keras compiles grouped convolutions with XLA, and such functions aren't inlined afterwards.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _erfc_as_erf(context, node, name, arguments) -> None:

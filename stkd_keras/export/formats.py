@@ -107,7 +107,7 @@ def export(
     with _new_files(pathlib.Path(folder)) as new:
         for name in formats:
             form = FORMATS[name]
-            print(f"writing {form.file}, which can take minutes", flush=True)
+            print(f"writing {form.file}", flush=True)
             start = time.monotonic()
             with (
                 conversion_errors(name, student),

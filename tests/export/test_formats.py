@@ -201,12 +201,13 @@ def test_a_student_of_mixed_precision_exports_float32_and_keeps_its_policies(dig
         assert numbers["largest_difference"] < 0.05
 
 
-def test_gelu_and_adapted_normalization_can_be_exported(digits, tmp_path):
+def test_gelu_grouped_convolutions_and_adapted_normalization_can_be_exported(digits, tmp_path):
     inputs = keras.Input((8, 8, 1))
     normalization = keras.layers.Normalization(axis=(1, 2, 3))  # A mean for each pixel.
     normalization.adapt(digits.train.images[:100].astype("float32"))
-    x = keras.layers.Flatten()(normalization(inputs))
-    x = keras.layers.Dense(8, activation="gelu")(x)
+    x = keras.layers.Conv2D(4, 3)(normalization(inputs))
+    x = keras.layers.Conv2D(4, 3, groups=4)(x)  # Compiled with XLA by Keras.
+    x = keras.layers.Dense(8, activation="gelu")(keras.layers.Flatten()(x))
     student = keras.Model(inputs, keras.layers.Dense(10)(x))
     content = experiment.export(student, digits, ["litert", "onnx"], tmp_path)
     for numbers in content["formats"].values():

@@ -14,7 +14,13 @@ from models.applications import is_application
 from models.weights import imagenet, pytorch, state_dict
 from models.zoo import build, check_imagenet, options_from_state, parse_name
 from stkd_keras.classifiers.fused_batch_norm import fuse_batch_normalization
-from stkd_keras.classifiers.outputs import compatible, resolve_outputs
+from stkd_keras.classifiers.outputs import (
+    check_one_input,
+    compatible,
+    input_shape,
+    num_classes,
+    resolve_outputs,
+)
 from stkd_keras.data import Dataset, parse_normalization
 from stkd_keras.errors import InputError, explain_errors
 from stkd_keras.files.untrusted import check_keras_file
@@ -232,7 +238,7 @@ def _check_file(file: str) -> None:
 
 
 def _load_keras_file(
-    file: str, input_shape: Sequence[int | None] | None, num_classes: int | None
+    file: str, shape: Sequence[int | None] | None, classes: int | None
 ) -> keras.Model:
     if not zipfile.is_zipfile(file):  # Keras says "File not found" of these.
         raise InputError(f"{file} isn't a valid .keras file; expected a file written by model.save")
@@ -244,8 +250,12 @@ def _load_keras_file(
         raise InputError(f"{file} contains a {type(model).__name__}; expected a keras.Model")
     if not model.built or not model.weights:
         raise InputError(f"{file} has a model without weights; build the model before saving it")
-    _check_shape(file, model, "input", input_shape)
-    _check_shape(file, model, "output", None if num_classes is None else (num_classes,))
+    _check_input_shape(file, model, shape)
+    count = num_classes(model, "model")
+    if None not in (count, classes) and count != classes:
+        raise InputError(
+            f"{file} has {count} classes; expected {classes}: use a model made for this data"
+        )
     return fuse_batch_normalization(_checked_finite(model, file))
 
 
@@ -260,19 +270,15 @@ def _checked_finite(model: keras.Model, file: str) -> keras.Model:
     return model
 
 
-def _check_shape(
-    file: str, model: keras.Model, side: str, expected: Sequence[int | None] | None
+def _check_input_shape(
+    file: str, model: keras.Model, expected: Sequence[int | None] | None
 ) -> None:
-    """Checks the shape of the model's "input" or "output" per image, as far as it is declared."""
-    try:
-        declared = getattr(model, f"{side}_shape")
-    except (AttributeError, ValueError):  # A subclass may not declare its shapes.
+    """Checks the shape of the model's images, as far as it is declared."""
+    check_one_input(model, "model")
+    declared = input_shape(model)
+    if declared is None or expected is None or compatible(declared, tuple(expected)):
         return
-    if declared is None or expected is None:
-        return
-    batch = (None, *expected)
-    if not isinstance(declared, tuple) or not compatible(declared, batch):
-        raise InputError(
-            f"{file} has {side}s of shape {declared}; expected {batch}: use a model made for this "
-            "data"
-        )
+    raise InputError(
+        f"{file} takes inputs of shape {declared}; expected {tuple(expected)}: use a model made "
+        "for this data"
+    )

@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import numbers
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ def one_line(error: object, length: int = 200) -> str:
     """Shortens an error's message, or a name from a file, to one line."""
     # Keras's reason comes after a long configuration.
     cause = str(error).rpartition("Exception encountered: ")[2]
+    if is_bold := re.search("\x1b\\[1m(.*?)\x1b\\[0m", cause, re.DOTALL):
+        cause = is_bold[1]
     if "Not allowed: " in cause:
         cause = cause[cause.index("Not allowed: ") :].partition("\n")[0]
     text = " ".join(cause.split()) or type(error).__name__

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from stkd_keras.classifiers.folding import feeds_folded_normalization, graph_nodes
-from stkd_keras.classifiers.outputs import has_keras_call
+from stkd_keras.classifiers.outputs import graph_output, has_keras_call
 from stkd_keras.errors import InputError, first_few
 
 OUTPUTS = "outputs"
@@ -41,7 +41,7 @@ def with_features(
                 f"name the layer of the feature {name!r} in {role}_features"
             )
     return keras.Model(
-        graph.inputs[0], {OUTPUTS: graph.outputs[0], **tensors}, name=f"{model.name}_features"
+        graph.inputs[0], {OUTPUTS: graph_output(model), **tensors}, name=f"{model.name}_features"
     )
 
 

@@ -8,7 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from stkd_keras.classifiers.outputs import compatible, input_shape
+from stkd_keras.classifiers.outputs import (
+    check_one_input,
+    compatible,
+    graph_output,
+    input_shape,
+)
 from stkd_keras.distribution.strategy import check_compile_options
 from stkd_keras.errors import LARGEST, SMALLEST, InputError, is_positive, unknown_name
 from stkd_keras.methods import DistillationTerm
@@ -65,16 +70,14 @@ def check_soft_target(soft_target: str, mixing) -> None:
 
 
 def check_student(student) -> None:
-    """Raises InputError unless the student is a Keras model with one output."""
+    """Raises InputError unless the student is a Keras model with one input and one output."""
     if not isinstance(student, keras.Model):
         raise InputError(
             f"the student is a {type(student).__name__}, but must be a keras.Model that classifies"
         )
-    if len(getattr(student, "outputs", None) or [None]) != 1:
-        raise InputError(
-            f"the student {student.name!r} has {len(student.outputs)} outputs, but must have one: "
-            "the logits or the probabilities"
-        )
+    check_one_input(student, "student")
+    if getattr(student, "outputs", None):
+        graph_output(student, "student")
 
 
 def check_teacher(teacher, student: keras.Model, num_classes: int | None) -> None:

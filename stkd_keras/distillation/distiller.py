@@ -12,8 +12,10 @@ from stkd_keras.classifiers.outputs import (
     as_logits,
     input_shape,
     num_classes,
+    outputs_and_logits,
     precision_policy,
     resolve_outputs,
+    warn_of_rounded_probabilities,
 )
 from stkd_keras.distillation import batch, checks, pretraining
 from stkd_keras.distillation.callbacks import with_own_callbacks
@@ -54,7 +56,9 @@ class SimilarityTransferDistiller(SavedDistiller):
     is the cross-entropy plus regularization. The teacher doesn't run in evaluation.
 
     Args:
-        student: a keras.Model that takes one tensor (B, ...) and returns (B, C).
+        student: a keras.Model that takes one tensor (B, ...) and returns (B, C), or a dict with
+            that as "logits". A single unit with a sigmoid, (B, 1), counts as two classes, of which
+            it is the probability of the second.
         teacher: a keras.Model, a `FrozenTeacher`, or a list of these; a `RecordedTeacher`, whose
             `attach` then adds its logits to the training data; None if `soft_weight` is 0.
         mixing: a `Mixup` or another mixing, a callable with its signature, or None for no mixing.
@@ -164,13 +168,10 @@ class SimilarityTransferDistiller(SavedDistiller):
     def build(self, input_shape):
         if not self.student.built:
             self.student(keras.KerasTensor(input_shape))
-        self.num_classes = num_classes(self.student, "student")
-        if self.num_classes is None:
-            raise InputError(
-                f"the number of classes of the student {self.student.name!r} isn't known: call it "
-                "on a batch first"
-            )
+        self.num_classes = num_classes(self.student, "student", tuple(input_shape[1:]))
         self._student_kind = resolve_outputs(self.student, self.student_outputs, "student")
+        if self._student_kind == "probabilities":
+            warn_of_rounded_probabilities(self.student, "student")
         if self.teacher is not None:
             checks.check_teacher(self.teacher, self.student, self.num_classes)
         student, self._student_shapes, *teacher = connect_terms(
@@ -186,20 +187,28 @@ class SimilarityTransferDistiller(SavedDistiller):
         self.built = True
 
     def call(self, x, training=None):
-        """Returns the student's outputs, float32 (B, C).
+        """Returns the student's outputs, float32 (B, C); those of a single unit as two classes."""
+        return self._student_outputs(x, training)[OUTPUTS]
 
-        In training with terms that need features, returns a dict of these and "outputs".
-        """
-        needs_features = training and len(self._student_shapes) > 1
+    def _student_outputs(self, x, training) -> dict[str, tf.Tensor]:
+        """Returns the student's outputs, its logits and, in training, the features of the terms."""
+        needs_features = training and len(self._student_shapes) > 2
         model = self._feature_student[0] if needs_features else self.student
-        shapes = self._student_shapes if needs_features else self._student_shapes[OUTPUTS]
+        shapes = dict(self._student_shapes)
+        if not needs_features:
+            shapes = {name: shapes[name] for name in (OUTPUTS, "logits")}
 
         def student(x):
-            return model(tf.cast(x, tf.float32), training=training)
+            outputs = model(tf.cast(x, tf.float32), training=training)
+            features = dict(outputs) if needs_features else {}
+            outputs = features.pop(OUTPUTS) if needs_features else outputs
+            outputs, logits = outputs_and_logits(outputs, self._student_kind)
+            features = {name: tf.cast(value, tf.float32) for name, value in features.items()}
+            return {OUTPUTS: outputs, "logits": logits, **features}
 
         # An activity regularization loss can't leave tf.cond.
         if any(layer.activity_regularizer for layer in self.student._flatten_layers()):
-            return tf.nest.map_structure(lambda y: tf.cast(y, tf.float32), student(x))
+            return student(x)
         return skip_empty_batch(student, x, shapes)
 
     def student_logits(self, x) -> tf.Tensor:
@@ -317,11 +326,11 @@ class SimilarityTransferDistiller(SavedDistiller):
         if self.teacher is not None:
             targets["teacher"] = self._soft_targets(virtual_x, x, labels, recorded, step, replica)
         with tf.GradientTape() as tape:
-            outputs = self(virtual_x, training=True)
+            outputs = self._student_outputs(virtual_x, training=True)
             losses = self._compute_losses(targets, outputs, sample_weight, training=True)
             loss = self.optimizer.scale_loss(losses["loss"])
         self._objective.means.update_state(losses, batch.size(x))
-        logs = self.compute_metrics(virtual_x, virtual_labels, outputs, sample_weight)
+        logs = self.compute_metrics(virtual_x, virtual_labels, outputs[OUTPUTS], sample_weight)
         return tape.gradient(loss, self.trainable_variables), logs
 
     def test_step(self, data):
@@ -336,26 +345,20 @@ class SimilarityTransferDistiller(SavedDistiller):
             raise InputError("the data have no labels to score against; pass (images, labels)")
         x = self.checked_inputs(x)
         labels = batch.soft_labels(labels, x, self.num_classes)
-        outputs = self(x, training=False)
+        outputs = self._student_outputs(x, training=False)
         weights, count = batch.without_padding(sample_weight, batch.size(x))
         losses = self._compute_losses({"labels": labels}, outputs, weights, training=False)
         self._objective.means.update_state(losses, count)
-        return self.compute_metrics(x, labels, outputs, sample_weight)
+        return self.compute_metrics(x, labels, outputs[OUTPUTS], sample_weight)
 
     def _compute_losses(self, targets, outputs, sample_weight, training: bool) -> dict:
         """Returns "loss", the sum that is minimized, and what `fit` logs."""
-        outputs = outputs if isinstance(outputs, dict) else {OUTPUTS: outputs}
-        logits = as_logits(outputs[OUTPUTS], self._student_kind)
-        labels = batch.soft_labels(targets["labels"], logits, self.num_classes)
-        losses = self._objective(
-            {**outputs, "logits": logits}, {**targets, "labels": labels}, sample_weight, training
-        )
+        losses = self._objective(outputs, targets, sample_weight, training)
         # Without a compiled loss, Keras's own sum is that of the regularization losses.
         losses["loss"] += super().compute_loss() if self.losses else 0.0
         return losses
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        y_pred = y_pred[OUTPUTS] if isinstance(y_pred, dict) else y_pred
         labels = y["labels"] if isinstance(y, dict) else y
         labels = batch.soft_labels(labels, y_pred, self.num_classes)
         return super().compute_metrics(x, labels, y_pred, sample_weight)

@@ -34,7 +34,8 @@ class PreparedInputs(keras.Model):
         validation_data=None, shuffle=True, class_weight=None, sample_weight=None, **kwargs,
     ):  # fmt: skip
         with self._label_errors():
-            x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight)
+            is_iterated_anew = kwargs.get("steps_per_epoch") is None
+            x, y, sample_weight = self.prepare(x, y, sample_weight, class_weight, is_iterated_anew)
             if isinstance(validation_data, list | tuple):
                 validation_data = self.prepare(*validation_data)
             elif validation_data is not None:
@@ -64,8 +65,12 @@ class PreparedInputs(keras.Model):
         x, y, sample_weight = self.prepare(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
-    def prepare(self, x, y=None, sample_weight=None, class_weight=None) -> tuple[Any, Any, Any]:
+    def prepare(
+        self, x, y=None, sample_weight=None, class_weight=None, is_iterated_anew=True
+    ) -> tuple[Any, Any, Any]:
         """Returns the arguments of `fit` as (x, y, sample_weight), with float32 labels (B, C).
+
+        Keras iterates over data anew in each epoch, but not if it knows the steps of an epoch.
 
         Raises InputError if labels have a wrong shape or are out of range; those in data sets are
         checked when they are read.
@@ -76,7 +81,8 @@ class PreparedInputs(keras.Model):
         num_classes = weak_method(self._num_classes_for)  # Keras keeps each `PyDataset`.
 
         def convert(data):
-            return _pack(*_with_soft_labels(num_classes, class_weight, *_unpack(data)))
+            data = _pack(*_with_soft_labels(num_classes, class_weight, *_unpack(data)))
+            return data if isinstance(data, tuple) else (data,)
 
         if isinstance(x, tf.distribute.DistributedDataset):
             if class_weight:
@@ -92,7 +98,8 @@ class PreparedInputs(keras.Model):
         if hasattr(_first(x), "shape"):
             return _with_soft_labels(self._num_classes_for, class_weight, x, y, sample_weight)
         if isinstance(x, Iterable) and not isinstance(x, _NOT_BATCHES):
-            x = x if isinstance(x, tf.data.Dataset) else _as_dataset(x)
+            if not isinstance(x, tf.data.Dataset):
+                x = _as_dataset(x) if is_iterated_anew else _as_dataset(x).repeat()
             return _converted(self._num_classes_for, class_weight, x), y, sample_weight
         raise InputError(
             f"the data are a {type(x).__name__}, but must be an array (B, ...), a tf.data.Dataset, "
@@ -199,6 +206,8 @@ def _as_dataset(batches: Iterable) -> tf.data.Dataset:
     first = next(arrays.each(), None)
     if first is None:
         raise InputError("the data are empty; pass at least one batch")
+    if any(np.ndim(array) == 0 for array in tf.nest.flatten(first)):
+        raise InputError("the data are single images, but must be batches; set a batch size")
     signature = tf.nest.map_structure(
         lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), first
     )

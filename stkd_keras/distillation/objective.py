@@ -89,7 +89,7 @@ def connect_terms(
 ) -> tuple[Callable, dict[str, tf.TensorShape], Callable, dict[str, tf.TensorShape]]:
     """Builds the terms; returns student and teacher with features, and the shapes of these."""
     logits = tf.TensorShape([None, num_classes])
-    student_shapes, teacher_shapes = {OUTPUTS: logits}, {"logits": logits}
+    student_shapes, teacher_shapes = {OUTPUTS: logits, "logits": logits}, {"logits": logits}
 
     def teacher_logits(x):
         return {"logits": teacher(x)}
@@ -98,14 +98,14 @@ def connect_terms(
     names = feature_names(terms)
     if names:
         student = with_features(student, names, student_features, "student")
-        student_shapes = {n: tf.TensorShape(tensor.shape) for n, tensor in student.output.items()}
+        student_shapes |= {n: tf.TensorShape(student.output[n].shape) for n in names}
         teacher_outputs, shapes = teacher.with_features(names, teacher_features)
         teacher_shapes = {**shapes, "logits": logits}
     for term in terms:
         if not term.built:
             of_student, of_teacher = (
                 {name: tuple(shapes[name]) for name in term.features}
-                for shapes in ({**student_shapes, "logits": logits}, teacher_shapes)
+                for shapes in (student_shapes, teacher_shapes)
             )
             term.build(of_student, of_teacher, (None, num_classes))
         if num_classes == 2 and term.two_classes:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from stkd_keras.classifiers.outputs import compute_in, resolve_outputs
+from stkd_keras.classifiers.outputs import compute_in, main_output, resolve_outputs
 from stkd_keras.data import AnySplit, Dataset
 from stkd_keras.data.dataset import some_images
 from stkd_keras.data.sources.threads import with_progress
@@ -41,9 +41,12 @@ def serving_model(
         compute_in(student, "float32")
     try:
         pixels = keras.Input(image_shape, dtype=dtype, name="pixels")
-        outputs = student(keras.ops.cast(pixels, "float32"), training=False)
-        outputs = keras.ops.cast(outputs, "float32")
-        probabilities = outputs if has_softmax else keras.ops.softmax(outputs)
+        outputs = main_output(student(keras.ops.cast(pixels, "float32"), training=False))
+        probabilities = outputs = keras.ops.cast(outputs, "float32")
+        if outputs.shape[-1] == 1:  # A sigmoid: the probability of the second of two classes.
+            probabilities = keras.ops.concatenate([1 - outputs, outputs], axis=-1)
+        elif not has_softmax:
+            probabilities = keras.ops.softmax(outputs)
         yield keras.Model(pixels, {"probabilities": probabilities})
     finally:
         for layer, policy in policies:

@@ -26,9 +26,11 @@ class FrozenTeacher:
 
     Args:
         model: a built `keras.Model` that takes one tensor and returns one of shape (B, C), or a
-            list of such models or FrozenTeachers.
+            dict with that as "logits"; or a list of such models or FrozenTeachers. A single unit
+            with a sigmoid, (B, 1), counts as two classes, of which it is the probability of the
+            second.
         outputs: what the models return: "logits", "probabilities", or "auto" to detect it from
-            the last layer. With "auto", a final softmax is removed. The logits of other
+            the last layer. A final softmax that can be recognized is removed. The logits of other
             probabilities p are log(max(p, smallest normal float32)).
         class_indices: for each class of the data, the index of the model's output for it, if the
             model was trained on other classes or in another order. The softmax is over these

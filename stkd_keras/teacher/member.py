@@ -16,13 +16,18 @@ from stkd_keras.classifiers.fused_batch_norm import (
     has_fused_batch_normalization,
 )
 from stkd_keras.classifiers.outputs import (
+    HALF,
     as_logits,
+    check_one_input,
     compute_in,
+    graph_output,
     has_keras_call,
     input_shape,
+    main_output,
     num_classes,
-    remove_softmax,
+    remove_activation,
     resolve_outputs,
+    warn_of_rounded_probabilities,
 )
 from stkd_keras.errors import InputError, one_line
 from stkd_keras.evaluation.cost import num_parameters
@@ -65,6 +70,8 @@ class Member:
                 f"the teacher {model.name!r} can't compute in {dtype}: its class can't be "
                 "recreated from its config; leave dtype out"
             )
+        if self.kind == "probabilities":
+            warn_of_rounded_probabilities(self.snapshot or model, "teacher")
         if self.num_normalizations and not self.num_folded:
             logging.warning(
                 "none of the %d batch normalizations of the teacher %r could be folded",
@@ -130,14 +137,19 @@ class Member:
         return self.snapshot
 
     def _speed_up(self, snapshot: keras.Model) -> None:
-        if self.outputs == "auto" and self.kind == "probabilities" and remove_softmax(snapshot):
+        if self.outputs != "logits" and remove_activation(snapshot):
             self.kind = "logits"
-        if self.dtype is not None:
+        layers = snapshot._flatten_layers(include_self=False)
+        policies = [(x, x.dtype_policy) for x in layers if x.compute_dtype in HALF]
+        if policies or self.dtype is not None:
             compute_in(snapshot, "float32")  # Only float32 layers are folded.
         fuse_batch_normalization(snapshot)
         self.num_folded = fold_batch_normalization(snapshot)
-        if self.dtype not in (None, "float32"):
+        if self.dtype in HALF:
             compute_in(snapshot, f"mixed_{self.dtype}")
+        elif self.dtype is None:
+            for layer, policy in policies:
+                layer.dtype_policy = policy
 
     def _logits(self, outputs) -> tf.Tensor:
         logits = as_logits(outputs, self.kind)
@@ -157,11 +169,7 @@ def _check_classifier(model) -> None:
             f"the teacher {model.name!r} has no weights yet: call it on a batch, or load the "
             "trained model"
         )
-    if len(getattr(model, "outputs", None) or [None]) != 1:
-        raise InputError(
-            f"the teacher {model.name!r} has {len(model.outputs)} outputs, but must have one: "
-            "the logits or the probabilities; wrap it as keras.Model(model.inputs, that_output)"
-        )
+    check_one_input(model, "teacher")
 
 
 def _checked_indices(class_indices: Any, num_classes: int | None) -> list[int]:
@@ -178,36 +186,64 @@ def _checked_indices(class_indices: Any, num_classes: int | None) -> list[int]:
 
 
 def _rebuild(model: keras.Model) -> keras.Model | None:
-    """Returns a frozen copy with the same outputs, or None if the config can't recreate one."""
+    """Returns a frozen copy with the same outputs, or None if the config can't recreate one.
+
+    Its variables are float32, even if the model's aren't.
+    """
     if getattr(model, "outputs", None) and has_keras_call(model):
         # The graph describes the model completely, even if its class has its own constructor.
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    layers = model._flatten_layers()
-    own = {type(x).__name__: type(x) for x in layers if not type(x).__module__.startswith("keras.")}
+        model = keras.Model(model.inputs[0], graph_output(model), name=model.name)
     try:
-        with keras.saving.custom_object_scope(own):
-            rebuilt = type(model).from_config(model.get_config())
-        if not rebuilt.built:
-            rebuilt.build_from_config(model.get_build_config())
-        rebuilt.set_weights(model.get_weights())
-        for layer in rebuilt._flatten_layers():
-            if isinstance(layer, keras.layers.Normalization):
-                layer.finalize_state()
-        rebuilt.trainable = False
-        if has_fused_batch_normalization(model):
-            fuse_batch_normalization(rebuilt)  # Otherwise the outputs differ by rounding.
+        rebuilt = _copied(model, model.get_config())
         # A layer may omit arguments from its config, or keep state that isn't a weight.
-        return rebuilt if _have_same_outputs(rebuilt, model) else None
+        if not _have_same_outputs(rebuilt, model):
+            return None
+        if any(weight.dtype in HALF for weight in model.weights):
+            rebuilt = _copied(model, _with_float32_variables(model.get_config()))
+        return rebuilt
     except Exception as error:  # The user's class can't be recreated from its config.
         logging.info("%s", error)
         return None
+
+
+def _copied(model: keras.Model, config: dict) -> keras.Model:
+    """Returns a frozen copy of a model, built from a config."""
+    layers = model._flatten_layers()
+    own = {type(x).__name__: type(x) for x in layers if not type(x).__module__.startswith("keras.")}
+    with keras.saving.custom_object_scope(own):
+        copied = type(model).from_config(config)
+    if not copied.built:
+        copied.build_from_config(model.get_build_config())
+    copied.set_weights(
+        [np.asarray(w, np.float32) if w.dtype.kind == "V" else w for w in model.get_weights()]
+    )
+    for layer in copied._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    copied.trainable = False
+    if has_fused_batch_normalization(model):
+        fuse_batch_normalization(copied)  # Otherwise the outputs differ by rounding.
+    return copied
+
+
+def _with_float32_variables(config: Any) -> Any:
+    """Replaces the policies float16 and bfloat16 in a model's config by their mixed ones."""
+    if isinstance(config, list | tuple):
+        return type(config)(map(_with_float32_variables, config))
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] in HALF:
+        return {**config, "config": {"name": f"mixed_{config['config']['name']}"}}
+    return {key: _with_float32_variables(value) for key, value in config.items()}
 
 
 def _have_same_outputs(rebuilt: keras.Model, model: keras.Model) -> bool:
     shape = [32 if size is None else size for size in input_shape(model) or ()]
     dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
     probe = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(dtype)
-    given, expected = (np.asarray(m(probe, training=False), "float64") for m in (rebuilt, model))
+    given, expected = (
+        np.asarray(main_output(m(probe, training=False)), "float64") for m in (rebuilt, model)
+    )
     tolerance = 1e-4 * np.abs(expected).max(initial=1e-2)
     return np.allclose(given, expected, rtol=0, atol=tolerance, equal_nan=True)
 

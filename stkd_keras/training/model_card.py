@@ -10,7 +10,7 @@ import jinja2
 import keras
 from markupsafe import Markup
 
-from stkd_keras.classifiers.outputs import resolve_outputs
+from stkd_keras.classifiers.outputs import num_classes, resolve_outputs
 from stkd_keras.errors import InputError
 from stkd_keras.evaluation.scores import wilson_interval
 from stkd_keras.training.settings import is_sha256
@@ -44,7 +44,7 @@ def model_card(
         name=student_name(config) or student.name,
         teacher=teacher_name(config),
         teachers=config.get("teachers", []) if settings.get("teacher_weights") else [],
-        num_classes=student.output_shape[-1],
+        num_classes=num_classes(student, "student"),
         parameters=student.count_params(),
         input_shape=student.input_shape[1:],
         output=output,

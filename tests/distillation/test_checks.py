@@ -64,7 +64,7 @@ WRONG = {
     "unknown outputs": (lambda: make(student_outputs="softmax"), "'softmax'"),
     "sigmoid student": (
         lambda: make(keras.Sequential([keras.Input((4,)), layers.Dense(5, "sigmoid")])),
-        "student_outputs=",
+        "in a linear layer or a softmax",
     ),
 }
 

@@ -158,6 +158,10 @@ WRONG = {
     "several lists": ({"x": ([[0.0] * 4], [[0.0] * 4])}, "the data are a tuple"),
     "a file's name": ({"x": "images.npy"}, "the data are a str"),
     "nothing": ({"x": None}, "the data are a NoneType"),
+    "a loader of images": (
+        {"x": Loader(*zip(*networks.vectors(16), strict=True)), "y": None},
+        "single images, but must be batches",
+    ),
     "a loader without batches": ({"x": Loader(), "y": None}, "the data are empty"),
     "a data set of dicts": (
         {"x": tf.data.Dataset.from_tensors({"image": np.ones((16, 4))}), "y": None},
@@ -186,6 +190,22 @@ def test_a_loader_trains_and_validates_like_arrays_and_is_iterated_for_each_epoc
     for name, values in histories[0].items():
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-5, err_msg=name)
     assert loader.epochs >= 4
+    # Two epochs of three steps are three times the two batches.
+    steps = make().fit(loader, steps_per_epoch=3, epochs=2, verbose=0)
+    assert min(steps.history["loss"]) > 0
+    assert int(steps.model.step.numpy()) == 6
+
+
+def test_batches_without_labels_may_come_from_anywhere():
+    x, _ = networks.vectors(16)
+    for data in (
+        (each for each in [(x,)]),
+        Batches(x),
+        Loader((x,)),
+        tf.data.Dataset.from_tensors(x),
+    ):
+        history = make(label_weight=0.0).fit(data, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
 
 
 def test_labels_of_a_distributed_data_set_are_checked():

@@ -54,9 +54,11 @@ def test_keras_files_load_by_name_and_by_path(ending, model, tmp_path):
 
 def test_a_keras_file_has_to_fit_the_data_and_brings_its_own_settings(model, tmp_path):
     path = write(model, tmp_path / "m.keras")
-    assert "(None, 32, 32, 3)" in refusal(path, input_shape=(32, 32, 3))
-    assert "(None, 100)" in refusal(path, num_classes=100)
-    assert "(None, 100)" in refusal("resnet8", **SMALL | {"num_classes": 100}, weights=path)
+    assert "(8, 8, 1); expected (32, 32, 3)" in refusal(path, input_shape=(32, 32, 3))
+    assert "10 classes; expected 100" in refusal(path, num_classes=100)
+    assert "10 classes; expected 100" in refusal(
+        "resnet8", **SMALL | {"num_classes": 100}, weights=path
+    )
     assert "mean, shortcut" in refusal(path, mean=0.5, shortcut="identity")
     assert "std" in refusal("resnet8", **SMALL, weights=path, std=0.5)
     assert "weights=" in refusal(path, weights=tmp_path / "m.pth")

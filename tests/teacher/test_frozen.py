@@ -243,6 +243,39 @@ def test_half_precision_gives_nearly_the_same_logits(dtype, softmax):
     assert FrozenTeacher(model, dtype="float32").fingerprint() == FrozenTeacher(model).fingerprint()
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float16"])
+def test_a_model_built_in_half_precision_is_folded_in_float32(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = networks.staged_classifier()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, _ = networks.images(16)
+    weights = model.get_weights()
+    exact = networks.staged_classifier()
+    exact.set_weights([np.float32(weight) for weight in weights])
+    exact = exact(x, training=False).numpy()
+    given = np.float32(model(x, training=False))
+    scale = np.ptp(exact)
+    rounding = np.abs(given - exact).max() / scale
+    for dtype in (None, "float32", "bfloat16", "float16"):
+        teacher = FrozenTeacher(model, dtype=dtype)
+        error = np.abs(teacher(x) - exact).max() / scale
+        assert error <= (1e-5 if dtype == "float32" else 0.03), (dtype, error)
+        assert (teacher.num_folded, teacher.num_normalizations) == (3, 3)
+        inner = teacher._members[0].snapshot.layers[2].compute_dtype
+        assert inner == (dtype or policy.removeprefix("mixed_"))
+        if dtype is None:
+            assert 0 < error < 3 * rounding + 1e-4
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    distiller = SimilarityTransferDistiller(networks.staged_classifier(), FrozenTeacher(model))
+    distiller.compile("sgd")
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_allclose(loaded.teacher(x), distiller.teacher(x), atol=0.03 * scale)
+
+
 def test_a_half_precision_teacher_is_saved_with_the_distiller(tmp_path):
     x, _ = networks.images()
     teacher = FrozenTeacher(networks.convolutional_classifier(), dtype="bfloat16")

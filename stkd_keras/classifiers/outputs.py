@@ -227,16 +227,19 @@ def has_keras_call(model: keras.Model) -> bool:
     return type(model).call.__module__.startswith("keras.")
 
 
-def remove_activation(model: keras.Model) -> bool:
-    """Removes a final softmax or single sigmoid in place; returns whether that was possible."""
+def remove_activation(model: keras.Model) -> str | None:
+    """Removes a final softmax or single sigmoid in place, if that is possible.
+
+    Returns None, or what a model recreated from the changed model's config returns.
+    """
     layer = _last_layer(model)
     if layer is None or _kind(layer) != "probabilities" or len(layer._inbound_nodes) != 1:
-        return False
+        return None
     if hasattr(layer, "activation"):
         layer.activation = keras.activations.linear
-    else:
-        layer.call = lambda inputs, *args, **kwargs: inputs
-    return True
+        return "logits"
+    layer.call = lambda inputs, *args, **kwargs: inputs
+    return "probabilities"
 
 
 def logits_of_probabilities(probabilities) -> tf.Tensor:

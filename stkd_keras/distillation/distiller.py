@@ -194,15 +194,13 @@ class SimilarityTransferDistiller(SavedDistiller):
         """Returns the student's outputs, its logits and, in training, the features of the terms."""
         needs_features = training and len(self._student_shapes) > 2
         model = self._feature_student[0] if needs_features else self.student
-        shapes = dict(self._student_shapes)
-        if not needs_features:
-            shapes = {name: shapes[name] for name in (OUTPUTS, "logits")}
+        names = self._student_shapes if needs_features else (OUTPUTS, "logits")
+        shapes = {name: self._student_shapes[name] for name in names}
 
         def student(x):
             outputs = model(tf.cast(x, tf.float32), training=training)
-            features = dict(outputs) if needs_features else {}
-            outputs = features.pop(OUTPUTS) if needs_features else outputs
-            outputs, logits = outputs_and_logits(outputs, self._student_kind)
+            features = dict(outputs) if needs_features else {OUTPUTS: outputs}
+            outputs, logits = outputs_and_logits(features.pop(OUTPUTS), self._student_kind)
             features = {name: tf.cast(value, tf.float32) for name, value in features.items()}
             return {OUTPUTS: outputs, "logits": logits, **features}
 

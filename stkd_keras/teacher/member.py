@@ -137,8 +137,8 @@ class Member:
         return self.snapshot
 
     def _speed_up(self, snapshot: keras.Model) -> None:
-        if self.outputs != "logits" and remove_activation(snapshot):
-            self.kind = "logits"
+        if self.outputs != "logits" and (in_config := remove_activation(snapshot)):
+            self.kind, self.outputs = "logits", in_config
         layers = snapshot._flatten_layers(include_self=False)
         policies = [(x, x.dtype_policy) for x in layers if x.compute_dtype in HALF]
         if policies or self.dtype is not None:

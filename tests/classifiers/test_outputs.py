@@ -96,7 +96,7 @@ SIGMOIDS = {
 
 
 @pytest.mark.parametrize("name", SIGMOIDS)
-def test_a_sigmoid_unit_is_two_classes_even_where_its_probability_is_rounded_to_1(name):
+def test_a_sigmoid_unit_is_two_classes_even_where_its_probability_is_rounded_to_1(name, tmp_path):
     inputs = keras.Input((1,))
     model = keras.Model(inputs, SIGMOIDS[name](inputs))
     model.get_layer("unit").set_weights([np.float32([[2.0]]), np.float32([-1.0])])
@@ -106,6 +106,10 @@ def test_a_sigmoid_unit_is_two_classes_even_where_its_probability_is_rounded_to_
         teacher = FrozenTeacher(model, outputs)
         assert teacher.num_classes == 2
         np.testing.assert_allclose(teacher(x), expected, rtol=1e-5)
+        again = FrozenTeacher.from_config(teacher.get_config())
+        teacher.save_weights(tmp_path)
+        again.load_weights(tmp_path)
+        np.testing.assert_allclose(again(x), expected, rtol=1e-5)
     np.testing.assert_allclose(logits_function(model)(x), expected, rtol=1e-5)
 
 
@@ -216,6 +220,29 @@ def test_several_inputs_or_outputs_are_refused_in_one_line(name):
         with pytest.raises(InputError, match=f"the {role} .* {named}") as caught:
             use(make_model())
         assert "\n" not in str(caught.value)
+
+
+class EagerOnly(keras.Model):
+    """Can only be called on a batch of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(5)
+
+    def call(self, x):
+        return self.dense(x) if float(keras.ops.sum(x)) < 1e9 else self.dense(-x)
+
+
+@pytest.mark.parametrize("has_teacher", [True, False])
+def test_a_student_that_was_called_on_a_batch_has_a_known_number_of_classes(has_teacher):
+    student, teacher = EagerOnly(), networks.dense_classifier() if has_teacher else None
+    student(np.zeros((1, 4), "float32"))
+    weight = 0.5 if has_teacher else 0.0
+    distiller = SimilarityTransferDistiller(
+        student, teacher, soft_weight=weight, student_outputs="logits"
+    )
+    distiller.compile("sgd", run_eagerly=True)
+    assert np.isfinite(distiller.fit(*networks.vectors(16), verbose=0).history["loss"][0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -315,29 +315,6 @@ def test_a_subclassed_student_is_built_from_the_first_batch():
     assert distiller.num_classes == 5
 
 
-class EagerOnly(keras.Model):
-    """Can only be called on a batch of numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.dense = keras.layers.Dense(5)
-
-    def call(self, x):
-        return self.dense(x) if float(keras.ops.sum(x)) < 1e9 else self.dense(-x)
-
-
-@pytest.mark.parametrize("has_teacher", [True, False])
-def test_a_student_that_was_called_on_a_batch_has_a_known_number_of_classes(has_teacher):
-    student, teacher = EagerOnly(), networks.dense_classifier() if has_teacher else None
-    student(np.zeros((1, 4), "float32"))
-    weight = 0.5 if has_teacher else 0.0
-    distiller = SimilarityTransferDistiller(
-        student, teacher, soft_weight=weight, student_outputs="logits"
-    )
-    distiller.compile("sgd", run_eagerly=True)
-    assert np.isfinite(distiller.fit(*networks.vectors(16), verbose=0).history["loss"][0])
-
-
 def test_the_kind_of_labels_of_unknown_shape_is_inferred():
     x, y = networks.vectors(16)
     losses = []

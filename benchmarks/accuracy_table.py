@@ -39,7 +39,9 @@ _STUDENTS_OWN = frozenset(
     {"seed", "student", "student_weights", "student_normalization", "mixed_precision"}
     | {"method", "method_weight", "pretraining_epochs", "student_features", "teacher_features"}
     | {"temperature", "soft_weight", "label_weight", "soft_target"}
-    | {"optimizer", "learning_rate", "weight_decay", "deterministic"}
+    | {"optimizer", "learning_rate", "weight_decay", "backbone_learning_rate"}
+    | {"freeze_epochs", "freeze_batch_norm", "clip_norm", "ema", "label_smoothing"}
+    | {"deterministic"}
     | {"run_dir", "replay", "overwrite", "dry_run"}
     | {"backup_steps", "validation_freq", "steps_per_execution"}
 )
@@ -47,7 +49,7 @@ _STUDENTS_OWN = frozenset(
 _WITHOUT_COST = frozenset(
     {"seed", "data_seed", "run_dir", "replay", "overwrite", "dry_run", "backup_steps"}
     | {"temperature", "label_weight", "method_weight", "mixup_alpha"}
-    | {"learning_rate", "weight_decay"}
+    | {"learning_rate", "weight_decay", "backbone_learning_rate", "label_smoothing"}
 )
 _MIXING = (
     *("mixing", "mixup_alpha", "mixup_probability", "num_images", "mixing_epochs"),

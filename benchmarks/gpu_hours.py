@@ -62,7 +62,8 @@ def gpu_hours(table: Table) -> float:
     seconds, recordings, teachers = 0.0, set(), set()
     for run in table.runs:
         images, _, _ = DATASETS[run.flags["dataset"]]
-        recipe = recipes.recipe_for(run.flags["dataset"])
+        name = run.flags["recipe"] or "scratch"
+        recipe = recipes.recipe_for(run.flags["dataset"], recipe=name)
         epochs = run.flags["epochs"] or recipe.epochs
         batch_size = run.flags["batch_size"] or recipe.batch_size
         recording, teacher = folder.recording(run), teacher_key(run.flags)

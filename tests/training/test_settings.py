@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_resuming_with_another_setting_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="epochs was 1 and is 2"):
         run.check(make(epochs=2).stored())
     run.check(make(epochs=2).stored(), overwrite=True)
+
+
+def test_an_unfinished_run_of_an_earlier_version_resumes_without_the_options_it_lacks(tmp_path):
+    run = start(tmp_path, make())
+    before = {k: v for k, v in make().stored().items() if k not in recipes.OPTIONAL}
+    run.config.write_text(json.dumps({"settings": before}))
+    run.check(make().stored())
+    with pytest.raises(InputError, match="ema was None and is 0.9"):
+        run.check(make(ema=0.9).stored())
 
 
 def test_resuming_accepts_a_moved_teacher_and_refuses_another(tmp_path):

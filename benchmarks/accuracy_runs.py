@@ -221,6 +221,8 @@ def _check_flags(run: Run, directory: pathlib.Path) -> None:
     for name, value in run.flags.items():
         # Before a flag was added, train.py behaved as with the flag's default.
         before = recorded.get(name, None if name in run.given else value)
+        if (name, before, value) == ("optimizer", "sgd", None):
+            continue  # It was the flag's default before there were recipes.
         if name not in ASIDE and before != value:
             raise InputError(
                 f"{directory} is complete, but its --{name} was {before} and the table's is "

@@ -92,7 +92,7 @@ def test_an_unfinished_run_of_an_earlier_version_resumes_without_the_options_it_
     before = {k: v for k, v in make().stored().items() if k not in recipes.OPTIONAL}
     run.config.write_text(json.dumps({"settings": before}))
     run.check(make().stored())
-    with pytest.raises(InputError, match="ema was None and is 0.9"):
+    with pytest.raises(InputError, match=r"ema was None and is 0\.9"):
         run.check(make(ema=0.9).stored())
 
 

@@ -224,6 +224,8 @@ def fill(model: keras.Model, name: str, file: str) -> keras.Model:
     """Loads weights that Keras wrote into a model; `name` is for the error message."""
     _check_file(file)
     advice = "expected weights of the same architecture: check name, options and num_classes"
+    if is_application(name):  # Most of those who fine-tune one give it other layers.
+        advice += "; load one with a head of your own as a whole, from a file of model.save"
     with explain_errors(f"can't load {file} into {name}", advice), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The error says what Keras warns of.
         model.load_weights(file)

@@ -134,7 +134,8 @@ def fit_images(
 
 _REMEDY = (
     "pass a file that names the teacher's classes, one per line in its order, as classes "
-    "(--teacher_classes=FILE)"
+    "(--teacher_classes=FILE), or name a pretrained model, which is fine-tuned on the data "
+    "(--teacher_weights=imagenet)"
 )
 
 

@@ -91,9 +91,9 @@ def test_a_teacher_that_fits_the_images_is_not_changed(tmp_path, capsys):
 
 def test_other_channels_and_a_student_for_another_size_are_refused(tmp_path):
     grey, _ = classifier(tmp_path, "grey", shape=(8, 8, 1))
-    assert "(None, 8, 8, 1)" in refusal(load_teacher, dataset(), grey)
+    assert "(8, 8, 1); expected (None, None, 3)" in refusal(load_teacher, dataset(), grey)
     larger, _ = classifier(tmp_path, "larger", shape=(12, 12, 3))
-    assert "(None, 12, 12, 3)" in refusal(models.load_for, dataset(), larger.source)
+    assert "(12, 12, 3); expected (8, 8, 3)" in refusal(models.load_for, dataset(), larger.source)
 
 
 def test_class_names_select_and_order_the_teachers_outputs(tmp_path):
@@ -147,9 +147,28 @@ def test_another_number_of_classes_is_refused_without_their_names(tmp_path):
     message = refusal(load_teacher, dataset(), source)
     assert "5 classes and the data 3" in message
     assert "--teacher_classes=FILE" in message
+    assert "fine-tuned on the data (--teacher_weights=imagenet)" in message
     # This is refused before looking for ImageNet's weights.
     source = TeacherSource("keras.applications:NASNetLarge")
     assert "1000 classes and the data 3" in refusal(load_teacher, dataset(), source)
+
+
+def test_weights_of_an_application_with_a_head_of_its_own_are_refused_with_a_way_out(tmp_path):
+    name, shape = "keras.applications:MobileNetV2", (32, 32, 3)
+    options = {"weights": None, "include_top": False, "pooling": "avg", "alpha": 0.35}
+    body = keras.applications.MobileNetV2(input_shape=shape, **options)
+    model = keras.Sequential([body, keras.layers.Dense(3)])
+    model.save_weights(tmp_path / "w.weights.h5")
+    source = TeacherSource(name, str(tmp_path / "w.weights.h5"))
+    message = refusal(load_teacher, dataset(), source)
+    assert "load one with a head of your own as a whole, from a file of model.save" in message
+    pixels = keras.Input(shape)
+    scaled = keras.layers.Rescaling(1 / 127.5, -1.0)(pixels)
+    whole = keras.Model(pixels, model(scaled))
+    whole.save(tmp_path / "whole.keras")
+    teacher = load_teacher(dataset(), TeacherSource(str(tmp_path / "whole.keras")))
+    resized = tf.image.resize(images(), shape[:2])
+    np.testing.assert_allclose(teacher(images()), whole(resized, training=False), atol=1e-4)
 
 
 def test_an_application_resizes_and_preprocesses_images(tmp_path, capsys):

@@ -66,9 +66,9 @@ _teacher.string(
 )
 _teacher.string(
     "teacher_weights",
-    "weights of the teacher: .keras, .weights.h5 (.h5 for applications), or a PyTorch checkpoint; "
-    "one per teacher, separated by commas, empty for none (default: zoo models are trained and "
-    "kept in --teacher_dir; applications use their ImageNet weights)",
+    "weights of the teacher: .keras, .weights.h5 (.h5 for applications), a PyTorch checkpoint, or "
+    "imagenet, which is fine-tuned on the data; one per teacher, separated by commas, empty for "
+    "none (default: zoo models are trained; applications have imagenet)",
 )
 _teacher.string(
     "teacher_normalization",

@@ -252,6 +252,7 @@ def _load_keras_file(
         raise InputError(f"{file} contains a {type(model).__name__}; expected a keras.Model")
     if not model.built or not model.weights:
         raise InputError(f"{file} has a model without weights; build the model before saving it")
+    model = _with_preprocessor(file, model, shape)
     _check_input_shape(file, model, shape)
     count = num_classes(model, "model")
     if None not in (count, classes) and count != classes:
@@ -259,6 +260,18 @@ def _load_keras_file(
             f"{file} has {count} classes; expected {classes}: use a model made for this data"
         )
     return fuse_batch_normalization(_checked_finite(model, file))
+
+
+def _with_preprocessor(
+    file: str, model: keras.Model, input_shape: Sequence[int | None] | None
+) -> keras.Model:
+    """Adds the preprocessing of a KerasHub classifier, which is not part of its call."""
+    converter = getattr(getattr(model, "preprocessor", None), "image_converter", None)
+    if converter is None:
+        return model
+    with explain_errors(f"can't preprocess images for {file}", "expected images like its own"):
+        pixels = keras.Input(tuple(input_shape or model.input_shape[1:]), name="pixels")
+        return keras.Model(pixels, model(converter(pixels)), name=model.name)
 
 
 def _checked_finite(model: keras.Model, file: str) -> keras.Model:

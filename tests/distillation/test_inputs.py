@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from distillers import make
+from image_folders import write_images
 
-from stkd_keras import InputError
+from stkd_keras import InputError, SimilarityTransferDistiller
 
 
 def of_unknown_shape(x, labels, shape):
@@ -38,6 +39,28 @@ def test_labels_of_all_kinds_train_alike_in_one_process_with_xla():
     for loss in losses[1:]:
         np.testing.assert_allclose(loss["label_loss"], losses[0]["label_loss"], rtol=1e-6)
         np.testing.assert_allclose(loss["accuracy"], losses[0]["accuracy"], rtol=1e-6)
+
+
+def test_folders_read_by_keras_train_like_their_arrays(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 8, size=(8, 8))
+    distiller = SimilarityTransferDistiller(
+        networks.small_convolutional_classifier(2, (8, 8, 3)), soft_weight=0, mixing=None
+    )
+    distiller.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"])
+    histories = []
+    for mode in ("int", "categorical", "binary", "arrays"):
+        images = keras.utils.image_dataset_from_directory(
+            tmp_path, label_mode=mode.replace("arrays", "int"), image_size=(8, 8), batch_size=16,
+            shuffle=False, verbose=False,
+        )  # fmt: skip
+        data = [part.numpy() for part in next(iter(images))] if mode == "arrays" else [images]
+        validation = {"validation_data": tuple(data) if mode == "arrays" else images}
+        histories.append(distiller.fit(*data, batch_size=None, verbose=0, **validation).history)
+    for history in histories[1:]:
+        for name in ("label_loss", "accuracy"):
+            np.testing.assert_allclose(history[name], histories[0][name], rtol=1e-5)
+        assert {"val_loss", "val_accuracy"} <= set(history)
 
 
 @pytest.mark.parametrize("label", [5, -2, 1.5])

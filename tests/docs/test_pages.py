@@ -26,7 +26,7 @@ README_LINES = 150
 # The error of a command whose flags are correct but whose data set isn't on this machine.
 NO_DATA = re.compile(r"data_dir|is broken or no archive")
 # Files that the commands name. Empty files are enough for train.py's checks before loading.
-PLACEHOLDERS = re.compile(r"[\w./-]+\.(?:keras|h5|pth|safetensors|txt|zip)")
+PLACEHOLDERS = re.compile(r"[\w./-]+\.(?:keras|onnx|h5|pth|safetensors|txt|zip)")
 SHELL_COMMANDS = {"cd", "export", "pip", "source", "tensorboard"}
 # Seconds; guards against hanging only.
 LIMIT = 900

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import models
+import stkd_keras
 from stkd_keras.errors import InputError
 
 SMALL = {"input_shape": (8, 8, 1), "num_classes": 10}
@@ -28,6 +29,27 @@ def refusal(*arguments, **settings):
 def write(model, path):
     model.save(path) if path.suffix == ".keras" else model.save_weights(path)
     return path
+
+
+def test_a_kerashub_classifier_takes_raw_pixels(tmp_path):
+    hub = pytest.importorskip("keras_hub", reason="KerasHub isn't installed")
+    backbone = hub.models.ResNetBackbone(
+        input_conv_filters=[64], input_conv_kernel_sizes=[3], stackwise_num_filters=[64],
+        stackwise_num_blocks=[1], stackwise_num_strides=[1], block_type="basic_block",
+        image_shape=(16, 16, 3),
+    )  # fmt: skip
+    converter = hub.layers.ResNetImageConverter(image_size=(16, 16), scale=1 / 255)
+    preprocessor = hub.models.ResNetImageClassifierPreprocessor(image_converter=converter)
+    model = hub.models.ImageClassifier(
+        backbone=backbone, num_classes=3, preprocessor=preprocessor, activation=None
+    )
+    model.save(tmp_path / "hub.keras")
+    loaded = models.load(tmp_path / "hub.keras", input_shape=(16, 16, 3), num_classes=3)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    logits = loaded(x, training=False)
+    np.testing.assert_allclose(logits, model(x / 255, training=False), rtol=1e-4, atol=1e-5)
+    teacher = stkd_keras.FrozenTeacher(loaded)
+    np.testing.assert_allclose(teacher(x), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_load_without_weights_equals_build():

@@ -27,7 +27,10 @@ class FinishedRun:
         student: the student's `.keras` file; before training, if the run is unfinished.
         dataset: the data set's name, as in `stkd_keras.data.load`.
         data_dir: the folder of its images, or None for TFDS's own.
-        image_size: height and width in pixels that images were resized to; None if they weren't.
+        image_size: height and width in pixels that images were resized to, a number or a list of
+            both; None if they weren't.
+        resize: how they were resized; None for "crop".
+        augment: the augmentation of the training images, as in `stkd_keras.data.pipeline`.
         skip_bad_images: whether unreadable images were left out.
         teachers: the teachers; empty for a run without any.
         teacher_dtype: the precision of the teachers, as in `FrozenTeacher`.
@@ -37,7 +40,9 @@ class FinishedRun:
     student: str
     dataset: str
     data_dir: str | None = None
-    image_size: int | None = None
+    image_size: int | list | None = None
+    resize: str | None = None
+    augment: str | None = None
     skip_bad_images: bool | None = None
     teachers: tuple[TeacherSource, ...] = ()
     teacher_dtype: str | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from absl import app, flags, logging
 
+from stkd_keras.data.sources.image_files import name_broken_files
 from stkd_keras.errors import InputError, WorkerLostError, is_text
 from stkd_keras.training.signals import Interrupted, ignore_signals, leave, raise_on_signals
 
@@ -100,7 +101,8 @@ def _check_texts(own_flags: Sequence[flags.Flag]) -> None:
 def _guarded(main: Callable[[], None]) -> None:
     raise_on_signals()
     try:
-        main()
+        with name_broken_files():
+            main()
     except (InputError, OSError) as error:
         _fail(error)
     except WorkerLostError as error:

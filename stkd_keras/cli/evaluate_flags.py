@@ -48,8 +48,11 @@ _data.string(
     "data_dir",
     "directory of the data, as in train.py (default: the run's, or TFDS's data directory)",
 )
-_data.integer(
-    "image_size", "height and width in pixels, as in train.py (default: the run's)", lower_bound=1
+_data.string("image_size", "pixels, as in train.py (default: the run's)")
+_data.enum(
+    "resize",
+    "how images get this size, as in train.py (default: as in the run)",
+    enum_values=list(data.RESIZES),
 )
 _data.bool("skip_bad_images", "skip and list images that can't be read (default: as in the run)")
 _data.float(

@@ -23,10 +23,16 @@ _data.string(
     "directory of the data: TFDS's data directory; for tiny_imagenet and cinic10 also the archive "
     "or the unpacked folder; for folder the one that has train/CLASS/ and test/CLASS/",
 )
-_data.integer(
+_data.string(
     "image_size",
-    "height and width in pixels; images are resized and cropped to it (default: original size)",
-    lower_bound=1,
+    "height and width in pixels, such as 224, or HEIGHTxWIDTH; images are resized to it (default: "
+    "original size)",
+)
+_data.enum(
+    "resize",
+    "how images get this size: crop (scale to cover, crop the center), pad (scale to fit, add "
+    "black bars) or stretch (default: crop)",
+    enum_values=list(data.RESIZES),
 )
 _data.float("train_fraction", "fraction of the training images to use, per class", default=1.0)
 _data.integer(
@@ -41,12 +47,12 @@ _data.string(
     "unlabeled_dir",
     "folder of unlabeled images to add to the training set; the teacher labels them",
 )
-_data.enum(
+_data.string(
     "augment",
     "augmentation: standard (pad, random crop, flip), cutout or randaugment (on top of standard), "
-    "or none",
+    "photo (random resized crop, flip), or none; photo,trivialaugment (or randaugment), "
+    "photo,erasing and photo,trivialaugment,erasing do more",
     default="standard",
-    enum_values=list(data.AUGMENTATIONS),
 )
 _data.bool("flip", "random horizontal flips (default: by data set)")
 _data.integer(

@@ -43,6 +43,9 @@ def settings_from_flags(is_pretrained: Callable[[str, str | None], bool]) -> Run
         for field in dataclasses.fields(RunSettings)
         if field.default is dataclasses.MISSING
     }
+    values["image_size"] = loading.image_size()
+    if values["resize"] == "crop":
+        values["resize"] = None
     student = FLAGS.student or recipes.recipe_for(FLAGS.dataset).student
     finetunes = is_pretrained(student, FLAGS.student_weights)
     name = FLAGS.recipe or ("finetune" if finetunes else "scratch")
@@ -106,6 +109,8 @@ def images_from_flags() -> Images:
         train, skipped = data.join_unlabeled(
             labeled,
             FLAGS.unlabeled_dir,
+            resize=FLAGS.resize or "crop",
+            encoded=loading.is_encoded(FLAGS.augment),
             memory_limit=loading.memory_limit(),
             skip_bad_images=FLAGS.skip_bad_images,
         )
@@ -153,6 +158,7 @@ def _check_values(settings: RunSettings) -> None:
         settings.train_fraction,
         images_per_class=settings.train_images_per_class,
     )
+    data.parse_augmentation(settings.augment)
     features_from_flag("student_features")
     features_from_flag("teacher_features")
     loading.memory_limit()

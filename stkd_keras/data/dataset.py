@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from stkd_keras.data import photo
 from stkd_keras.data.sources.tfrecords import RecordSplit
 from stkd_keras.errors import InputError
 
@@ -39,6 +40,17 @@ class RandomAccessSplit(abc.ABC):
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns images, uint8 (B, height, width, channels), and labels (B,) of indices (B,)."""
+
+    def fetch_crop(self, index: tf.Tensor, crop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns a crop (`photo.random_crops`) of an image, in its shape, and the label."""
+        images, labels = self.fetch(index[None])
+        return photo.cut(images[0], crop, self.image_shape), labels[0]
+
+    def contents(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yields what `content_hash` hashes of the images of increasing indices (B,)."""
+        dataset = tf.data.Dataset.from_tensor_slices(indices)
+        for images, _ in dataset.batch(STATISTICS_BATCH).map(self.fetch):
+            yield images.numpy().tobytes()
 
 
 class Split(RandomAccessSplit):
@@ -97,6 +109,12 @@ class Subset(RandomAccessSplit):
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.base.fetch(tf.gather(tf.constant(self.indices, tf.int32), indices))
 
+    def fetch_crop(self, index: tf.Tensor, crop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.base.fetch_crop(tf.gather(tf.constant(self.indices, tf.int32), index), crop)
+
+    def contents(self, indices: np.ndarray) -> Iterator[bytes]:
+        return self.base.contents(self.indices[indices])
+
 
 class Joined(RandomAccessSplit):
     """The concatenation of two splits with the same image shape.
@@ -131,6 +149,23 @@ class Joined(RandomAccessSplit):
             for pair in zip(*parts, strict=True)
         )
         return tf.ensure_shape(images, (None, *self.image_shape)), labels
+
+    def fetch_crop(self, index: tf.Tensor, crop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def of(split: RandomAccessSplit, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image, label = split.fetch_crop(index, crop)
+            return image, tf.cast(label, tf.int64)
+
+        count = len(self.first)
+        return tf.cond(
+            index < count,
+            lambda: of(self.first, index),
+            lambda: of(self.second, index - count),
+        )
+
+    def contents(self, indices: np.ndarray) -> Iterator[bytes]:
+        count = len(self.first)
+        yield from self.first.contents(indices[indices < count])
+        yield from self.second.contents(indices[indices >= count] - count)
 
 
 AnySplit: TypeAlias = RandomAccessSplit | RecordSplit
@@ -242,10 +277,12 @@ def from_arrays(
     return Dataset(name, "1.0.0", tuple(class_names), mean, std, flip, train, test)
 
 
-def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns each channel's mean and standard deviation over up to 10,000 images, in [0, 1]."""
+def pixel_statistics(
+    split: AnySplit, count: int = STATISTICS_IMAGES
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns each channel's mean and standard deviation over up to `count` images, in [0, 1]."""
     counts = np.zeros((split.image_shape[-1], 256), np.int64)
-    for images in some_images(split):
+    for images in some_images(split, count):
         for channel, row in enumerate(counts):
             row += np.bincount(images[..., channel].reshape(-1), minlength=256)
     values = np.arange(256) / 255
@@ -259,7 +296,8 @@ def pixel_statistics(split: AnySplit) -> tuple[tuple[float, ...], tuple[float, .
 def content_hash(split: AnySplit) -> str:
     """Returns a SHA-256 hash of a split's images and labels, in order, as 64 hex digits.
 
-    The hash is cached. Of images that take more than 1 GB, only 10,000 are hashed.
+    The hash is cached. Of images that take more than 1 GB, only 10,000 are hashed. Of images loaded
+    with `encoded`, the files are hashed: all sizes, and about 250 MB of the content.
     """
     if split not in _HASHES:
         _HASHES[split] = _hashed(split)
@@ -271,11 +309,15 @@ def some_images(split: AnySplit, count: int = STATISTICS_IMAGES) -> Iterator[np.
     if isinstance(split, RecordSplit):
         batches = split.examples().take(count).batch(STATISTICS_BATCH)
     else:
-        indices = np.linspace(0, len(split) - 1, min(len(split), count), dtype=np.int32)
-        dataset = tf.data.Dataset.from_tensor_slices(indices)
+        dataset = tf.data.Dataset.from_tensor_slices(spread(len(split), count))
         batches = dataset.batch(STATISTICS_BATCH).map(split.fetch)
     for images, _ in batches:
         yield images.numpy()
+
+
+def spread(size: int, count: int) -> np.ndarray:
+    """Returns up to `count` of the indices below `size`, evenly spaced."""
+    return np.linspace(0, size - 1, min(size, count), dtype=np.int32)
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -299,8 +341,13 @@ def _hashed(split: AnySplit) -> str:
     digest = hashlib.sha256(repr((len(split), split.image_shape)).encode())
     digest.update(np.asarray(split.labels, np.int64).tobytes())
     is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
-    for images in some_images(split, len(split) if is_small else STATISTICS_IMAGES):
-        digest.update(images.tobytes())
+    count = len(split) if is_small else STATISTICS_IMAGES
+    if isinstance(split, RecordSplit):
+        contents = (images.tobytes() for images in some_images(split, count))
+    else:
+        contents = split.contents(spread(len(split), count))
+    for content in contents:
+        digest.update(content)
     return digest.hexdigest()
 
 

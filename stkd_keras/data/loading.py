@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from stkd_keras.data.dataset import (
 )
 from stkd_keras.data.normalization import NORMALIZATIONS
 from stkd_keras.data.sources.archives import find_source
+from stkd_keras.data.sources.decoding import RESIZES
 from stkd_keras.data.sources.file_tree import FileTree, Layout, open_tree
 from stkd_keras.data.sources.folder import folder_layout, unlabeled_files
-from stkd_keras.data.sources.image_files import FileSplit, load_files
+from stkd_keras.data.sources.image_files import FileSplit, load_files, name_broken_files
 from stkd_keras.data.sources.tfds_download import default_root, newest_version
 from stkd_keras.data.sources.tfds_reader import load_tfds
 from stkd_keras.data.sources.tfrecords import RecordSplit
@@ -34,6 +35,7 @@ from stkd_keras.errors import InputError, unknown_name
 DEFAULT_MEMORY_LIMIT = 4 * 10**9
 """Maximum size of a data set's decoded images in memory, in bytes."""
 
+ENCODED_STATISTICS_IMAGES = 200
 LARGEST_IMAGE_SIZE = 8192
 """Pixels; an image of that size takes 200 MB."""
 
@@ -56,7 +58,9 @@ def load(
     name: str,
     data_dir: str | os.PathLike | None = None,
     *,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    resize: str = "crop",
+    encoded: bool = False,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     skip_bad_images: bool = False,
 ) -> Dataset:
@@ -77,18 +81,25 @@ def load(
             it can also be the archive, the unpacked folder, or a folder that contains either. Zip
             archives are read in place; tar archives are unpacked next to themselves first. For
             "folder", the folder that has train/ and test/. Ignored for digits.
-        image_size: height and width in pixels; images are scaled to cover it and cropped around
-            their centers. By default, images keep their size, which must be the same for all.
-        memory_limit: in bytes. If the decoded images take more, they are read again in every epoch.
+        image_size: height and width in pixels, one number for both or (height, width). By default,
+            images keep their size, which must be the same for all.
+        resize: how images get this size: "crop" scales them to cover it and crops them around
+            their centers, "pad" scales them to fit into it and adds black bars, "stretch" scales
+            them without keeping their aspect ratio.
+        encoded: whether to decode image files (folders and copies of official files) only when a
+            batch needs them, for `pipeline(augment="photo")`. Loading takes seconds, and crops are
+            cut from the whole image. Needs an `image_size`; otherwise it has no effect.
+        memory_limit: in bytes. If the decoded images (the files, if `encoded`) take more, they are
+            read again in every epoch.
         skip_bad_images: whether to skip unreadable images, and list them in `Dataset.skipped`,
-            instead of raising an error.
+            instead of raising an error. Decodes all images first.
 
     Returns:
         The `Dataset`.
 
     Raises:
-        InputError: if the name is unknown, or the data set is missing, broken, or can't be
-            downloaded.
+        InputError: if the name, `image_size` or `resize` is unknown, or the data set is missing,
+            broken, or can't be downloaded.
 
     Example:
 
@@ -98,16 +109,18 @@ def load(
     ```
     """
     check_name(name)
-    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE_SIZE:
-        raise InputError(
-            f"image_size={image_size} given, expected from 1 to {LARGEST_IMAGE_SIZE} pixels"
-        )
+    size = _checked_size(image_size)
+    if resize not in RESIZES:
+        raise unknown_name("resize", resize, RESIZES)
+    if resize != "crop" and size is None:
+        raise InputError(f"resize={resize!r} given without image_size: give one, or leave it out")
     if name == "digits":
-        if image_size not in (None, 8):
+        if size not in (None, (8, 8)):
             raise InputError(f"image_size={image_size} given, but digits are 8x8: leave it out")
         return _load_digits()
     options: dict[str, Any] = {
-        "size": None if image_size is None else (image_size, image_size),
+        "size": size,
+        "resize": resize,
         "memory_limit": memory_limit,
         "skip_bad_images": skip_bad_images,
     }
@@ -117,11 +130,12 @@ def load(
                 "the data set folder needs a data_dir, with the images in data_dir/train/CLASS and "
                 "data_dir/test/CLASS"
             )
-        return _load_layout(name, open_tree(data_dir), folder_layout(data_dir), **options)
+        layout = folder_layout(data_dir)
+        return _load_layout(name, open_tree(data_dir), layout, encoded, **options)
     source = _official_copy(name, data_dir)
     if source is not None:
         tree = open_tree(source)
-        return _load_layout(name, tree, _LAYOUTS[name](tree), **options)
+        return _load_layout(name, tree, _LAYOUTS[name](tree), encoded, **options)
     return _load_tfds(name, data_dir, **options)
 
 
@@ -139,6 +153,8 @@ def join_unlabeled(
     split: AnySplit,
     directory: str | os.PathLike,
     *,
+    resize: str = "crop",
+    encoded: bool = False,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     skip_bad_images: bool = False,
 ) -> tuple[Joined, list[str]]:
@@ -147,8 +163,10 @@ def join_unlabeled(
     Args:
         split: the training images.
         directory: the folder; its subfolders are searched too. Images are resized to the shape of
-            the training images, as in `load`.
-        memory_limit: maximum size of the folder's decoded images in memory, in bytes.
+            the training images.
+        resize: see `load`.
+        encoded: see `load`.
+        memory_limit: see `load`; for this folder's images.
         skip_bad_images: see `load`.
 
     Returns:
@@ -168,6 +186,8 @@ def join_unlabeled(
         open_tree(directory),
         [(name, UNLABELED) for name in unlabeled_files(directory)],
         (height, width),
+        resize=resize,
+        encoded=encoded,
         memory_limit=memory_limit,
         skip_bad_images=skip_bad_images,
         channels=channels,
@@ -209,28 +229,47 @@ def _official_copy(name: str, data_dir: str | os.PathLike | None) -> pathlib.Pat
     return next(filter(None, sources), None)
 
 
-def _load_layout(name: str, tree: FileTree, layout: Layout, **options) -> Dataset:
+def _checked_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Returns (height, width)."""
+    if image_size is None:
+        return None
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(
+        isinstance(side, int) and 1 <= side <= LARGEST_IMAGE_SIZE for side in size
+    ):
+        raise InputError(
+            f"image_size={image_size} given, expected from 1 to {LARGEST_IMAGE_SIZE} pixels, or a "
+            "height and a width"
+        )
+    return size[0], size[1]
+
+
+def _load_layout(
+    name: str, tree: FileTree, layout: Layout, encoded: bool, *, memory_limit: int, **options
+) -> Dataset:
     """Loads the splits of a layout, each into memory if it fits into the remaining limit."""
     splits: dict[str, Split | FileSplit] = {}
     skipped: list[str] = []
-    memory_left = options["memory_limit"]
     for name_of_split, files in layout.splits.items():
         split, bad = load_files(
             tree,
             files,
-            options["size"],
-            memory_limit=memory_left,
-            skip_bad_images=options["skip_bad_images"],
+            encoded=encoded,
+            memory_limit=memory_limit,
             what=f"{name_of_split} images",
+            **options,
         )
         if isinstance(split, Split):
-            memory_left -= split.images.nbytes
+            memory_limit -= split.images.nbytes
         splits[name_of_split] = split
         skipped += bad
-    mean, std = pixel_statistics(splits["train"])
+    train = splits["train"]
+    is_encoded = isinstance(train, FileSplit) and train.is_encoded
+    with name_broken_files():
+        mean, std = pixel_statistics(train, *([ENCODED_STATISTICS_IMAGES] if is_encoded else []))
     return Dataset(
         name,
-        _fingerprint(tree, layout),
+        _versioned(_fingerprint(tree, layout), options["resize"]),
         layout.class_names,
         mean,
         std,
@@ -238,6 +277,11 @@ def _load_layout(name: str, tree: FileTree, layout: Layout, **options) -> Datase
         skipped=tuple(skipped),
         **splits,
     )
+
+
+def _versioned(version: str, resize: str) -> str:
+    """Returns the version of resized images: other pixels are another version."""
+    return version if resize == "crop" else f"{version}-{resize}"
 
 
 def _fingerprint(tree: FileTree, layout: Layout) -> str:
@@ -257,7 +301,7 @@ def _load_tfds(name: str, data_dir: str | os.PathLike | None, **options) -> Data
     mean, std = _STATISTICS.get(name) or pixel_statistics(train)
     dataset = Dataset(
         name,
-        loaded.version,
+        _versioned(loaded.version, options["resize"]),
         loaded.class_names,
         mean,
         std,

@@ -1,17 +1,18 @@
 """tf.data pipelines for training and evaluation."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from stkd_keras.data.augmentation import AUGMENTATIONS
+from stkd_keras.data import photo
+from stkd_keras.data.augmentation import parse_augmentation
 from stkd_keras.data.dataset import (
     UNLABELED,
     AnySplit,
     Dataset,
-    RandomAccessSplit,
     content_hash,
 )
 from stkd_keras.data.sources.tfrecords import RecordSplit
@@ -50,7 +51,9 @@ def pipeline(
         batch_size: images per batch, over all shards.
         data_seed: integer seed of the order and the augmentation.
         augment: a name in `AUGMENTATIONS`: "standard" (pad, random crop, flip), "randaugment",
-            "cutout" or "none".
+            "cutout", "none", or "photo" (random resized crop, flip). "photo" may be followed by
+            "trivialaugment" or "randaugment", and "erasing": "photo,trivialaugment,erasing". It
+            cuts crops out of whole image files if the data set was loaded with `encoded`.
         start_step: number of the first batch.
         shard_index: which shard of every batch to return, starting at 0.
         num_shards: number of shards, one for each worker. Together they are the batch of a single
@@ -76,8 +79,7 @@ def pipeline(
     model.fit(batches, steps_per_epoch=steps, epochs=10)
     ```
     """
-    if augment not in AUGMENTATIONS:
-        raise unknown_name("augmentation", augment, AUGMENTATIONS)
+    augmentation = parse_augmentation(augment)
     if isinstance(split, str):
         if split not in dataset.splits:
             raise unknown_name(f"split of {dataset.name}", split, dataset.splits)
@@ -85,30 +87,38 @@ def pipeline(
     _check_numbers(start_step, shard_index, num_shards)
     _check_batch_size(batch_size, len(split), num_shards)
     first, end = (n * batch_size // num_shards for n in (shard_index, shard_index + 1))
-    orders = _orders(len(split), batch_size, data_seed, start_step)
-    if isinstance(split, RecordSplit):
-        if with_index:
-            raise InputError(
-                f"{len(split):,} images are streamed from their files, without an index; raise "
-                "memory_limit to hold them in memory, or choose another method"
-            )
-        batches = _streamed_batches(split, orders, batch_size, first, end)
-    else:
-        batches = _fetched_batches(split, orders, batch_size, first, end, with_index)
-    augmentation = AUGMENTATIONS[augment]
+    if isinstance(split, RecordSplit) and with_index:
+        raise InputError(
+            f"{len(split):,} images are streamed from their files, without an index; raise "
+            "memory_limit to hold them in memory, or choose another method"
+        )
+
+    def draw(step: tf.Tensor) -> tf.Tensor:
+        # Drawn for the whole batch, so that shards together equal the batch of a single worker.
+        shape = (augmentation.num_draws, batch_size)
+        return tf.random.stateless_uniform(
+            shape, step_seed(data_seed, AUGMENTATION, step), alg="philox"
+        )
 
     def augmented(step: tf.Tensor, batch: tuple[tf.Tensor, Any]):
         images, labels = batch
-        # Drawn for the whole batch, so that shards together equal the batch of a single worker.
-        seed = step_seed(data_seed, AUGMENTATION, step)
-        draws = tf.random.stateless_uniform(
-            (augmentation.num_draws, batch_size), seed, alg="philox"
-        )
-        images = augmentation.apply(images, draws[:, first:end], dataset.flip)
+        images = augmentation.apply(images, draw(step)[:, first:end], dataset.flip)
         images = tf.ensure_shape(images, (end - first, *split.image_shape))
         labels = tf.nest.map_structure(lambda each: tf.ensure_shape(each, (end - first,)), labels)
         return _as_floats(images, labels)
 
+    keys = _keys(split, batch_size, data_seed, start_step)
+    if augmentation.crops:
+
+        def crops(step: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            crops = photo.random_crops(draw(step), split.image_shape, dataset.flip)
+            return keys[first:end], crops[first:end]
+
+        chosen = keys.enumerate(start_step).map(crops)
+        batches = _cropped_batches(split, chosen, end - first, with_index)
+    else:
+        chosen = keys.map(lambda keys: keys[first:end])
+        batches = _whole_batches(split, chosen, end - first, with_index)
     infinite = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     result = _ahead(_map(batches.enumerate(start_step), augmented)).apply(infinite)
     result.source = PipelineSource(
@@ -213,44 +223,51 @@ def left_over(split: AnySplit, batch_size: int) -> dict[str, str]:
     return {"left_over": "begin the next epoch"} if len(split) % batch_size else {}
 
 
-def _orders(num_images: int, batch_size: int, data_seed: int, start_step: int) -> tf.data.Dataset:
-    """Returns (seed, number of images to skip) for each permutation of the stream."""
-    start_epoch, start = divmod(start_step * batch_size, num_images)
+def _keys(split: AnySplit, batch_size: int, data_seed: int, start_step: int) -> tf.data.Dataset:
+    """Returns the indices (for streamed images, the records) of each batch, (batch_size,)."""
+    start_epoch, start = divmod(start_step * batch_size, len(split))
 
     def order(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         skip = tf.where(epoch == start_epoch, tf.constant(start, tf.int64), 0)
         return step_seed(data_seed, ORDER, epoch), skip
 
-    return tf.data.Dataset.counter(start_epoch).map(order)
-
-
-def _fetched_batches(
-    split: RandomAccessSplit,
-    orders: tf.data.Dataset,
-    batch_size: int,
-    first: int,
-    end: int,
-    with_index: bool,
-) -> tf.data.Dataset:
-    """Returns images `first` to `end` of each batch, as (images, labels)."""
-
-    def fetch(indices: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        indices = indices[first:end]
-        images, labels = split.fetch(indices)
-        return images, {"labels": labels, "index": indices} if with_index else labels
-
+    orders = tf.data.Dataset.counter(start_epoch).map(order)
+    if isinstance(split, RecordSplit):
+        records = orders.flat_map(lambda seed, skip: split.records(seed).skip(skip))
+        return records.batch(batch_size, drop_remainder=True)
     indices = orders.map(lambda seed, skip: _permutation(len(split), seed)[skip:])
-    return _map(indices.rebatch(batch_size, drop_remainder=True), fetch)
+    return indices.rebatch(batch_size, drop_remainder=True)
 
 
-def _streamed_batches(
-    split: RecordSplit, orders: tf.data.Dataset, batch_size: int, first: int, end: int
+def _whole_batches(
+    split: AnySplit, keys: tf.data.Dataset, batch_size: int, with_index: bool
 ) -> tf.data.Dataset:
-    """Like `_fetched_batches`, but reads all records and decodes those of the shard."""
-    records = orders.flat_map(lambda seed, skip: split.records(seed).skip(skip))
-    batches = records.batch(batch_size, drop_remainder=True)
-    shards = batches.map(lambda batch: batch[first:end]).unbatch()
-    return _map(shards, split.parse).batch(end - first, drop_remainder=True)
+    """Returns batches of (images, labels)."""
+    if isinstance(split, RecordSplit):
+        return _map(keys.unbatch(), split.parse).batch(batch_size, drop_remainder=True)
+    return _map(keys, lambda index: _labeled(index, *split.fetch(index), with_index))
+
+
+def _cropped_batches(
+    split: AnySplit, keys_and_crops: tf.data.Dataset, batch_size: int, with_index: bool
+) -> tf.data.Dataset:
+    """Returns batches of (cropped images, labels)."""
+
+    def crop(key: tf.Tensor, crop: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        if isinstance(split, RecordSplit):
+            image, label = split.parse(key)
+            return photo.cut(image, crop, split.image_shape), label
+        return _labeled(key, *split.fetch_crop(key, crop), with_index)
+
+    # AUTOTUNE starts with one call at a time.
+    images = keys_and_crops.unbatch().map(
+        crop, num_parallel_calls=os.cpu_count() or 1, deterministic=True
+    )
+    return images.batch(batch_size, drop_remainder=True)
+
+
+def _labeled(index: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, with_index: bool):
+    return images, {"labels": labels, "index": index} if with_index else labels
 
 
 def _permutation(size: int, seed: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,8 @@ class RunSettings:
     """
 
     dataset: str
-    image_size: int | None
+    image_size: int | list[int] | None  # A list of height and width unless it is a square.
+    resize: str | None  # None for "crop", as in runs of version 0.1, which don't have it.
     skip_bad_images: bool
     train_fraction: float
     train_images_per_class: int | None

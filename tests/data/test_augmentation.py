@@ -201,7 +201,7 @@ def test_graphs_with_an_unknown_batch_size_match_eager_calls(name):
     np.testing.assert_array_equal(augment(images, draws), apply(name, images, draws))
 
 
-@pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - {"none", "photo"}))
 def test_other_draws_give_other_images(name):
     images = random_images(32, 16, 16)
     first, second = (apply(name, images, uniform_draws(name, 32, seed)) for seed in (0, 1))

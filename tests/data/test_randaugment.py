@@ -57,7 +57,8 @@ def varied_images(batch, height, width, channels):
 
 def apply(name, images, magnitude, sign=1.0):
     signs = np.broadcast_to(np.float32(sign), len(images))
-    return OPERATIONS[name](tf.constant(images), magnitude, tf.constant(signs)).numpy()
+    magnitudes = np.broadcast_to(np.float64(magnitude), len(images))
+    return OPERATIONS[name](tf.constant(images), magnitudes, tf.constant(signs)).numpy()
 
 
 def drawing(name, sign=1.0):

@@ -40,15 +40,16 @@ def load_tfds(
     data_dir: str | os.PathLike | None,
     *,
     size: tuple[int, int] | None,
+    resize: str = "crop",
     memory_limit: int,
     skip_bad_images: bool,
 ) -> Loaded:
     """Loads an image classification data set; downloads it if it isn't prepared yet."""
-    builder = prepared_builder(name, data_dir, lambda each: _Reader(each, name, size))
+    builder = prepared_builder(name, data_dir, lambda each: _Reader(each, name, size, resize))
     skipped: list[str] = []
     splits: dict[str, AnySplit] = {}
     with explain_errors_of(builder.data_dir, name):
-        reader = _Reader(builder, name, size)
+        reader = _Reader(builder, name, size, resize)
         names = _useful_splits(builder, name)
         fits = sum(map(reader.num_bytes, names)) <= memory_limit
         for split in names:
@@ -65,7 +66,7 @@ def load_tfds(
 class _Reader:
     """Reads the splits of a prepared builder, which must have images and class labels."""
 
-    def __init__(self, builder, name: str, size: tuple[int, int] | None):
+    def __init__(self, builder, name: str, size: tuple[int, int] | None, resize: str):
         features = dict(builder.info.features.items())
         keys = builder.info.supervised_keys or ("image", "label")
         image, label = (features.get(key) if isinstance(key, str) else None for key in keys[:2])
@@ -85,6 +86,7 @@ class _Reader:
                 "them to, such as image_size=64"
             )
         self.builder = builder
+        self.resize = resize
         self.image_key: str = keys[0]
         self.label_key: str = keys[1]
         self.image_shape = (*(size or (height, width)), 1 if stored_channels == 1 else 3)
@@ -194,7 +196,7 @@ class _Reader:
 
     def _decode(self, content: bytes, name: str) -> np.ndarray:
         height, width, channels = self.image_shape
-        return decode_image(content, name, (height, width), channels)
+        return decode_image(content, name, (height, width), channels, resize=self.resize)
 
     def _decode_for_tensorflow(self, content: bytes) -> np.ndarray:
         with calls_from_tensorflow:

@@ -343,7 +343,7 @@ def _hashed(split: AnySplit) -> str:
     is_small = len(split) * math.prod(split.image_shape) <= HASHED_BYTES
     count = len(split) if is_small else STATISTICS_IMAGES
     if isinstance(split, RecordSplit):
-        contents = (images.tobytes() for images in some_images(split, count))
+        contents: Iterator[bytes] = (images.tobytes() for images in some_images(split, count))
     else:
         contents = split.contents(spread(len(split), count))
     for content in contents:

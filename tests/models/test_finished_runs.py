@@ -16,7 +16,8 @@ def write_run(folder, settings, **content):
 
 def test_a_run_names_its_student_data_and_teachers(tmp_path):
     settings = {
-        "dataset": "folder", "image_size": 32, "skip_bad_images": True,
+        "dataset": "folder", "image_size": [24, 32], "resize": "pad", "augment": "photo",
+        "skip_bad_images": True,
         "teacher_dtype": "bfloat16", "temperature": 4.0,
     }  # fmt: skip
     teacher = {"source": "resnet56", "weights": "/a.pth", "normalization": None, "classes": None}
@@ -25,7 +26,9 @@ def test_a_run_names_its_student_data_and_teachers(tmp_path):
         student=str(tmp_path / "student.keras"),
         dataset="folder",
         data_dir="/photographs",
-        image_size=32,
+        image_size=[24, 32],
+        resize="pad",
+        augment="photo",
         skip_bad_images=True,
         teachers=(TeacherSource("resnet56", "/a.pth"),),
         teacher_dtype="bfloat16",

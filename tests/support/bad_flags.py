@@ -88,7 +88,10 @@ def _is_weight(value: float) -> bool:
 
 
 VALUES = {
-    "augment": words("standard", "cutout", "randaugment", "none"),
+    "augment": words(
+        "standard", "cutout", "randaugment", "none", "photo", "photo,erasing", "photo,randaugment"
+    ),
+    "resize": words("crop", "pad", "stretch"),
     "backbone_learning_rate": floats(_is_weight),
     "backup_steps": integers(1),
     "validation_freq": integers(1),

@@ -15,8 +15,9 @@ from stkd_keras.training.settings import RunSettings
 def make(method="stkd", **changes):
     """Settings of a run on digits."""
     chosen = {
-        "dataset": "digits", "image_size": None, "skip_bad_images": False, "train_fraction": 1.0,
-        "train_images_per_class": None, "validation_fraction": None, "augment": "standard",
+        "dataset": "digits", "image_size": None, "resize": None, "skip_bad_images": False,
+        "train_fraction": 1.0, "train_images_per_class": None,
+        "validation_fraction": None, "augment": "standard",
         "flip": None, "data_seed": 0, "teacher_normalization": None, "teacher_classes": None,
         "teacher_dtype": None, "teacher_outputs": None,
         "student_weights": None, "student_normalization": None,

@@ -86,7 +86,7 @@ class FileSplit(RandomAccessSplit):
 
         def decode_whole() -> tf.Tensor:
             factor = photo.reduction(crop, size, self.image_shape)
-            (image,) = _call(self._decode_whole, [index, factor], [tf.uint8])
+            image = _call(self._decode_whole, [index, factor], tf.uint8)
             image.set_shape((None, None, self.image_shape[2]))
             return photo.cut(image, crop, self.image_shape)
 
@@ -308,7 +308,7 @@ def _pixels(shape: tuple[int, ...]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def _call(method: Callable, inputs: Sequence[tf.Tensor], dtypes: Sequence[Any]) -> Any:
+def _call(method: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) -> Any:
     """Calls a method from a tf.data function."""
     weak_method = threads.weak_method(method)
 

@@ -65,7 +65,7 @@ def area_average(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def by_hand(image: Image.Image, crop, reduction=1) -> np.ndarray:
     """Cuts a crop out of an upright image that is larger than the result."""
     pixels = np.asarray(image.convert("RGB"), np.float64)
-    scale = np.sqrt(image.width * image.height)
+    scale = np.sqrt(np.float32(image.width * image.height))
     height, width = (
         min(round(c * scale), s) for c, s in zip(crop[:2], pixels.shape[:2], strict=True)
     )
@@ -99,9 +99,12 @@ class TestCrops:
         paths = sorted((folder / "train").rglob("*.*g"))
         for index, path in enumerate(paths):
             cropped, label = split.fetch_crop(tf.constant(index), tf.constant(CROP))
+            cropped = cropped.numpy().astype(float)
             assert label == int(path.parent.name[-1])
-            expected = by_hand(self.upright(path), CROP)
-            np.testing.assert_allclose(cropped, expected, atol=0.6)
+            difference = cropped - by_hand(self.upright(path), CROP)
+            # At the edges, colors are interpolated without the pixels that aren't decoded.
+            np.testing.assert_allclose(difference[1:-1, 1:-1], 0, atol=0.6)
+            np.testing.assert_allclose(difference, 0, atol=4)
 
     def test_of_a_large_jpeg_are_decoded_at_a_reduced_size(self, tmp_path):
         image = picture(500, 700)

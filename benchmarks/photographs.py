@@ -11,7 +11,7 @@ prints the median images per second of each. A second process prints the time to
 import itertools
 import os
 import pathlib
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -111,15 +111,20 @@ def images_per_second(feed: tf.data.Dataset) -> float:
 
 def report_start(folder: str) -> None:
     """Prints the time to the first batch and the peak memory after an epoch."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     start = time.perf_counter()
     batches = our_batches(folder)
     next(iter(batches))
     print(f"first batch: {time.perf_counter() - start:.1f} s")
     for _ in batches.take(FILES.value // BATCH_SIZE.value):
         pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"peak memory: {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB of them after the imports")
+    print(f"peak memory: {peak_memory():.2f} GB, {before:.2f} GB of them after the imports")
+
+
+def peak_memory() -> float:
+    """Returns this process's peak resident memory in GB, without that of the parent process."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
 
 
 if __name__ == "__main__":

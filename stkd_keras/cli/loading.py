@@ -15,7 +15,7 @@ def load_dataset(run: Any = None) -> data.Dataset:
     """Loads the data set named by the flags; missing flags default to the run's values."""
 
     def value(name: str) -> Any:
-        given = flags.FLAGS.get_flag_value(name, None)
+        given = flags.FLAGS[name].value if name in flags.FLAGS else None
         return getattr(run, name, None) if given is None else given
 
     size = image_size()

@@ -68,6 +68,13 @@ def test_flags_after_a_flag_file_override_it(settings, tmp_path):
     assert (given["epochs"], given["seed"]) == (4, 1)
 
 
+def test_a_square_size_and_the_default_resize_are_stored_as_before(settings):
+    given = settings("--image_size=24x24", "--resize=crop")
+    assert (given["image_size"], given["resize"]) == (24, None)
+    given = settings("--image_size=24x32", "--resize=pad")
+    assert (given["image_size"], given["resize"]) == ([24, 32], "pad")
+
+
 def test_every_flag_file_is_of_a_published_run():
     assert {path.stem for path in CONFIGS.glob("*.flags")} == set(RUNS)
 

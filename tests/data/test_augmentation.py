@@ -6,7 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stkd_keras.data.augmentation import AUGMENTATIONS
+from stkd_keras.data.augmentation import AUGMENTATIONS, PHOTO_STEPS, parse_augmentation
+from stkd_keras.errors import InputError
 
 SMALLEST, LARGEST = 0.0, 1 - 2**-23
 
@@ -206,3 +207,41 @@ def test_other_draws_give_other_images(name):
     images = random_images(32, 16, 16)
     first, second = (apply(name, images, uniform_draws(name, 32, seed)) for seed in (0, 1))
     assert (first != second).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+def test_a_quarter_of_the_images_are_erased_in_part():
+    number_of_draws, erase = PHOTO_STEPS["erasing"]
+    draws = tf.random.stateless_uniform((number_of_draws, 4000), (1, 2), alg="philox")
+    images = np.zeros((4000, 20, 30, 1), np.uint8)
+    erased = erase(tf.constant(images), draws).numpy()[..., 0]
+    assert set(np.unique(erased)) == {0, 128}
+    is_erased = erased.any(axis=(1, 2))
+    assert is_erased.mean() == pytest.approx(0.25, abs=0.03)
+    holes = erased[is_erased] > 0
+    rows, columns = holes.any(axis=2), holes.any(axis=1)
+    # Each hole is a whole rectangle.
+    np.testing.assert_array_equal(holes, rows[:, :, None] & columns[:, None, :])
+    areas = holes.mean(axis=(1, 2))
+    assert 0.01 < areas.min() < 0.03
+    assert 0.3 < areas.max() < 0.37
+    ratios = columns.sum(axis=1) / rows.sum(axis=1)
+    assert np.median(ratios) == pytest.approx(1, abs=0.15)
+    for lines in (rows, columns):
+        assert lines.mean(axis=0).min() > 0.03
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("foto", "photo"),
+        ("photo,trivial", "trivialaugment"),
+        ("photo,erasing,randaugment", "then erasing"),
+        ("photo,trivialaugment,randaugment", "trivialaugment or randaugment"),
+        ("photo,erasing,erasing", "then erasing"),
+        ("standard,erasing", "expected photo"),
+        ("photo, erasing", "erasing"),
+    ],
+)
+def test_steps_that_are_unknown_or_out_of_order_are_refused(text, named):
+    with pytest.raises(InputError, match=named):
+        parse_augmentation(text)

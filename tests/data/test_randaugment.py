@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from stkd_keras.data.randaugment import MAGNITUDE, NUM_DRAWS, OPERATIONS, distort
+from stkd_keras.data.randaugment import MAGNITUDE, NUM_DRAWS, OPERATIONS, distort, trivial
 
 SIGNED = {"rotate", "color", "contrast", "brightness", "sharpness"} | {
     f"{kind}_{axis}" for kind in ("shear", "translate") for axis in "xy"
@@ -145,8 +145,8 @@ def test_the_magnitude_is_9_of_30():
 
 def test_the_largest_draw_is_the_last_operation():
     images = tf.constant(varied_images(3, 32, 32, 3))
-    last, sign = list(OPERATIONS)[-1], tf.ones(3)
-    expected = OPERATIONS[last](OPERATIONS[last](images, MAGNITUDE, sign), MAGNITUDE, sign)
+    last, sign, magnitude = list(OPERATIONS)[-1], tf.ones(3), np.full(3, MAGNITUDE)
+    expected = OPERATIONS[last](OPERATIONS[last](images, magnitude, sign), magnitude, sign)
     result = distort(images, tf.fill((NUM_DRAWS, 3), np.float32(1 - 2**-23)))
     np.testing.assert_array_equal(result, expected)
 
@@ -169,3 +169,53 @@ def test_pairs_of_operations_and_signs_are_uniform_and_independent():
     expected = np.array(list(pairs.values())) * number / len(both)
     # The chi-square test's p-value: below this once in a thousand seeds.
     assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+# The wide maxima of the paper, in Pillow's terms.
+WIDE = {
+    "identity": lambda image, sign: image,
+    "autocontrast": lambda image, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, sign: ImageOps.equalize(image),
+    "solarize": lambda image, sign: ImageOps.invert(image),
+    "posterize": lambda image, sign: ImageOps.posterize(image, 2),
+    "color": lambda image, sign: ImageEnhance.Color(image).enhance(1 + 0.99 * sign),
+    "contrast": lambda image, sign: ImageEnhance.Contrast(image).enhance(1 + 0.99 * sign),
+    "brightness": lambda image, sign: ImageEnhance.Brightness(image).enhance(1 + 0.99 * sign),
+    "sharpness": lambda image, sign: ImageEnhance.Sharpness(image).enhance(1 + 0.99 * sign),
+    "shear_x": lambda image, sign: moved(image, (1, 0.99 * sign, 0, 0, 1, 0)),
+    "shear_y": lambda image, sign: moved(image, (1, 0, 0, 0.99 * sign, 1, 0)),
+    "translate_x": lambda image, sign: moved(image, (1, 0, 32 * sign, 0, 1, 0)),
+    "translate_y": lambda image, sign: moved(image, (1, 0, 0, 0, 1, 32 * sign)),
+    "rotate": lambda image, sign: image.rotate(135 * sign, fillcolor=(128, 128, 128)),
+}
+
+
+def moved(image, matrix):
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(128, 128, 128))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_magnitudes_of_trivialaugment_are_the_papers(sign):
+    image = varied_images(9, 48, 64, 3)[4]
+    operation, signs = np.transpose([drawing(name, sign) for name in WIDE])
+    draws = np.float32([operation, np.full(len(WIDE), 0.99), signs])
+    results = trivial(tf.constant(np.repeat(image[None], len(WIDE), axis=0)), draws).numpy()
+    for name, result in zip(WIDE, results.astype(int), strict=True):
+        expected = WIDE[name](Image.fromarray(image), sign)
+        # Pillow rounds coordinates to 1/65536, and enhances in float32.
+        is_other = (np.abs(result - expected) > 1).any(axis=2).mean()
+        assert is_other < (0.02 if name == "rotate" else 0.001), name
+
+
+def test_trivialaugment_has_31_magnitudes_from_0():
+    image = np.full((1, 8, 80, 3), 100, np.uint8)
+    image[:, :, 40:] = 200
+    brightness = drawing("brightness")
+    draws = np.float32(
+        [np.full(310, brightness[0]), np.arange(310) / 310, np.full(310, brightness[1])]
+    )
+    results = trivial(tf.constant(np.repeat(image, 310, axis=0)), draws).numpy()[:, 0, 0, 0]
+    assert results[0] == 100
+    expected = np.repeat(np.floor(100 * (1 + 0.99 * np.arange(31) / 30)), 10)
+    np.testing.assert_allclose(results, expected, atol=1)
+    assert len(set(results)) == 31

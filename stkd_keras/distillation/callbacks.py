@@ -1,5 +1,7 @@
 """Callbacks that `fit` adds."""
 
+import math
+
 import keras
 
 from stkd_keras.distribution.replicas import average_batch_statistics
@@ -16,9 +18,19 @@ def with_own_callbacks(callbacks) -> list[keras.callbacks.Callback]:
 class EndEpochExactly(keras.callbacks.Callback):
     """Tells the model how many steps of the epoch are left, which several at once may exceed."""
 
+    def on_train_begin(self, logs=None):
+        self._iterator = self.model.epoch_iterator
+
     def on_train_batch_begin(self, batch, logs=None):
         steps = self.params["steps"]
         self.model.steps_left = steps and steps - batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Keras counts steps that weren't left, too, and would begin finite data anew before all of
+        # it was used. A recording's logits would then no longer belong to the images.
+        missing = self.model.steps_per_execution - (self.model.steps_left or math.inf)
+        if missing > 0:
+            self._iterator()._steps_seen -= missing
 
     def on_train_end(self, logs=None):
         self.model.steps_left = None

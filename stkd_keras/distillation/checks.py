@@ -181,10 +181,17 @@ def check_recorded_batches(
             f"the recorded batches begin with step {first}, but the next step is {step}; pass "
             f"attach a pipeline with start_step={step}"
         )
-    if epochs - initial_epoch > 1 and steps_per_epoch is None:
+    epochs -= initial_epoch
+    if epochs > 1 and steps_per_epoch is None:
         raise InputError(
-            f"{epochs - initial_epoch} epochs of a recording need steps_per_epoch; pass fit "
+            f"{epochs} epochs of a recording need steps_per_epoch; pass fit "
             "stkd_keras.data.steps_per_epoch(split, batch_size)"
+        )
+    left = int(x.cardinality())
+    if epochs * (steps_per_epoch or 0) > left:
+        raise InputError(
+            f"{epochs} epochs of {steps_per_epoch} steps need more than the recording's {left} "
+            "batches; record more steps, or train for fewer"
         )
 
 

@@ -1,6 +1,7 @@
 """Compiles training and evaluation steps: with XLA, on several replicas, many steps at once."""
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ class CompiledSteps(PreparedInputs):
 
     # Of the current epoch, if it's known; set by EndEpochExactly.
     steps_left: int | None = None
+    # Keras's, of the newest `fit` or `evaluate`; for EndEpochExactly.
+    epoch_iterator: Callable[[], Any] | None = None
 
     def compile(self, jit_compile="auto", **kwargs):
         super().compile(jit_compile=False, **kwargs)
@@ -112,6 +115,8 @@ class CompiledSteps(PreparedInputs):
         return train_function
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None:
+            self.epoch_iterator = weakref.ref(iterator)
         if self._distribute_strategy is not None:
             data_batch = first_local_batch(iterator, data_batch, self.distribute_strategy)
             with self.distribute_strategy.scope():

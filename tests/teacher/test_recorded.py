@@ -50,6 +50,18 @@ def test_one_recording_trains_several_students_like_the_live_teacher(digits, tea
             np.testing.assert_allclose(a, b, atol=1e-3)
 
 
+def test_several_steps_at_once_use_the_recorded_logits_of_their_images(digits, recorded):
+    losses = []
+    for steps_per_execution in (1, 4):
+        distiller = make_distiller(recorded)
+        distiller.compile("sgd", steps_per_execution=steps_per_execution)
+        epochs = {"steps_per_epoch": 5, "epochs": 2, "shuffle": False, "verbose": 0}
+        history = distiller.fit(recorded.attach(batches(digits)), **epochs).history
+        losses.append(history["soft_loss"])
+        assert int(distiller.step) == 10
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 DETERMINISTIC = """
 import keras, networks, numpy as np, tensorflow as tf
 from recordings import batches, record, train
@@ -135,6 +147,14 @@ def test_data_without_the_recorded_logits_are_refused(digits, recorded):
     fit = make_distiller(recorded).fit
     assert "attach(train_ds)" in refusal(fit, batches(digits), steps_per_epoch=2, verbose=0)
     assert "without map" in refusal(recorded.attach, batches(digits).map(lambda x, y: (x, y)))
+
+
+def test_more_steps_than_were_recorded_are_refused(recorded):
+    distiller, epochs = make_distiller(recorded), {"steps_per_epoch": 6, "epochs": 2}
+    batches_ = recorded.attach(batches(data.load("digits")))
+    message = refusal(distiller.fit, batches_, verbose=0, **epochs)
+    assert "2 epochs of 6 steps" in message
+    assert "10 batches" in message
 
 
 def test_a_saved_distiller_resumes_with_its_recording_at_its_step(digits, recorded, tmp_path):

@@ -54,10 +54,10 @@ class SGD(_Finetuning, keras.optimizers.SGD):
         nesterov: whether to use Nesterov momentum.
         l2: float, at least 0, the weight decay. It doesn't apply to weights named bias, gamma or
             beta, or with fewer than two dimensions.
-        backbone_variables: integer, how many of the first variables are the backbone's.
-        backbone_rate: float, the factor of the backbone's learning rate.
-        frozen_steps: integer, steps at the start in which the backbone doesn't change at all.
-        **kwargs: arguments of `keras.optimizers.SGD`, such as `clipnorm` or `use_ema`.
+        **kwargs: arguments of `keras.optimizers.SGD`, such as `clipnorm` or `use_ema`, and for
+            fine-tuning: `backbone_variables`, how many of the first variables are the backbone's;
+            `backbone_rate`, the factor of their learning rate; and `frozen_steps`, steps at the
+            start in which they don't change at all.
 
     Example:
 

@@ -161,7 +161,7 @@ def test_an_onnx_teacher_is_recorded_for_the_run(train, folder):
     students = [folder / run / "student.keras" for run in ("onnx", "kept")]
     one, other = (keras.saving.load_model(student).get_weights() for student in students)
     assert all(map(np.array_equal, one, other))
-    train(*flags, "--run_dir=two", "--distribute=mirrored", "--logical_devices=2")
+    train(*flags, "--run_dir=onnx_two", "--distribute=mirrored", "--logical_devices=2")
 
 
 @pytest.mark.slow

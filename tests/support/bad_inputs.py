@@ -231,7 +231,8 @@ FOLDERS = {
     "no data set in TFDS's directory": Case(
         "train.py --dataset=cifar10 --data_dir=tfds", "cifar10", make=(directory("tfds"),)),
     "a run without a student": Case(
-        SCORE_RUN, "student.keras", WITH_RUN, (remove("run/student.keras"),)),
+        SCORE_RUN, "student.keras", WITH_RUN,
+        (remove("run/student.keras"), remove("run/backup"))),
     "no data, evaluate": Case(f"{SCORE} --data_dir=nowhere", "nowhere", PHOTOS),
 }  # fmt: skip
 
@@ -294,7 +295,7 @@ ENVIRONMENT = {
                           env=cluster(f"localhost:{TAKEN_PORT}", "localhost:1")),
     "no ImageNet weights and no network": Case(
         f"{KD} --teacher=keras.applications:MobileNetV2 --teacher_classes=names.txt",
-        "--teacher_weights=FILE", PHOTOS,
+        "copy Keras's file", PHOTOS,
         (write("names.txt", "\n".join(["cat", "dog", *map(str, range(998))])),),
         {"KERAS_HOME": "nowhere"}),
     "TFDS_DATA_DIR is a file, evaluate": Case(

@@ -110,7 +110,7 @@ def _guarded(main: Callable[[], None]) -> None:
         leave(WORKER_LOST)
     except Interrupted as error:
         ignore_signals()
-        overwrites = flags.FLAGS.get_flag_value("overwrite", False)
+        overwrites = "overwrite" in flags.FLAGS and flags.FLAGS.overwrite
         command = f"the same command{' without --overwrite' if overwrites else ''}"
         done = f"after {error}; rerun {command} to resume"
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ class CompiledSteps(PreparedInputs):
 
     # Of the current epoch, if it's known; set by EndEpochExactly.
     steps_left: int | None = None
+    takes_steps_left = False  # Whether the train function ends there.
     # Keras's, of the newest `fit` or `evaluate`; for EndEpochExactly.
     epoch_iterator: Callable[[], Any] | None = None
 
@@ -78,6 +79,7 @@ class CompiledSteps(PreparedInputs):
             spec = tf.nest.flatten(getattr(iterator, "element_spec", None))
             if not all(isinstance(each, tf.TensorSpec) for each in spec):
                 return otherwise(iterator)
+            self.takes_steps_left = True
             count = tf.constant(min(self.steps_per_execution, self.steps_left or most))
             if not self.jit_compile:
                 count, logs = loop(iterator, count)
@@ -85,6 +87,7 @@ class CompiledSteps(PreparedInputs):
                 count, batches = collect(iterator, count)
                 logs = program(count, batches) if count else {}
             else:
+                self.takes_steps_left = False
                 return otherwise(iterator)
             if not count:
                 raise StopIteration

@@ -180,11 +180,11 @@ def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
 def teacher_key(flags: dict[str, Any]) -> tuple | None:
     """Returns everything that the teacher's training depends on, or None if there is none."""
     needs_teacher = recipes.needs_teacher(flags["method"], _method_settings(flags))
-    if not needs_teacher or flags["teacher_weights"] is not None:
+    if not needs_teacher or flags["teacher_weights"] not in (None, "imagenet"):
         return None
     names = (
-        "dataset data_dir image_size flip teacher teacher_dir teacher_epochs validation_fraction "
-        "data_seed"
+        "dataset data_dir image_size flip augment teacher teacher_weights teacher_dir "
+        "teacher_epochs validation_fraction data_seed"
     )
     return tuple(flags[name] for name in names.split())
 

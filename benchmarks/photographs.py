@@ -97,6 +97,7 @@ def keras_batches(folder: str) -> tf.data.Dataset:
 
 
 def our_batches(folder: str) -> tf.data.Dataset:
+    """Decodes and augments as `train.py --augment=photo` does."""
     dataset = data.load("folder", folder, image_size=SIZE.value, encoded=True)
     return data.pipeline(dataset, "train", BATCH_SIZE.value, data_seed=0, augment="photo")
 

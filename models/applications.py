@@ -32,6 +32,7 @@ _FUNCTIONS = {
 
 
 def is_application(source: str) -> bool:
+    """Whether a source names a model of keras.applications."""
     return source.startswith(PREFIX)
 
 

@@ -59,5 +59,6 @@ def memory_limit() -> int:
 
 
 def list_skipped(skipped: Sequence[str]) -> None:
+    """Prints the images that were skipped, if any."""
     if skipped:
         print("\n  ".join([f"skipped {len(skipped)} unreadable images:", *skipped]))

@@ -93,6 +93,7 @@ def strategy_from_flags(settings: RunSettings) -> tf.distribute.Strategy:
 
 
 def images_from_flags() -> Images:
+    """Loads and splits the data set, and adds the unlabeled images."""
     dataset = loading.load_dataset()
     if FLAGS.flip is not None:
         dataset = dataclasses.replace(dataset, flip=FLAGS.flip)
@@ -185,6 +186,18 @@ def _check_combinations(settings: RunSettings) -> None:
             raise InputError(
                 f"--{flag} names layers, but --method={settings.method} uses no features of "
                 "inner layers: leave it out, or choose another method"
+            )
+    is_random = settings.student_weights is None and not settings.student.endswith(".keras")
+    gentle = {
+        "backbone_learning_rate": FLAGS.backbone_learning_rate,
+        "freeze_epochs": settings.freeze_epochs,
+    }
+    for flag, value in gentle.items():
+        if is_random and value is not None:
+            raise InputError(
+                f"--{flag}={value} keeps what the student has learned, but --student="
+                f"{settings.student} starts from random weights: leave it out, or give "
+                "--student_weights"
             )
     if settings.replay and FLAGS.distribute == "multi_worker":
         what = "--replay" if FLAGS.replay is not None else "an ONNX teacher"

@@ -98,6 +98,7 @@ def erase(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def unchanged(images: tf.Tensor, draws: tf.Tensor, flip: bool) -> tf.Tensor:
+    """Returns the images as they are, for augmentations without further steps."""
     return images
 
 

@@ -48,6 +48,7 @@ def trivial(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def identity(images: tf.Tensor, magnitude: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
+    """Returns the images as they are, one of RandAugment's operations."""
     return images
 
 

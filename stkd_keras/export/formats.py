@@ -33,6 +33,8 @@ LOW_AGREEMENT = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Format:
+    """A format: its file and input, where its labels are, and how it is written and run."""
+
     file: str
     dtype: str
     labels: str

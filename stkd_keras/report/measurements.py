@@ -88,6 +88,7 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
 
 
 def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
+    """Returns the scores of a model's logits, (images, classes), as the report stores them."""
     classes = logits.shape[1]
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

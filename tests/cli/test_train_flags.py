@@ -53,7 +53,10 @@ def test_flags_override_the_defaults_of_data_set_optimizer_and_method(settings):
 
 
 def test_the_recipe_sets_defaults_that_flags_override(settings):
-    given = settings("--recipe=finetune", "--ema=0", "--freeze_epochs=2", "--mixing=mixup,cutmix")
+    given = settings(
+        "--recipe=finetune", "--student_weights=w.h5", "--ema=0", "--freeze_epochs=2",
+        "--mixing=mixup,cutmix",
+    )  # fmt: skip
     expected = {
         "optimizer": "adamw", "learning_rate": 1e-3, "backbone_learning_rate": 1e-4, "clip_norm": 1,
         "ema": None, "freeze_epochs": 2, "freeze_batch_norm": True, "label_smoothing": 0.1,

@@ -143,6 +143,7 @@ FLAGS = {
     "out of range": Case("train.py --temperature=0", "temperature is 0"),
     "an image size of a terabyte": Case(f"{CE} --image_size=1000000", "image_size", PHOTOS),
     "a size of three sides": Case(f"{CE} --image_size=8x8x3", "HEIGHTxWIDTH"),
+    "a side of 0": Case(f"{CE} --image_size=0x5", "from 1 to 8192", PHOTOS),
     "a resize without a size": Case(f"{CE} --resize=pad", "image_size", PHOTOS),
     "steps out of order": Case("train.py --augment=photo,erasing,randaugment", "then erasing"),
     "unknown data set": Case("train.py --dataset=cifar11", "cifar10"),
@@ -167,6 +168,11 @@ COMBINATIONS = {
     "weights of a whole student": Case(
         "train.py --student=two.keras --student_weights=two.keras", "has its own weights",
         PHOTOS),
+    "ImageNet weights of a model without any": Case(
+        "train.py --student=resnet20 --student_weights=imagenet",
+        "resnet20 has no ImageNet weights"),
+    "a rate of a backbone that starts from random weights": Case(
+        "train.py --backbone_learning_rate=0.001", "--student=resnet8 starts from random weights"),
     "weights without a teacher": Case(
         f"{SCORE} --teacher_weights=two.keras", "--teacher_weights needs --teacher", PHOTOS),
     "features of an ONNX teacher": Case(
@@ -199,6 +205,9 @@ TINY_IMAGENET = {
 }  # fmt: skip
 DATA_FILES = {
     "a truncated image": Case(CE, "cat/0.png", PHOTOS, (cut(CAT),)),
+    "a truncated photograph of the test split": Case(
+        f"{CE} --augment=photo --image_size=8", "test/cat/0.png", PHOTOS,
+        (cut("photos/test/cat/0.png"),)),
     "only unreadable images": Case(
         f"{CE} --skip_bad_images", "can't be read", PHOTOS, (cut("photos/train/*/*"),)),
     "a name of two lines": Case(

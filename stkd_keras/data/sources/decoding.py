@@ -11,7 +11,7 @@ from stkd_keras.errors import InputError, one_line
 # Pillow has more, but runs an external program for one and doesn't detect others reliably.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-_JPEG_END = b"\xff\xd9"
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # Of JPEG and PNG, by first bytes.
 _LONGEST_TRAILER = 1024  # Some cameras write a few bytes after the image.
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -71,9 +71,12 @@ def read_header(content: bytes, name: str) -> tuple[tuple[int, int], bool]:
     except Exception as error:
         raise InputError(f"{name}: {_problem(content, error)}") from error
     size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-    return size, is_plain and orientation not in range(2, 9) and _JPEG_END in content[
-        -_LONGEST_TRAILER:
-    ]
+    return size, is_plain and orientation not in range(2, 9) and not lacks_end(content)
+
+
+def lacks_end(content: bytes) -> bool:
+    """Whether a JPEG or PNG file has no end marker, so that it may be truncated."""
+    return _ENDS.get(content[:2], b"") not in content[-_LONGEST_TRAILER:]
 
 
 def _orientation(image: Image.Image) -> int:

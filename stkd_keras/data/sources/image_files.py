@@ -22,7 +22,7 @@ from stkd_keras.data.dataset import (
     spread,
 )
 from stkd_keras.data.sources import threads
-from stkd_keras.data.sources.decoding import decode_image, read_header
+from stkd_keras.data.sources.decoding import decode_image, lacks_end, read_header
 from stkd_keras.data.sources.file_tree import FileTree
 from stkd_keras.errors import InputError
 
@@ -121,9 +121,18 @@ class FileSplit(RandomAccessSplit):
         )  # fmt: skip
 
     def check_headers(self, what: str) -> dict[int, str]:
-        """Reads the headers of up to 10,000 files; returns "NAME: REASON" of bad ones by index."""
+        """Checks up to 10,000 files; returns "NAME: REASON" of bad ones by index.
+
+        Reads their headers, and decodes those that lack their end.
+        """
+
+        def check(index: int) -> None:
+            content, *_ = self._read_with_header(index)
+            if lacks_end(content):
+                self._decode_whole(index)
+
         indices = spread(len(self), CHECKED_HEADERS).tolist()
-        problems = self._problems(self._read_with_header, indices, f"checking {what}")
+        problems = self._problems(check, indices, f"checking {what}")
         return {i: each for i, each in zip(indices, problems, strict=True) if each is not None}
 
     def find_broken(self) -> str | None:
@@ -223,8 +232,8 @@ def load_files(
 ) -> tuple[Split | FileSplit, list[str]]:
     """Loads images into memory if they fit; otherwise only decodes each to find unreadable ones.
 
-    With `encoded` and a size, no image is decoded yet, and only headers are checked, unless
-    unreadable images have to be found to skip them.
+    With `encoded` and a size, only headers and ends of files are checked, and no image is decoded
+    yet, unless unreadable images have to be found to skip them.
     """
     if not files:
         raise InputError(f"{tree.path} has no {what}, expected at least one")

@@ -219,9 +219,10 @@ class TestBadImages:
             assert part in message
         assert not any(name in message for name in bad[1:])
 
-    def test_they_are_found_before_training_from_files(self, photos, bad):
-        with pytest.raises(InputError, match=bad[0]):
-            load_files(open_tree(photos), labeled(photos), SIZE, memory_limit=0)
+    @pytest.mark.parametrize("encoded", [False, True])
+    def test_they_are_found_before_training_from_files(self, photos, bad, encoded):
+        with pytest.raises(InputError, match=rf"4 of 40 .*{bad[0]}"):
+            load_files(open_tree(photos), labeled(photos), SIZE, memory_limit=0, encoded=encoded)
 
     @pytest.mark.parametrize("kind", ["folder", "zip"])
     def test_they_can_be_skipped(self, photos, bad, kind):

@@ -114,6 +114,7 @@ REFUSED = {
     "two outputs": ({"outputs": ("a", "b")}, {}, r"has 2 outputs \(b, a\)"),
     "classes, no logits": ({"outputs": ("label",), "returns": "ArgMax"}, {}, "is a tensor.int64"),
     "no classes": ({"weights": WEIGHTS[:, :1]}, {}, r"outputs of shape \(any, 1\)"),
+    "no classifier": ({"weights": WEIGHTS[None]}, {}, r"outputs of shape \(any, 4, 5\)"),
     "not images": (
         {"input_shape": [None, 7], "weights": WEIGHTS[:7]}, {}, r"\(any, 7\).*\(4, 6, 3\)"),
     "other channels": ({"input_shape": [None, 6, 12, 1]}, {}, r"\(any, 6, 12, 1\)"),

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from stkd_keras.errors import InputError
-from stkd_keras.evaluation.scores import compiled
+from stkd_keras.evaluation.scores import compiled, verbosity
 from stkd_keras.files.locks import claim
 from stkd_keras.files.write_errors import check_folder
 from stkd_keras.labels import as_soft_labels
@@ -194,7 +194,11 @@ class _Recorder:
                 f"{steps * self._step_bytes / 1e6:,.1f} MB: {self._path}"
                 + (f", from step {done:,} on" if done else "")
             )
-        progress = keras.utils.Progbar(steps, unit_name="step", verbose=int(verbose))
+        # In a log, every update is a line.
+        seconds = 0.5 if verbosity() == 1 else 30.0
+        progress = keras.utils.Progbar(
+            steps, interval=seconds, unit_name="step", verbose=int(verbose)
+        )
         # The file is in append mode: every write goes to its end.
         if not done:
             file.truncate(0)

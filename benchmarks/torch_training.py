@@ -1,13 +1,15 @@
-"""Distills many students at once in PyTorch, for torch_accuracy.py."""
+"""Distills many students at once in PyTorch, for torch_accuracy.py and gpu_comparison.py."""
 
 import contextlib
 import functools
+import io
 import itertools
 import math
 import pathlib
 import sys
 
 import numpy as np
+import PIL.Image
 import torch
 from safetensors.torch import load_file
 from torch.fx.experimental.optimization import fuse
@@ -26,16 +28,26 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def load(images: str, weights: str):
     """Returns images and labels as tensors by name, and the frozen teacher."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
-    with np.load(images) as file:
-        data = {name: torch.tensor(file[name], device=device) for name in file.files}
+    data = load_images(images)
+    device = data["test_images"].device
     teacher = frozen(torch_networks.build("resnet56", 10, shortcut="identity"), weights, device)
     test, labels = data["test_images"].split(1000), data["test_labels"]
     with torch.inference_mode():
         found = torch.cat([teacher(normalized(pixels(x), IMAGENET)).argmax(1) for x in test])
     print(f"teacher: {100 * float((found == labels).float().mean()):.2f} %", flush=True)
     return data, teacher
+
+
+def load_images(path: str) -> dict[str, torch.Tensor]:
+    """Returns images and labels by name. The images of the file may be encoded."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, values in arrays.items():
+        if values.dtype.kind == "S":
+            arrays[name] = np.stack([np.asarray(PIL.Image.open(io.BytesIO(x))) for x in values])
+    return {name: torch.tensor(values, device=device) for name, values in arrays.items()}
 
 
 def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, float, float]]:
@@ -54,7 +66,7 @@ def train(wave, rows, data: dict, teacher, steps: int) -> list[tuple[float, floa
     device = data["train_images"].device
     torch.manual_seed(wave[0].seed)
     splits = [split(data["train_labels"].cpu().numpy(), run) for run in wave]
-    learners = [Learner(row, run.seed, steps, device) for run, row in zip(wave, rows, strict=True)]
+    learners = [Student(row, run.seed, steps, device) for run, row in zip(wave, rows, strict=True)]
     batches = Batches([indices for indices, _ in splits], wave, rows, steps, device)
     counter = torch.zeros(1, dtype=torch.int64, device=device)
 
@@ -119,27 +131,19 @@ class Batches:
 
 
 class Learner:
-    """A student and its optimizer, whose steps read and write tensors in place."""
+    """A network and its optimizer, whose steps read and write tensors in place."""
 
-    def __init__(self, row, seed: int, steps: int, device):
-        self.row = row
-        self.network = torch_networks.build("resnet8", 10, shortcut="identity").to(device).train()
+    def __init__(self, network, seed: int, learning_rate: float, steps: int, device):
+        self.network = network.to(device).train()
         initialize(self.network, seed)
         self.parameters = list(self.network.parameters())
         self.kernels = [i for i, p in enumerate(self.parameters) if p.ndim > 1]
         self.velocities = [torch.zeros_like(p) for p in self.parameters]
-        rates = [self.row.learning_rate * schedule(step / steps) for step in range(steps)]
+        rates = [learning_rate * schedule(step / steps) for step in range(steps)]
         self.rates = torch.tensor(rates, device=device)
 
-    def learn(self, images, soft_labels, teacher_logits, counter) -> None:
-        """Trains one step with the losses of `SimilarityTransferDistiller` and `stkd_keras.SGD`."""
-        logits = self.network(images)
-        size = len(soft_labels)
-        loss = self.row.label_weight * cross_entropy(logits[:size], soft_labels)
-        loss = loss + self.row.soft_weight * self.soft_loss(teacher_logits[:size], logits[:size])
-        if self.row.clean_soft_weight:
-            on_clean = self.soft_loss(teacher_logits[size:], logits[size:])
-            loss = loss + self.row.clean_soft_weight * on_clean
+    def descend(self, loss, counter) -> None:
+        """Updates the weights like `stkd_keras.SGD`."""
         gradients = list(torch.autograd.grad(loss, self.parameters))
         with torch.no_grad():
             kernels = [self.parameters[i] for i in self.kernels]
@@ -150,23 +154,48 @@ class Learner:
             torch._foreach_mul_(gradients, self.rates[counter][0])
             torch._foreach_sub_(self.parameters, gradients)
 
-    def soft_loss(self, teacher, student):
-        """Returns T^2 KL(softmax(t / T) || softmax(s / T)), averaged over the batch."""
-        temperature = self.row.temperature
-        divergence = kl_div(
-            (student / temperature).log_softmax(1),
-            (teacher / temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return temperature**2 * divergence
+    def predict(self, images):
+        """Returns the logits of uint8 images."""
+        self.network.eval()
+        with torch.inference_mode():
+            parts = [self.network(normalized(pixels(x), CIFAR10)) for x in images.split(2500)]
+        return torch.cat(parts)
 
     def accuracy(self, images, labels) -> float:
         """Returns the accuracy on unmixed images."""
-        self.network.eval()
-        with torch.inference_mode():
-            logits = [self.network(normalized(pixels(x), CIFAR10)) for x in images.split(2500)]
-        return float((torch.cat(logits).argmax(1) == labels).float().mean())
+        return float((self.predict(images).argmax(1) == labels).float().mean())
+
+
+class Student(Learner):
+    """A ResNet-8, trained with the losses of `SimilarityTransferDistiller`."""
+
+    def __init__(self, row, seed: int, steps: int, device):
+        network = torch_networks.build("resnet8", 10, shortcut="identity")
+        super().__init__(network, seed, row.learning_rate, steps, device)
+        self.row = row
+
+    def learn(self, images, soft_labels, teacher_logits, counter) -> None:
+        """Trains one step."""
+        logits = self.network(images)
+        size, temperature = len(soft_labels), self.row.temperature
+        loss = self.row.label_weight * cross_entropy(logits[:size], soft_labels)
+        on_mixed = soft_loss(teacher_logits[:size], logits[:size], temperature)
+        loss = loss + self.row.soft_weight * on_mixed
+        if self.row.clean_soft_weight:
+            on_clean = soft_loss(teacher_logits[size:], logits[size:], temperature)
+            loss = loss + self.row.clean_soft_weight * on_clean
+        self.descend(loss, counter)
+
+
+def soft_loss(teacher, student, temperature: float):
+    """Returns T^2 KL(softmax(t / T) || softmax(s / T)), averaged over the batch."""
+    divergence = kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence
 
 
 def split(labels: np.ndarray, run) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +236,7 @@ def initialize(module, seed: int) -> None:
                 values, 0, deviation, -2 * deviation, 2 * deviation, generator=generator
             )
             parameter.data.copy_(values)
-    torch.nn.init.zeros_(module.linear.bias)
+    torch.nn.init.zeros_(module.get_submodule(module.head).bias)
 
 
 def frozen(module, weights: str, device):
@@ -275,16 +304,29 @@ _streams: list[torch.cuda.Stream] = []
 
 def run_graph(step, steps: int, counter, learners: list[Learner], device) -> None:
     """Runs the steps, on a GPU by replaying a CUDA graph."""
-    if device.type != "cuda":
-        for _ in range(steps):
-            step()
-        return
+    run, _ = captured(step, counter, learners, device)
+    for _ in range(steps):
+        run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def captured(step, counter, learners: list[Learner], device):
+    """Returns a function that runs a step, on a GPU as a CUDA graph, and one that begins anew."""
     state = [
         tensor
         for each in learners
         for tensor in (*each.network.state_dict().values(), *each.velocities)
     ]
     before = [tensor.clone() for tensor in state]
+
+    def begin_anew() -> None:
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        counter.zero_()
+
+    if device.type != "cuda":
+        return step, begin_anew
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -294,9 +336,5 @@ def run_graph(step, steps: int, counter, learners: list[Learner], device) -> Non
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    counter.zero_()
-    for _ in range(steps):
-        graph.replay()
-    torch.cuda.synchronize()
+    begin_anew()
+    return graph.replay, begin_anew

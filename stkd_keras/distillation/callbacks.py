@@ -29,7 +29,7 @@ class EndEpochExactly(keras.callbacks.Callback):
         # Keras counts steps that weren't left, too, and would begin finite data anew before all of
         # it was used. A recording's logits would then no longer belong to the images.
         missing = self.model.steps_per_execution - (self.model.steps_left or math.inf)
-        if missing > 0 and self.model.takes_steps_left:
+        if missing > 0:
             self._iterator()._steps_seen -= missing
 
     def on_train_end(self, logs=None):

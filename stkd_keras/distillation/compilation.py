@@ -20,7 +20,6 @@ class CompiledSteps(PreparedInputs):
 
     # Of the current epoch, if it's known; set by EndEpochExactly.
     steps_left: int | None = None
-    takes_steps_left = False  # Whether the train function ends there.
     # Keras's, of the newest `fit` or `evaluate`; for EndEpochExactly.
     epoch_iterator: Callable[[], Any] | None = None
 
@@ -41,10 +40,10 @@ class CompiledSteps(PreparedInputs):
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
-            self.train_function = self._make_function(self.train_step)
-            is_one_replica = self.distribute_strategy.num_replicas_in_sync == 1
-            if self.steps_per_execution > 1 and is_one_replica and not self.run_eagerly:
-                self.train_function = self._many_steps(otherwise=self.train_function)
+            many = self.steps_per_execution > 1
+            self.train_function = (
+                self._many_steps() if many else self._make_function(self.train_step)
+            )
         return self.train_function
 
     def _make_function(self, step_function):
@@ -68,39 +67,40 @@ class CompiledSteps(PreparedInputs):
         on_gpu = tf.test.is_built_with_gpu_support() and tf.config.list_physical_devices("GPU")
         return self._resolve_auto_jit_compile() or bool(on_gpu)
 
-    def _many_steps(self, otherwise: Callable) -> Callable:
+    def _many_steps(self) -> Callable:
         """Returns a train function that runs `steps_per_execution` steps, or those that are left.
 
-        With XLA, they are one program, for which `otherwise` replaces it if batches differ in size.
+        With XLA, they are one program, or one program each if batches may differ in size.
         """
         most = self.steps_per_execution
+        one_step = self.train_step
+        if self.jit_compile:
+            one_step = tf.function(
+                one_step, autograph=False, reduce_retracing=True, jit_compile=True
+            )
 
         def train_function(iterator) -> Any:
-            spec = tf.nest.flatten(getattr(iterator, "element_spec", None))
-            if not all(isinstance(each, tf.TensorSpec) for each in spec):
-                return otherwise(iterator)
-            self.takes_steps_left = True
             count = tf.constant(min(self.steps_per_execution, self.steps_left or most))
-            if not self.jit_compile:
-                count, logs = loop(iterator, count)
-            elif all(each.shape.is_fully_defined() for each in spec):
+            spec = tf.nest.flatten(iterator.element_spec)
+            if self.jit_compile and all(each.shape.is_fully_defined() for each in spec):
                 count, batches = collect(iterator, count)
                 logs = program(count, batches) if count else {}
             else:
-                self.takes_steps_left = False
-                return otherwise(iterator)
+                count, logs = loop(iterator, count)
             if not count:
                 raise StopIteration
             return logs
 
-        @tf.function(autograph=False)
         def loop(iterator, count):
             def step(n, batch):
-                self.train_step(batch)
+                one_step(batch)
                 return (n + 1,)
 
             (taken,) = _for_each_batch(iterator, count, step, [tf.constant(0)])
             return taken, self.get_metrics_result()
+
+        if not self.run_eagerly:
+            loop = tf.function(loop, autograph=False)
 
         @tf.function(autograph=False)
         def collect(iterator, count):

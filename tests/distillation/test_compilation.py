@@ -55,6 +55,40 @@ def test_many_steps_at_once_equal_single_steps_and_end_each_epoch_exactly(jit_co
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+class Recorder(keras.layers.Layer):
+    """Records the first feature of each batch, by step; also with XLA."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight((40,), "zeros", trainable=False)
+        self.count = self.add_weight((), "zeros", "int32", trainable=False)
+
+    def call(self, x, training=False):
+        if training:
+            is_next = tf.range(40) == self.count.value
+            self.seen.assign(tf.where(is_next, x[0, 0], self.seen.value))
+            self.count.assign_add(1)
+        return x
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"jit_compile": True}])
+def test_each_epoch_takes_exactly_its_batches_in_order(options):
+    numbers = np.arange(20, dtype="float32").repeat(8)
+    x, y = numbers[:, None] * np.ones(4, "float32"), np.zeros(len(numbers), int)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)  # Of unknown size, for XLA.
+    recorder = Recorder()
+    inputs = keras.Input((4,))
+    student = keras.Model(inputs, keras.layers.Dense(5)(recorder(inputs)))
+    distiller = make(student, mixing=None)
+    distiller.compile("sgd", steps_per_execution=4, **options)
+    ends = []
+    end = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: ends.append(int(recorder.count))
+    )
+    distiller.fit(batches, epochs=2, steps_per_epoch=10, callbacks=[end], verbose=0)
+    assert ends == [10, 20]
+    np.testing.assert_array_equal(recorder.seen[:20], np.arange(20))
+
+
 def test_xla_takes_a_smaller_last_batch_with_many_steps_at_once():
     x, y = networks.images(20)
     distiller = make(SMALL(), SMALL())

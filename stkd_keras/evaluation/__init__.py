@@ -7,6 +7,7 @@ from stkd_keras.evaluation.scores import (
     compiled,
     divergences,
     fidelity,
+    fit_temperature,
     log_softmax,
     predict_logits,
     reliability,
@@ -16,5 +17,5 @@ from stkd_keras.evaluation.scores import (
 
 __all__ = [
     "CONFIDENCE_LEVEL", "ECE_BINS", "EVALUATION_BATCH", "compiled", "divergences", "fidelity",
-    "log_softmax", "predict_logits", "reliability", "score", "wilson_interval",
+    "fit_temperature", "log_softmax", "predict_logits", "reliability", "score", "wilson_interval",
 ]  # fmt: skip

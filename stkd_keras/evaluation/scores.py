@@ -3,12 +3,16 @@
 import math
 import statistics
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
 import numpy as np
+import scipy.optimize
 import scipy.special
 import tensorflow as tf
+
+from stkd_keras.errors import LARGEST, SMALLEST, InputError
 
 EVALUATION_BATCH = 500
 ECE_BINS = 15
@@ -63,17 +67,21 @@ def verbosity() -> int:
     return 1 if sys.stdout.isatty() else 2
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def score(
+    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None
+) -> dict[str, float]:
     """Scores logits against labels.
 
     Args:
         logits: float array (N, C).
         labels: integer array (N,).
+        temperature: the result of `fit_temperature`, or None.
 
     Returns:
         "accuracy", "top5_accuracy" (with more than 10 classes), "nll" (mean negative
         log-likelihood, in nats) and "ece" (expected calibration error over 15 equal-width bins;
-        Guo et al., arXiv 1706.04599, equation 3).
+        Guo et al., arXiv 1706.04599, equation 3). With a temperature also "calibrated_nll" and
+        "calibrated_ece", of the logits divided by it.
     """
     correct = logits.argmax(axis=1) == labels
     result = {"accuracy": float(correct.mean())}
@@ -85,7 +93,54 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     gaps = np.abs(bins["accuracy"] - bins["confidence"])
     filled = bins["images"] > 0
     result["ece"] = float((bins["images"] * gaps)[filled].sum() / len(labels))
+    if temperature is not None:
+        calibrated = score(logits / temperature, labels)
+        result |= {f"calibrated_{name}": calibrated[name] for name in ("nll", "ece")}
     return result
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Fits the temperature that calibrates a classifier (Guo et al., arXiv 1706.04599).
+
+    `softmax(logits / temperature)` has the smallest negative log-likelihood. Dividing by a
+    temperature changes the confidence of predictions, but not the predicted classes. Fit it on
+    images that the classifier wasn't trained on.
+
+    Args:
+        logits: float array (N, C).
+        labels: integer array (N,), from 0 to C - 1.
+
+    Returns:
+        The temperature. If there is no best one (all labels are the same, all predictions are
+        correct, or the logits don't help to predict the labels), warns and returns 1.0, which
+        changes nothing.
+
+    Raises:
+        InputError: if the arrays are empty, don't have these shapes and values, or aren't finite.
+    """
+    logits, labels = _checked(logits, labels)
+    differences = logits - logits[np.arange(len(labels)), labels][:, None]
+
+    def slope(inverse: float) -> float:
+        """The derivative of the negative log-likelihood, which is convex in 1 / temperature."""
+        probabilities = scipy.special.softmax(inverse * differences, axis=1)
+        return float((probabilities * differences).sum(axis=1).mean())
+
+    problem = None
+    if len(set(labels.tolist())) == 1:
+        problem = f"all {len(labels)} labels are class {labels[0]}"
+    elif slope(0.0) >= 0:
+        problem = f"these logits don't help to predict the {len(labels)} labels"
+    elif differences.max() <= 0:
+        problem = f"all {len(labels)} predictions are correct"
+    if problem is not None:
+        warnings.warn(f"no temperature is best, so it stays 1: {problem}", stacklevel=2)
+        return 1.0
+    upper = 1 / np.abs(differences).max()
+    while slope(upper) <= 0:
+        upper *= 2
+    inverse = scipy.optimize.brentq(slope, 0.0, upper, xtol=1e-300, rtol=1e-9)
+    return float(np.clip(1 / inverse, SMALLEST, LARGEST))
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -154,3 +209,21 @@ def wilson_interval(successes, trials) -> tuple[np.ndarray, np.ndarray]:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the log-probabilities of logits (N, C), float64 (N, C)."""
     return scipy.special.log_softmax(np.float64(logits), axis=1)
+
+
+def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checks logits (N, C) and labels (N,) and returns them as arrays, the logits in float64."""
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not logits.size:
+        raise InputError(
+            f"logits have shape {logits.shape} and labels {labels.shape}, but must be (N, C) and "
+            "(N,), with one sample or more"
+        )
+    if not np.isfinite(logits).all():
+        raise InputError("logits have NaN or infinite values, but must be finite: did it diverge?")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise InputError(
+            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}, but must be "
+            f"integers from 0 to {logits.shape[1] - 1}"
+        )
+    return logits, labels

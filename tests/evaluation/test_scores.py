@@ -4,13 +4,20 @@ import keras
 import networks
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import sklearn.metrics
 import tensorflow as tf
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from stkd_keras import FrozenTeacher, InputError, data
-from stkd_keras.evaluation.scores import fidelity, predict_logits, score, wilson_interval
+from stkd_keras.evaluation.scores import (
+    fidelity,
+    fit_temperature,
+    predict_logits,
+    score,
+    wilson_interval,
+)
 from stkd_keras.recipes import method_settings
 
 
@@ -110,3 +117,59 @@ def test_a_method_sets_defaults_and_an_explicit_flag_wins():
     }
     with pytest.raises(InputError, match="'stdk'; the nearest known: stkd"):
         method_settings("stdk")
+
+
+def problem(seed, classes=20):
+    """Overconfident logits of a random scale, and labels that they predict in part."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, 1000)
+    logits = rng.normal(size=(1000, classes)) + 2 * np.eye(classes)[labels]
+    return 10 ** rng.uniform(-4, 4) * logits.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_temperature_is_scipys_minimum(seed):
+    logits, labels = problem(seed, classes=200 if seed == 9 else 20)
+
+    def nll(log_temperature):
+        log_p = log_softmax(np.float64(logits) / np.exp(log_temperature), axis=1)
+        return -log_p[np.arange(len(labels)), labels].mean()
+
+    best = scipy.optimize.minimize_scalar(nll, bounds=(-12, 12), options={"xatol": 1e-10})
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(np.exp(best.x), rel=1e-4)
+    scores = score(logits, labels, temperature)
+    assert scores["calibrated_nll"] == pytest.approx(best.fun)
+    assert scores["calibrated_ece"] == score(logits / temperature, labels)["ece"]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "why"),
+    [
+        (np.eye(2), [1, 1], "all 2 labels are class 1"),
+        (np.zeros((4, 1)), [0] * 4, "all 4 labels are class 0"),
+        (np.zeros((4, 200)), [0, 1, 2, 3], "don't help to predict the 4 labels"),
+        (-np.eye(3), [0, 1, 2], "don't help to predict the 3 labels"),
+        (np.eye(3), [0, 1, 2], "all 3 predictions are correct"),
+        (1e30 * np.eye(3), [0, 1, 2], "all 3 predictions are correct"),
+    ],
+)
+def test_a_temperature_without_a_best_value_stays_one(logits, labels, why):
+    with pytest.warns(UserWarning, match=f"no temperature is best, so it stays 1: .*{why}"):
+        assert fit_temperature(logits, labels) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[np.nan, 0.0]], [0], "logits have NaN or infinite"),
+        ([[np.inf, 0.0]], [0], "logits have NaN or infinite"),
+        (np.zeros((0, 3)), [], r"logits have shape \(0, 3\) and labels \(0,\)"),
+        (np.zeros((2, 3)), [0], r"logits have shape \(2, 3\) and labels \(1,\)"),
+        (np.zeros((2, 3)), [0, 3], "labels are int64 from 0 to 3, but must be integers"),
+        (np.zeros((2, 3)), [0.5, 1], "labels are float64"),
+    ],
+)  # fmt: skip
+def test_a_temperature_needs_finite_logits_and_their_labels(logits, labels, message):
+    with pytest.raises(InputError, match=message):
+        fit_temperature(logits, labels)

@@ -64,14 +64,15 @@ def main() -> None:
             student = models.load_for(dataset, source, FLAGS.weights, FLAGS.normalization)
         else:
             student, step = load_student(run, dataset)
+        temperature = None if run is None else RunDirectory(FLAGS.model).calibration_temperature
         result: dict[str, Any] = {}
         if outputs.export is not None:
-            result = experiment.export(student, dataset, FLAGS.export, outputs.export)
+            result = experiment.export(student, dataset, FLAGS.export, outputs.export, temperature)
             print(export.format_export(result))
         if outputs.are_scores:
             dtype = run.teacher_dtype if run is not None and FLAGS.teacher is None else None
             teacher = load_teachers(dataset, sources, dtype=dtype)[0] if sources else None
-            result = score(student, step, teacher, dataset, outputs, sources)
+            result = score(student, step, teacher, dataset, outputs, sources, temperature)
             print(experiment.format_metrics(result))
     if isinstance(notes, io.StringIO):
         print(notes.getvalue(), end="", file=sys.stderr)
@@ -113,10 +114,11 @@ def score(
     dataset: data.Dataset,
     outputs: evaluate_settings.Outputs,
     sources: Sequence[TeacherSource],
+    temperature: float | None,
 ) -> dict[str, dict[str, float]]:
     """Evaluates the student, of an unfinished run at a step, and writes the report if requested."""
     if outputs.report is None:
-        return experiment.evaluate(student, teacher, dataset, {})
+        return experiment.evaluate(student, teacher, dataset, {}, temperature)
     run = FLAGS.model if evaluate_settings.names_a_run(FLAGS.model) else None
     name = model_name(FLAGS.model)
     if run is not None:

@@ -103,12 +103,12 @@ def main() -> None:
     start(run, settings, sources, description, strategy)
     train(settings, distiller, images, run, batch_size)
     if is_chief(strategy):
-        evaluate(distiller, teacher, images, run)
+        evaluate(settings, distiller, teacher, images, run)
 
 
 def estimate_duration(settings: RunSettings, distiller, teacher, images: Images, batch_size: int):
     """Times a few steps and prints how long the training will take."""
-    validations = 1 + settings.epochs // FLAGS.validation_freq
+    validations = 2 + settings.epochs // FLAGS.validation_freq
     evaluated = len(images.dataset.test) + len(images.labeled)
     evaluated += validations * len(images.validation or ())
     estimate = timing.time_training(
@@ -141,13 +141,16 @@ def train(settings: RunSettings, distiller, images: Images, run: RunDirectory, b
     experiment.train(distiller, *splits, run, batch_size=batch_size, **arguments)
 
 
-def evaluate(distiller, teacher, images: Images, run: RunDirectory) -> None:
-    """Evaluates the student on all labeled images and completes the run."""
+def evaluate(settings: RunSettings, distiller, teacher, images: Images, run: RunDirectory) -> None:
+    """Calibrates the student, evaluates it on all labeled images and completes the run."""
     splits = {"train": images.labeled}
     if images.validation is not None:
         splits["validation"] = images.validation
-    metrics = experiment.evaluate(distiller.student, teacher, images.dataset, splits)
-    experiment.complete(run, distiller.student, metrics)
+    student, temperature = distiller.student, None
+    if settings.calibrate is None:
+        temperature = experiment.calibrate(student, images.dataset, images.validation)
+    metrics = experiment.evaluate(student, teacher, images.dataset, splits, temperature)
+    experiment.complete(run, student, metrics)
     print(f"\n{experiment.format_metrics(metrics)}\n\nstudent: {run.model}")
     print(f"Next: python evaluate.py --model={run.path} --report")
 

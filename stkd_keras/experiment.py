@@ -10,7 +10,14 @@ from stkd_keras.data import AnySplit, Dataset, evaluation_pipeline, split_train
 from stkd_keras.data.description import describe, format_description
 from stkd_keras.distribution.workers import is_chief, wait_for_all
 from stkd_keras.errors import InputError
-from stkd_keras.evaluation.scores import EVALUATION_BATCH, compiled, fidelity, predict_logits, score
+from stkd_keras.evaluation.scores import (
+    EVALUATION_BATCH,
+    compiled,
+    fidelity,
+    fit_temperature,
+    predict_logits,
+    score,
+)
 from stkd_keras.export.formats import export
 from stkd_keras.files.atomic import write_atomically
 from stkd_keras.files.json_files import read_json, write_json
@@ -23,8 +30,9 @@ from stkd_keras.training.run_directory import RunDirectory
 from stkd_keras.training.tensorboard import write_result
 
 __all__ = [
-    "BACKUP_STEPS", "Student", "complete", "describe", "evaluate", "export", "format_description",
-    "format_metrics", "make_optimizer", "report", "split", "start", "train", "write_model_card",
+    "BACKUP_STEPS", "Student", "calibrate", "complete", "describe", "evaluate", "export",
+    "format_description", "format_metrics", "make_optimizer", "report", "split", "start", "train",
+    "write_model_card",
 ]  # fmt: skip
 
 DEFAULT_VALIDATION_FRACTION = 0.1
@@ -80,11 +88,37 @@ def start(
     wait_for_all(strategy)
 
 
+def calibrate(student: keras.Model, dataset: Dataset, validation: AnySplit | None) -> float | None:
+    """Fits the temperature that calibrates a student, see `stkd_keras.evaluation.fit_temperature`.
+
+    Args:
+        student: any Keras classifier.
+        dataset: the data set.
+        validation: the validation images, or None.
+
+    Returns:
+        The temperature; None, after printing why, if there are no validation images or the
+        student's logits aren't finite.
+    """
+    if validation is None:
+        print("no validation images: the student's probabilities aren't calibrated")
+        return None
+    print("calibrating on the validation split")
+    classifier = compiled(logits_function(student), dataset.image_shape)
+    logits, labels = predict_logits(classifier, evaluation_pipeline(validation, EVALUATION_BATCH))
+    try:
+        return fit_temperature(logits, labels)
+    except InputError as error:
+        print(f"the student's probabilities aren't calibrated: {error}")
+        return None
+
+
 def evaluate(
     student: keras.Model,
     teacher: FrozenTeacher | None,
     dataset: Dataset,
     splits: dict[str, AnySplit],
+    temperature: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a student on several splits, and its teacher on the test split.
 
@@ -93,10 +127,11 @@ def evaluate(
         teacher: the teacher, or None.
         dataset: the data set; its test split is always evaluated.
         splits: additional splits by name, such as "train" and "validation".
+        temperature: the result of `calibrate`.
 
     Returns:
-        The content of metrics.json: scores by split and, with a teacher, "teacher" and "fidelity",
-        both on the test split.
+        The content of metrics.json: scores by split, "teacher" and "fidelity" with a teacher (both
+        on the test split), and "calibration" with a temperature.
     """
     classifier = compiled(logits_function(student), dataset.image_shape)
     metrics = {}
@@ -104,12 +139,14 @@ def evaluate(
         print(f"evaluating on the {name} split")
         batches = evaluation_pipeline(split, EVALUATION_BATCH)
         logits, labels = predict_logits(classifier, batches)
-        metrics[name] = score(logits, labels)
+        metrics[name] = score(logits, labels, temperature)
         if name == "test" and teacher is not None:
             print("evaluating the teacher on the test split")
             teacher_logits, _ = predict_logits(compiled(teacher, dataset.image_shape), batches)
             metrics["teacher"] = score(teacher_logits, labels)
             metrics["fidelity"] = fidelity(logits, teacher_logits)
+    if temperature is not None:
+        metrics["calibration"] = {"temperature": temperature}
     return metrics
 
 
@@ -156,7 +193,11 @@ def write_model_card(
 
 def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
     """Formats metrics for the terminal, with accuracies and agreement in percent."""
-    names = {"teacher": "teacher (test)", "fidelity": "student vs. teacher"}
+    names = {
+        "teacher": "teacher (test)",
+        "fidelity": "student vs. teacher",
+        "calibration": "calibration",
+    }
     lines = []
     for name, values in metrics.items():
         shown = [

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from stkd_keras import FrozenTeacher, data, experiment
+from stkd_keras.evaluation import fit_temperature
 
 
 def split_of(count):
@@ -44,6 +45,26 @@ def test_student_and_teacher_are_evaluated_by_split(dataset):
     expected = np.mean(predicted == np.asarray(dataset.test.labels))
     assert metrics["test"]["accuracy"] == pytest.approx(expected)
     assert set(experiment.evaluate(student, None, dataset, {})) == {"test"}
+
+
+def test_a_student_is_calibrated_on_the_validation_split(dataset):
+    student = networks.small_convolutional_classifier(2)
+    logits = student.predict(dataset.test.images, verbose=0)
+    expected = fit_temperature(logits, np.asarray(dataset.test.labels))
+    temperature = experiment.calibrate(student, dataset, dataset.test)
+    assert temperature == pytest.approx(expected, rel=1e-4)
+    metrics = experiment.evaluate(student, None, dataset, {}, temperature)
+    assert metrics["calibration"] == {"temperature": temperature}
+    assert set(metrics["test"]) == {"accuracy", "nll", "ece", "calibrated_nll", "calibrated_ece"}
+
+
+def test_a_student_that_cannot_be_calibrated_is_reported(dataset, capsys):
+    student = networks.small_convolutional_classifier(2)
+    assert experiment.calibrate(student, dataset, None) is None
+    assert "no validation images: the student's probabilities" in capsys.readouterr().out
+    student.weights[-1].assign([np.nan, 0])
+    assert experiment.calibrate(student, dataset, dataset.test) is None
+    assert "aren't calibrated: logits have NaN" in capsys.readouterr().out
 
 
 def test_metrics_are_printed_in_percent():

@@ -75,8 +75,11 @@ def test_a_run_writes_its_settings_history_scores_and_checkpoints(finished):
     assert config["settings"]["temperature"] == 4.0
     assert config["versions"]["keras"] == keras.__version__
     metrics = metrics_of(finished)
-    assert set(metrics) == {"test", "train", "validation", "teacher", "fidelity"}
-    assert set(metrics["test"]) == {"accuracy", "nll", "ece"}
+    splits = {"test", "train", "validation"}
+    assert set(metrics) == {*splits, "teacher", "fidelity", "calibration"}
+    scores = {"accuracy", "nll", "ece", "calibrated_nll", "calibrated_ece"}
+    assert all(set(metrics[split]) == scores for split in splits)
+    assert metrics["calibration"]["temperature"] > 0
     assert set(metrics["fidelity"]) == {"agreement", "kl"}
     with (finished / "history.csv").open() as file:
         (row,) = csv.DictReader(file)

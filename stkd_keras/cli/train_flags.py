@@ -213,6 +213,13 @@ _training.float(
     "label_smoothing",
     "share of each label that is spread evenly over all classes (default: by recipe)",
 )
+_training.enum(
+    "calibrate",
+    "temperature: after training, fit a temperature on the validation images, which exported files "
+    "apply; none",
+    default="temperature",
+    enum_values=["temperature", "none"],
+)
 _training.integer(
     "seed", "seed of the student's initial weights", default=0, lower_bound=0, upper_bound=2**32 - 1
 )

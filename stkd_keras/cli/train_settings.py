@@ -44,8 +44,9 @@ def settings_from_flags(is_pretrained: Callable[[str, str | None], bool]) -> Run
         if field.default is dataclasses.MISSING
     }
     values["image_size"] = loading.image_size()
-    if values["resize"] == "crop":
-        values["resize"] = None
+    for flag, default in (("resize", "crop"), ("calibrate", "temperature")):
+        if values[flag] == default:
+            values[flag] = None
     student = FLAGS.student or recipes.recipe_for(FLAGS.dataset).student
     finetunes = is_pretrained(student, FLAGS.student_weights)
     name = FLAGS.recipe or ("finetune" if finetunes else "scratch")

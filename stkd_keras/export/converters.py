@@ -31,9 +31,15 @@ CALIBRATION_IMAGES = 300
 
 @contextlib.contextmanager
 def serving_model(
-    student: keras.Model, image_shape: tuple[int, int, int], dtype: str
+    student: keras.Model,
+    image_shape: tuple[int, int, int],
+    dtype: str,
+    temperature: float | None = None,
 ) -> Iterator[keras.Model]:
-    """Yields a model from `pixels` to a dict of `probabilities`, the names used in every format."""
+    """Yields a model from `pixels` to a dict of `probabilities`, the names used in every format.
+
+    A temperature divides the logits.
+    """
     has_softmax = resolve_outputs(student, "auto", "student") == "probabilities"
     layers = student._flatten_layers(include_self=False)
     policies = [(each, each.dtype_policy) for each in layers if not isinstance(each, keras.Model)]
@@ -46,7 +52,11 @@ def serving_model(
         if outputs.shape[-1] == 1:  # A sigmoid: the probability of the second of two classes.
             probabilities = keras.ops.concatenate([1 - outputs, outputs], axis=-1)
         elif not has_softmax:
-            probabilities = keras.ops.softmax(outputs)
+            logits = outputs if temperature is None else outputs / temperature
+            probabilities = keras.ops.softmax(logits)
+        if has_softmax and temperature is not None:
+            logits = keras.ops.log(keras.ops.maximum(probabilities, 2.0**-126))
+            probabilities = keras.ops.softmax(logits / temperature)
         yield keras.Model(pixels, {"probabilities": probabilities})
     finally:
         for layer, policy in policies:

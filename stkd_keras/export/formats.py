@@ -18,7 +18,7 @@ import tensorflow as tf
 from stkd_keras.classifiers import outputs
 from stkd_keras.data import Dataset, evaluation_pipeline
 from stkd_keras.distillation.checks import check_student
-from stkd_keras.errors import InputError, explain_errors, unknown_name
+from stkd_keras.errors import InputError, explain_errors, is_positive, unknown_name
 from stkd_keras.evaluation.cost import file_bytes, machine, median_seconds
 from stkd_keras.evaluation.scores import compiled, predict_logits
 from stkd_keras.export import converters, runtimes
@@ -64,7 +64,11 @@ FORMATS = {
 
 
 def export(
-    student: keras.Model, dataset: Dataset, formats: Sequence[str], folder: str | os.PathLike
+    student: keras.Model,
+    dataset: Dataset,
+    formats: Sequence[str],
+    folder: str | os.PathLike,
+    temperature: float | None = None,
 ) -> dict[str, Any]:
     """Exports a student and evaluates each file in its own runtime on all test images.
 
@@ -82,19 +86,23 @@ def export(
         formats: names from `FORMATS`: "saved_model", "litert" (`student.tflite`), "litert_int8"
             (`student_int8.tflite`) and "onnx" (`student.onnx`).
         folder: the folder to write to. It is created if it doesn't exist.
+        temperature: divides the logits before the softmax, as `experiment.calibrate` returns it;
+            None for the student's own probabilities.
 
     Returns:
         The content of export.json: "student", the scores of the Keras model; "formats", a dict of
         each format's "file", its inputs ("takes") and outputs ("gives"), the location of its class
         names ("labels"), its "runtime" and its scores; "dataset"; "images", the number of test
-        images; "class_names"; and "machine". Scores are "bytes", "accuracy", "latency_ms" (median,
-        one image per call), "images_per_second" (128 per call) and, for files, "agreement", the
-        fraction of images for which file and student predict the same class, and
-        "largest_difference", the largest difference between their probabilities.
+        images; "class_names"; "temperature"; and "machine". Scores are "bytes", "accuracy",
+        "latency_ms" (median, one image per call), "images_per_second" (128 per call) and, for
+        files, "agreement", the fraction of images for which file and student predict the same
+        class, and "largest_difference", the largest difference between their probabilities, the
+        student's being calibrated, too.
 
     Raises:
         InputError: if a format is unknown or its packages aren't installed, the student doesn't fit
-            the data set or the format, or the folder can't be written.
+            the data set or the format, the temperature isn't positive, or the folder can't be
+            written.
 
     Example:
 
@@ -105,6 +113,8 @@ def export(
     ```
     """
     formats = check_export(formats, folder)
+    if temperature is not None and not is_positive(temperature):
+        raise InputError(f"temperature is {temperature!r}, but must be a positive number, or None")
     _check_fits(student, dataset)
     with _new_files(pathlib.Path(folder)) as new:
         for name in formats:
@@ -113,11 +123,11 @@ def export(
             start = time.monotonic()
             with (
                 conversion_errors(name, student),
-                serving_model(student, dataset.image_shape, form.dtype) as model,
+                serving_model(student, dataset.image_shape, form.dtype, temperature) as model,
             ):
                 form.write(new / form.file, model, dataset)
             print(f"wrote {form.file} in {time.monotonic() - start:.0f} s", flush=True)
-        content = _evaluate_all(formats, new, student, dataset)
+        content = _evaluate_all(formats, new, student, dataset, temperature)
         write_json(new / "export.json", content)
     return content
 
@@ -162,6 +172,8 @@ def format_export(content: dict[str, Any]) -> str:
                 f"{100 * (1 - scores['agreement']):.0f} % of the images"
             )
     where = f"{content['images']:,} test images of {content['dataset']}, {content['machine']}"
+    if content.get("temperature") is not None:
+        where += f"\nprobabilities are calibrated with temperature {content['temperature']:.4g}"
     return "\n".join([*lines, where])
 
 
@@ -222,13 +234,17 @@ def _check_fits(student: keras.Model, dataset: Dataset) -> None:
 
 
 def _evaluate_all(
-    formats: Sequence[str], folder: pathlib.Path, student: keras.Model, dataset: Dataset
+    formats: Sequence[str],
+    folder: pathlib.Path,
+    student: keras.Model,
+    dataset: Dataset,
+    temperature: float | None,
 ) -> dict[str, Any]:
     """Evaluates the student and all files; returns the content of export.json."""
     classifier = compiled(outputs.logits_function(student), dataset.image_shape)
 
     def run_student(pixels: np.ndarray) -> np.ndarray:
-        return tf.nn.softmax(classifier(tf.constant(pixels))).numpy()
+        return tf.nn.softmax(classifier(tf.constant(pixels)) / (temperature or 1.0)).numpy()
 
     expected, scores = _evaluate("the student", run_student, "float32", dataset)
     content: dict[str, Any] = {
@@ -241,6 +257,7 @@ def _evaluate_all(
         "dataset": dataset.name,
         "images": len(dataset.test),
         "class_names": converters.as_text(dataset.class_names),
+        "temperature": temperature,
         "machine": machine(),
     }
     shape = ", ".join(map(str, dataset.image_shape))

@@ -86,11 +86,7 @@ def _draw_accuracies(models: Sequence[Mapping]) -> dict:
 
 
 def _draw_reliability(number: int, model: Mapping) -> dict:
-    bins = [each for each in model["reliability"] if each["images"]]
-    left, accuracy, confidence, images = (
-        np.array([each[key] for each in bins])
-        for key in ("lower", "accuracy", "confidence", "images")
-    )
+    left, accuracy, confidence, images = _filled_bins(model["reliability"])
     figure = _new_figure(300)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -103,11 +99,22 @@ def _draw_reliability(number: int, model: Mapping) -> dict:
     counts.bar(100 * left, 100 * images / images.sum(), alpha=0.45, **bars)
     counts.set(xlabel="confidence, %", ylabel="images, %")
     counts.yaxis.set_major_locator(MaxNLocator(2))
-    caption = (
-        f"{model['name']}: ECE {100 * model['ece']:.2f} %. On the dashed line, accuracy equals "
-        "confidence"
-    )
+    error = f"ECE {100 * model['ece']:.2f} %"
+    if "calibrated_reliability" in model:
+        _, accuracy, confidence, _ = _filled_bins(model["calibrated_reliability"])
+        axes.plot(100 * confidence, 100 * accuracy, f"{marker}-", color=INK, markerfacecolor="none")
+        error += (
+            f" (bars); {100 * model['calibrated_ece']:.2f} % with the calibration temperature "
+            f"{model['calibration_temperature']:.4g} (line)"
+        )
+    caption = f"{model['name']}: {error}. On the dashed line, accuracy equals confidence"
     return _drawn(figure, f"reliability-{number}", f"Reliability diagram of {caption}.", caption)
+
+
+def _filled_bins(reliability: Sequence[Mapping]) -> list[np.ndarray]:
+    bins = [each for each in reliability if each["images"]]
+    keys = ("lower", "accuracy", "confidence", "images")
+    return [np.array([each[key] for each in bins]) for key in keys]
 
 
 def _draw_confusion(number: int, model: Mapping, class_names: Sequence[str]) -> dict:

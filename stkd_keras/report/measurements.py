@@ -37,8 +37,12 @@ def measure(
     mixing: Mixup | CutMix,
     data_seed: int,
     temperature: float,
+    calibrations: Sequence[float | None],
 ) -> tuple[list[dict[str, Any]], Predictions, Predictions]:
-    """Measures models on the test split and on virtual samples made from it."""
+    """Measures models on the test split and on virtual samples made from it.
+
+    `calibrations` are their runs' calibration temperatures.
+    """
     classifiers = _classifiers(compared.values(), dataset)
     count = f"{len(compared)} model{'s' if len(compared) > 1 else ''}"
     print(f"report: evaluating {count} on {len(dataset.test):,} test images")
@@ -52,7 +56,7 @@ def measure(
         {
             "name": name,
             "role": "student" if number == 0 else "other",
-            **model_scores(test.logits[number], test.labels, temperature),
+            **model_scores(test.logits[number], test.labels, temperature, calibrations[number]),
             "cost": costs[number],
         }
         for number, name in enumerate(compared)
@@ -70,12 +74,16 @@ def measure(
     return entries, test, virtual
 
 
-def metrics_of(test: Predictions, has_teacher: bool) -> dict[str, dict[str, float]]:
+def metrics_of(
+    test: Predictions, has_teacher: bool, calibration: float | None
+) -> dict[str, dict[str, float]]:
     """Returns the scores of student and teacher in the format of `experiment.evaluate`."""
-    metrics = {"test": scores.score(test.logits[0], test.labels)}
+    metrics = {"test": scores.score(test.logits[0], test.labels, calibration)}
     if has_teacher:
         metrics["teacher"] = scores.score(test.logits[1], test.labels)
         metrics["fidelity"] = scores.fidelity(test.logits[0], test.logits[1])
+    if calibration is not None:
+        metrics["calibration"] = {"temperature": calibration}
     return metrics
 
 
@@ -87,22 +95,26 @@ def fetch_test_images(dataset: Dataset, indices: Sequence[int]) -> np.ndarray:
     return np.stack([found[index] for index in indices])
 
 
-def model_scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, Any]:
+def model_scores(
+    logits: np.ndarray, labels: np.ndarray, temperature: float, calibration: float | None = None
+) -> dict[str, Any]:
     """Returns the scores of a model's logits, (images, classes), as the report stores them."""
     classes = logits.shape[1]
     pairs = np.asarray(labels, np.int64) * classes + logits.argmax(axis=1)
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     correct, images = np.diag(confusion), confusion.sum(axis=1)
-    bins = scores.reliability(logits, labels)
-    edges = np.linspace(0, 1, len(bins["images"]) + 1)
+    calibrated = {}
+    if calibration is not None:
+        calibrated = {
+            "calibration_temperature": calibration,
+            "calibrated_reliability": _bins(logits / calibration, labels),
+        }
     return {
-        **scores.score(logits, labels),
+        **scores.score(logits, labels, calibration),
+        **calibrated,
         "correct": int(correct.sum()),
         "accuracy_interval": scores.wilson_interval(correct.sum(), len(labels)),
-        "reliability": [
-            {"lower": low, "upper": high, **{key: values[n] for key, values in bins.items()}}
-            for n, (low, high) in enumerate(itertools.pairwise(edges))
-        ],
+        "reliability": _bins(logits, labels),
         "per_class": [
             {
                 "images": count,
@@ -162,6 +174,16 @@ def largest_entries(matrix: np.ndarray, count: int) -> list[tuple[int, int]]:
     order = np.argsort(-values, axis=None, kind="stable")[:count]
     places = [divmod(int(place), len(matrix)) for place in order]
     return [place for place in places if values[place] > 0]
+
+
+def _bins(logits: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:
+    """Returns `scores.reliability` as one dict per bin."""
+    bins = scores.reliability(logits, labels)
+    edges = np.linspace(0, 1, len(bins["images"]) + 1)
+    return [
+        {"lower": low, "upper": high, **{key: values[n] for key, values in bins.items()}}
+        for n, (low, high) in enumerate(itertools.pairwise(edges))
+    ]
 
 
 def _classifiers(models: Iterable[keras.Model | FrozenTeacher], dataset: Dataset) -> list:

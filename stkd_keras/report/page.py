@@ -105,13 +105,15 @@ def report(
     run = runs[0]
     names = [student.name for student in students]
     compared: list[keras.Model | FrozenTeacher] = [student.model for student in students]
+    calibrations = [each.calibration for each in runs]
     if teacher is not None:
         names.insert(1, teacher_name or run.teacher or "teacher")
         compared.insert(1, teacher)
+        calibrations.insert(1, None)
     by_name = dict(zip(_unique([*map(printable, names)]), compared, strict=True))
     mixing, temperature = run.mixing or Mixup(), run.settings.get("temperature", 1.0)
     seed = run.settings.get("data_seed", 0)
-    models, test, virtual = measure(by_name, dataset, mixing, seed, temperature)
+    models, test, virtual = measure(by_name, dataset, mixing, seed, temperature, calibrations)
     print("report: drawing")
     class_names = [printable(name) for name in dataset.class_names]
     different = most_different(test.logits[0], test.logits[1], 12) if teacher is not None else []
@@ -139,7 +141,7 @@ def report(
     )
     # File names may contain bytes that aren't valid text.
     write_atomically(file, page.encode(errors="backslashreplace"))
-    return metrics_of(test, teacher is not None)
+    return metrics_of(test, teacher is not None, run.calibration)
 
 
 def _template() -> jinja2.Template:

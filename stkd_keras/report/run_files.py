@@ -46,6 +46,7 @@ class RunFiles:
     seconds: float | None = None
     export: dict[str, Any] | None = None
     mixing: Mixup | CutMix | None = None
+    calibration: float | None = None
 
 
 def read_run_files(
@@ -71,6 +72,7 @@ def read_run_files(
             seconds=_training_seconds(run.tensorboard / "train"),
             export=export,
             mixing=_make_mixing(config["settings"]),
+            calibration=run.calibration_temperature,
         )
 
 

@@ -92,7 +92,11 @@ def _score_rows(metrics: dict, counts: dict[str, int]) -> list[tuple]:
             accuracy, count = metrics[name]["accuracy"], counts.get(name.replace("teacher", "test"))
             interval = wilson_interval(round(accuracy * count), count) if count else ()
             label = "test, by the teacher" if name == "teacher" else name
-            rows.append((label, metrics[name], [100 * bound for bound in interval]))
+            percent = [100 * bound for bound in interval]
+            rows.append((label, metrics[name], percent))
+            if "calibrated_ece" in metrics[name]:
+                calibrated = {key: metrics[name][f"calibrated_{key}"] for key in ("nll", "ece")}
+                rows.append((f"{label}, calibrated", metrics[name] | calibrated, percent))
     return rows
 
 

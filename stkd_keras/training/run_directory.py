@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from stkd_keras.errors import InputError, differences
+from stkd_keras.errors import InputError, differences, is_positive, one_line
 from stkd_keras.files.atomic import atomic_path, is_unfinished, remove_unfinished, write_model
 from stkd_keras.files.json_files import read_json, to_json, write_json
 from stkd_keras.files.locks import check_lock, lock
@@ -57,6 +57,20 @@ class RunDirectory:
             return read_json(self.config).get("settings", {})
         except InputError as error:
             raise InputError(f"{error}; remove {self.path} to start over") from error
+
+    @property
+    def calibration_temperature(self) -> float | None:
+        """The temperature in metrics.json; None if the run has none, or is unfinished."""
+        if not self.metrics.is_file():
+            return None
+        calibration = read_json(self.metrics).get("calibration", {})
+        temperature = calibration.get("temperature") if isinstance(calibration, dict) else 0
+        if temperature is not None and not is_positive(temperature):
+            raise InputError(
+                f"{self.metrics} has the calibration {one_line(calibration)}, expected a positive "
+                "temperature: correct the file, or remove this entry"
+            )
+        return temperature
 
     def recording(self, settings: dict[str, Any]) -> pathlib.Path:
         """Returns the file for a recording of the teacher that only this run uses."""

@@ -75,6 +75,7 @@ class RunSettings:
     clip_norm: float | None
     ema: float | None
     label_smoothing: float | None
+    calibrate: str | None  # None for "temperature", as in runs of earlier versions.
     deterministic: bool
     replay: bool
 

@@ -187,6 +187,28 @@ def test_a_student_with_a_softmax_gets_no_second_one(digits, student):
         np.testing.assert_allclose(model(images)["probabilities"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("ends_in_softmax", [False, True])
+def test_files_give_calibrated_probabilities(ends_in_softmax, digits, student, tmp_path):
+    model, names = student, list(FILES)
+    if ends_in_softmax:
+        model, names = keras.Model(student.input, keras.ops.softmax(student.output)), ["litert"]
+    content = experiment.export(model, digits, names, tmp_path, temperature=2.5)
+    images = digits.test.images
+    expected = softmax(student.predict(images.astype("float32"), verbose=0) / 2.5, axis=1)
+    for name in names:
+        given = probabilities_of(tmp_path, name, images)
+        atol = 0.1 if name == "litert_int8" else 1e-3
+        np.testing.assert_allclose(given, expected, atol=atol)
+        assert content["formats"][name]["largest_difference"] < atol
+    assert content["temperature"] == 2.5
+    assert "calibrated with temperature 2.5" in export.format_export(content)
+
+
+def test_a_temperature_must_be_positive(digits, student, tmp_path):
+    with pytest.raises(InputError, match="temperature is 0, but must be a positive number"):
+        experiment.export(student, digits, ["litert"], tmp_path, temperature=0)
+
+
 def test_a_student_of_mixed_precision_exports_float32_and_keeps_its_policies(digits, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -25,7 +25,7 @@ def measured():
     dataset = dataset_of(CLASSES)
     models = models_of(dataset, 3)
     compared = {"small": models[0], "big": FrozenTeacher(models[1]), "other": models[2]}
-    entries, test, virtual = measure(compared, dataset, MIXED, 5, TEMPERATURE)
+    entries, test, virtual = measure(compared, dataset, MIXED, 5, TEMPERATURE, [None] * 3)
     logits = [
         np.float64(model.predict(np.float32(dataset.test.images), verbose=0)) for model in models
     ]

@@ -70,6 +70,7 @@ def report(tmp_path_factory):
     dataset = dataset_of(CLASSES)
     student, other, teacher = models_of(dataset, 3)
     run = write_run(folder / "run", TEACHER, teacher_weights="9d" * 32, student="y" * 300)
+    (run / "metrics.json").write_text(json.dumps({"calibration": {"temperature": 2.5}}))
     (run / "export").mkdir()
     (run / "export" / "export.json").write_text(json.dumps(EXPORT))
     students = [Student("<i>small</i>", student, run), Student("s" * 90, other)]
@@ -99,12 +100,14 @@ def test_the_teacher_is_named_as_in_the_runs_config(page):
 
 def test_the_scores_are_those_of_evaluate(report, page):
     _, student, teacher, dataset, metrics = report
-    expected = experiment.evaluate(student, teacher, dataset, {})
+    expected = experiment.evaluate(student, teacher, dataset, {}, temperature=2.5)
     assert set(metrics) == set(expected)
     for name, values in expected.items():
         assert metrics[name] == pytest.approx(values, abs=1e-6)
     assert page.numbers["models"][0]["accuracy"] == pytest.approx(expected["test"]["accuracy"])
     assert page.numbers["models"][1]["nll"] == pytest.approx(expected["teacher"]["nll"])
+    error = f"{100 * expected['test']['calibrated_ece']:.2f} % with the calibration temperature 2.5"
+    assert error in page.text
 
 
 def test_the_largest_differences_are_those_with_the_largest_kl(page):

@@ -98,6 +98,7 @@ VALUES = {
     "histogram_freq": integers(0),
     "profile_steps": integers(0),
     "batch_size": integers(1, 1437),
+    "calibrate": words("temperature", "none"),
     "clip_norm": floats(_is_weight),
     "data_dir": missing_files | in_a_file,
     "data_seed": integers(0, 2**63 - 1),

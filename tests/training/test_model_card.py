@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
         learning_rate=0.1, weight_decay=0.0, histogram_freq=1, profile_steps=2,
     )  # fmt: skip
     splits = {"train": train_split, "validation": validation_split}
-    metrics = experiment.evaluate(student, teacher, dataset, splits)
+    metrics = experiment.evaluate(student, teacher, dataset, splits, temperature=2.5)
     experiment.complete(run, student, metrics)
     return run, config, metrics, (x[:50], y[:50])
 
@@ -68,6 +68,10 @@ def test_the_scores_on_the_card_match_scikit_learn(finished):
     interval = binomtest(correct, 50).proportion_ci(method="wilson")
     bounds = [100 * bound for bound in interval]
     np.testing.assert_allclose([float(row[2]), float(row[3])], bounds, atol=0.006)
+    assert "divide the logits by the temperature 2.5 before" in card
+    nll = log_loss(y, softmax(logits / 2.5, axis=1), labels=range(5))
+    row = re.search(r"\| test, calibrated \| .*? \| ([\d.]+) \|", card)
+    assert float(row[1]) == pytest.approx(nll, abs=1e-4)
 
 
 def test_the_card_names_command_data_teacher_and_settings(finished):

@@ -35,6 +35,20 @@ def test_a_run_starts_resumes_and_completes(tmp_path):
         run.check(SETTINGS)
 
 
+def test_the_calibration_temperature_is_read_from_metrics_json(tmp_path):
+    run = RunDirectory(tmp_path)
+    for metrics, expected in [
+        (None, None), ({"test": {}}, None), ({"calibration": {"temperature": 2.5}}, 2.5)
+    ]:  # fmt: skip
+        if metrics is not None:
+            write_json(run.metrics, metrics)
+        assert run.calibration_temperature == expected
+    for wrong in ([], {"temperature": "2"}, {"temperature": 0}):
+        write_json(run.metrics, {"calibration": wrong})
+        with pytest.raises(InputError, match=r"metrics.json has the calibration .* a positive"):
+            run.calibration_temperature  # noqa: B018
+
+
 def test_overwrite_removes_the_whole_run_and_nothing_else(tmp_path):
     run = RunDirectory(tmp_path)
     run.start({"settings": SETTINGS})

@@ -22,7 +22,7 @@ def make(method="stkd", **changes):
         "teacher_dtype": None, "teacher_outputs": None,
         "student_weights": None, "student_normalization": None,
         "student_features": None, "teacher_features": None, "mixed_precision": "none", "seed": 0,
-        "deterministic": False, "replay": False,
+        "calibrate": None, "deterministic": False, "replay": False,
     }  # fmt: skip
     chosen |= dataclasses.asdict(recipes.recipe_for("digits"))
     chosen |= {**recipes.method_settings(method), "pretraining_epochs": 0}
@@ -90,7 +90,8 @@ def test_resuming_with_another_setting_is_refused_by_name(tmp_path):
 
 def test_an_unfinished_run_of_an_earlier_version_resumes_without_the_options_it_lacks(tmp_path):
     run = start(tmp_path, make())
-    before = {k: v for k, v in make().stored().items() if k not in recipes.OPTIONAL}
+    later = (*recipes.OPTIONAL, "calibrate")
+    before = {k: v for k, v in make().stored().items() if k not in later}
     run.config.write_text(json.dumps({"settings": before}))
     run.check(make().stored())
     with pytest.raises(InputError, match=r"ema was None and is 0\.9"):

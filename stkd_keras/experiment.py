@@ -201,10 +201,8 @@ def format_metrics(metrics: dict[str, dict[str, float]]) -> str:
     lines = []
     for name, values in metrics.items():
         shown = [
-            f"{k.replace('_', ' ')} {100 * v:.2f} %"
-            if k.endswith(("accuracy", "agreement"))
-            else f"{k} {v:.4f}"
-            for k, v in values.items()
+            f"{k} {100 * v:.2f} %" if k.endswith(("accuracy", "agreement")) else f"{k} {v:.4f}"
+            for k, v in ((key.replace("_", " "), value) for key, value in values.items())
         ]
         lines.append(f"{names.get(name, f'student ({name})') + ':':22}{', '.join(shown)}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The steps of train.py as functions."""
 
+import keras
 import networks
 import numpy as np
 import pytest
@@ -48,10 +49,15 @@ def test_student_and_teacher_are_evaluated_by_split(dataset):
 
 
 def test_a_student_is_calibrated_on_the_validation_split(dataset):
+    keras.utils.set_random_seed(0)
     student = networks.small_convolutional_classifier(2)
     logits = student.predict(dataset.test.images, verbose=0)
-    expected = fit_temperature(logits, np.asarray(dataset.test.labels))
-    temperature = experiment.calibrate(student, dataset, dataset.test)
+    labels = np.argmax(logits, axis=1)
+    labels[np.abs(logits[:, 0] - logits[:, 1]).argmin()] ^= 1
+    expected = fit_temperature(logits, labels)
+    assert expected != 1
+    validation = data.Split(dataset.test.images, labels)
+    temperature = experiment.calibrate(student, dataset, validation)
     assert temperature == pytest.approx(expected, rel=1e-4)
     metrics = experiment.evaluate(student, None, dataset, {}, temperature)
     assert metrics["calibration"] == {"temperature": temperature}

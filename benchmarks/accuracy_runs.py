@@ -223,7 +223,8 @@ def _check_flags(run: Run, directory: pathlib.Path) -> None:
         before = recorded.get(name, None if name in run.given else value)
         if (name, before, value) == ("optimizer", "sgd", None):
             continue  # It was the flag's default before there were recipes.
-        if name not in ASIDE and before != value:
+        # As text: --image_size used to be a number.
+        if name not in ASIDE and str(before) != str(value):
             raise InputError(
                 f"{directory} is complete, but its --{name} was {before} and the table's is "
                 f"{value}; name another --runs_dir, give the row another name, or remove it"

@@ -145,6 +145,15 @@ def test_complete_runs_with_other_flags_are_refused(folder):
     assert "b-d0-s0 is complete" in str(error.value)
 
 
+def test_an_image_size_recorded_as_a_number_is_the_same_flag(folder):
+    for path in (folder / "runs").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config["flags"]["image_size"] = 32
+        path.write_text(json.dumps(config))
+    write_table(folder, flags={**FLAGS, "image_size": 32})
+    Folder(read_table(folder / "table.yaml"), folder / "runs").check()
+
+
 def test_a_row_with_a_removed_flag_can_be_reported_but_not_trained(folder):
     row = {"name": "e", "flags": {"clean_soft_weight": 0.9}, "seeds": [0], "data_seeds": [0]}
     write_table(folder, rows=[row], differences=[["e", "a"]])

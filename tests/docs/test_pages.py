@@ -66,7 +66,7 @@ def make_photographs(folder):
     """Creates the folders of images that the pages name, with two classes."""
     rng = np.random.default_rng(0)
     for name in ("photographs", "DIR"):
-        for split, count in (("train", 80), ("test", 4)):
+        for split, count in (("train", 120), ("test", 4)):
             for label in ("cats", "dogs"):
                 place = folder / name / split / label
                 place.mkdir(parents=True)

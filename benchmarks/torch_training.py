@@ -312,7 +312,7 @@ def run_graph(step, steps: int, counter, learners: list[Learner], device) -> Non
 
 
 def captured(step, counter, learners: list[Learner], device):
-    """Returns a function that runs a step, on a GPU as a CUDA graph, and one that begins anew."""
+    """Returns two functions: one runs a step (a CUDA graph on a GPU), one restores the start."""
     state = [
         tensor
         for each in learners

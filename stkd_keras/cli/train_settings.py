@@ -189,16 +189,14 @@ def _check_combinations(settings: RunSettings) -> None:
                 "inner layers: leave it out, or choose another method"
             )
     is_random = settings.student_weights is None and not settings.student.endswith(".keras")
-    gentle = {
-        "backbone_learning_rate": FLAGS.backbone_learning_rate,
-        "freeze_epochs": settings.freeze_epochs,
-    }
-    for flag, value in gentle.items():
+    for flag, value in (
+        ("backbone_learning_rate", FLAGS.backbone_learning_rate),
+        ("freeze_epochs", settings.freeze_epochs),
+    ):
         if is_random and value is not None:
             raise InputError(
-                f"--{flag}={value} keeps what the student has learned, but --student="
-                f"{settings.student} starts from random weights: leave it out, or give "
-                "--student_weights"
+                f"--{flag}={value} is for pretrained students, but --student={settings.student} "
+                "starts from random weights: leave it out, or give --student_weights"
             )
     if settings.replay and FLAGS.distribute == "multi_worker":
         what = "--replay" if FLAGS.replay is not None else "an ONNX teacher"

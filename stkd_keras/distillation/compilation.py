@@ -70,7 +70,7 @@ class CompiledSteps(PreparedInputs):
     def _many_steps(self) -> Callable:
         """Returns a train function that runs `steps_per_execution` steps, or those that are left.
 
-        With XLA, they are one program, or one program each if batches may differ in size.
+        With XLA, all steps are one program. If batches may differ in size, each step is one.
         """
         most = self.steps_per_execution
         one_step = self.train_step

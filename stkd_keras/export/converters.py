@@ -55,6 +55,7 @@ def serving_model(
             logits = outputs if temperature is None else outputs / temperature
             probabilities = keras.ops.softmax(logits)
         if has_softmax and temperature is not None:
+            # The smallest normal float32 keeps the logarithm finite.
             logits = keras.ops.log(keras.ops.maximum(probabilities, 2.0**-126))
             probabilities = keras.ops.softmax(logits / temperature)
         yield keras.Model(pixels, {"probabilities": probabilities})

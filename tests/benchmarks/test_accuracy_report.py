@@ -152,6 +152,9 @@ def test_an_image_size_recorded_as_a_number_is_the_same_flag(folder):
         path.write_text(json.dumps(config))
     write_table(folder, flags={**FLAGS, "image_size": 32})
     Folder(read_table(folder / "table.yaml"), folder / "runs").check()
+    write_table(folder, flags={**FLAGS, "image_size": 64})
+    with pytest.raises(InputError, match="--image_size was 32 and the table's is 64"):
+        Folder(read_table(folder / "table.yaml"), folder / "runs").check()
 
 
 def test_a_row_with_a_removed_flag_can_be_reported_but_not_trained(folder):

@@ -63,7 +63,7 @@ def build(
             is ImageNet's if `num_classes` is 1000, and fresh otherwise.
         options: options of the family. ResNets for CIFAR: `shortcut`, "identity" (default) or
             "projection" (default of the x4 variants). ResNet-18, -34 and -50: `stem`, 32 (default)
-            or 64. MobileNetV2: `width`, 0.5 by default.
+            or 64. MobileNetV2: `width`, 0.5 by default, and `output_stride`, 16 (default) or 32.
 
     Returns:
         A functional model from pixels, float32 in [0, 255] of shape (B, *input_shape), to logits,

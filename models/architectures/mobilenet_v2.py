@@ -38,13 +38,21 @@ _ENDS_STAGE = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 
 
 def mobilenet_v2(
-    images: keras.KerasTensor, num_classes: int, *, width: float = 0.5
+    images: keras.KerasTensor, num_classes: int, *, width: float = 0.5, output_stride: int = 16
 ) -> keras.KerasTensor:
-    """Returns the logits; `width` scales the channels, but never narrows the last convolution."""
+    """Returns the logits; `width` scales the channels, but never narrows the last convolution.
+
+    The last feature map is smaller than the images by `output_stride`: 32 as published, which needs
+    a quarter of the arithmetic, or 16.
+    """
+    if output_stride not in (16, 32):
+        raise InputError(f"output_stride is {output_stride!r}; expected 16, or 32 for photographs")
     if not isinstance(width, int | float) or not 1 / 16 <= width < float("inf"):
         raise InputError(f"width is {width!r}; expected a number of at least 1/16, such as 0.5")
     x = feature(_convolution(images, int(32 * width), "conv1", strides=2), "stem")
     for group, (expansion, channels, num_blocks, strides) in enumerate(_GROUPS):
+        if group == 1:
+            strides = output_stride // 16
         for block in range(num_blocks):
             first_strides = strides if block == 0 else 1
             name = f"blocks_{group}_{block}"

@@ -1,9 +1,12 @@
-"""MobileNetV2's width, read from a checkpoint."""
+"""MobileNetV2's options."""
 
+import keras
 import numpy as np
 import pytest
 
+import models
 from models.architectures.mobilenet_v2 import options_from_state
+from stkd_keras.errors import InputError
 
 CHANNELS = {"conv1.0.weight": 32}
 CHANNELS |= {f"blocks.{i}.0.conv.6.weight": c for i, c in enumerate((16, 24, 32, 64, 96, 160, 320))}
@@ -22,3 +25,17 @@ def test_the_width_is_inferred_from_a_state_dict(width):
 def test_a_state_dict_of_another_network_gives_no_width():
     assert options_from_state({"fc.weight": np.empty((10, 64))}) == {}
     assert options_from_state({"conv1.0.weight": np.empty(())}) == {}
+
+
+def test_output_stride_32_gives_the_feature_maps_of_keras():
+    published = keras.applications.MobileNetV2((224, 224, 3), weights=None)
+    student = models.build("mobilenet_v2:width=1:output_stride=32", (224, 224, 3), 10)
+    blocks = {"stage1": 2, "stage2": 5, "stage3": 12, "stage4": 16}
+    ours = models.features(student, list(blocks)).output
+    for stage, block in blocks.items():
+        assert ours[stage].shape == published.get_layer(f"block_{block}_project_BN").output.shape
+
+
+def test_another_output_stride_is_refused():
+    with pytest.raises(InputError, match="output_stride is 8; expected 16, or 32"):
+        models.build("mobilenet_v2:output_stride=8", (224, 224, 3), 10)

@@ -1,6 +1,7 @@
 """Converts classifiers to files for other runtimes, from pixels to probabilities."""
 
 import contextlib
+import csv
 import io
 import json
 import logging
@@ -27,6 +28,9 @@ from stkd_keras.errors import InputError, one_line
 LABELS = "labels.txt"
 """The file in a SavedModel or LiteRT file with the class names, one per line."""
 CALIBRATION_IMAGES = 300
+COMPARED_IMAGES = 10
+LARGEST_ERROR = 0.6
+"""Root mean squared error in quantization steps; rounding alone gives 0.29."""
 
 
 @contextlib.contextmanager
@@ -85,21 +89,28 @@ def write_litert_int8(path: pathlib.Path, model: keras.Model, dataset: Dataset) 
     """Writes a LiteRT file with 8-bit integer arithmetic (Jacob et al., arXiv 1712.05877).
 
     Weights have a scale per channel; 300 training images give the ranges of activations. The
-    classifier's head stays in float32: with only 256 steps, many logits would tie.
+    classifier's head stays in float32: with only 256 steps, many logits would tie. So do operations
+    with an error above `LARGEST_ERROR`, typically a MobileNet's first two convolutions.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         model.export(folder, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: _calibration_images(dataset.train)
+        converter.representative_dataset = lambda: with_progress(
+            _pixels(dataset.train, CALIBRATION_IMAGES),
+            min(CALIBRATION_IMAGES, len(dataset.train)),
+            "measuring the ranges of activations",
+        )
         # The only public way to exclude a part of a model from quantization.
         options = tf.lite.experimental.QuantizationDebugOptions
         quantizer = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
-            debug_dataset=converter.representative_dataset,
+            debug_dataset=lambda: _pixels(dataset.train, COMPARED_IMAGES),
             debug_options=options(),
         )
-        quantizer.options = options(denylisted_nodes=_head(quantizer.calibrated_model))
+        in_float = _head(quantizer.calibrated_model)
+        quantizer.options = options(denylisted_nodes=in_float)
+        quantizer.options = options(denylisted_nodes=in_float + _imprecise(quantizer))
         path.write_bytes(quantizer.get_nondebug_quantized_model())
     _add_labels(path, dataset.class_names)
 
@@ -198,15 +209,26 @@ def _erfc_as_erf(context, node, name, arguments) -> None:
     context.replace_inputs(node, [one.output[0], erf.output[0]])
 
 
-def _calibration_images(split: AnySplit) -> Iterator[list[np.ndarray]]:
-    images = (image for images in some_images(split, CALIBRATION_IMAGES) for image in images)
-    total = min(CALIBRATION_IMAGES, len(split))
-    pixels = with_progress(images, total, "measuring the ranges of activations")
-    first = next(pixels).copy()
+def _pixels(split: AnySplit, count: int) -> Iterator[list[np.ndarray]]:
+    """Yields the inputs of a LiteRT converter: lists of one batch of one image."""
+    images = (image for images in some_images(split, count) for image in images)
+    first = next(images).copy()
     # Covers the full range, so that the quantization scale of the pixels is exactly 1.
     first.flat[:2] = 0, 255
     yield [first[None]]
-    yield from ([image[None]] for image in pixels)
+    yield from ([image[None]] for image in images)
+
+
+def _imprecise(quantizer: tf.lite.experimental.QuantizationDebugger) -> list[str]:
+    """Returns the tensors that differ too much if their operation alone is quantized."""
+    quantizer.run()
+    table = io.StringIO()
+    quantizer.layer_statistics_dump(table)
+    return [
+        row["tensor_name"]
+        for row in csv.DictReader(table.getvalue().splitlines())
+        if float(row["mean_squared_error"]) ** 0.5 > LARGEST_ERROR * float(row["scale"])
+    ]
 
 
 def _head(content: bytes) -> list[str]:

@@ -179,6 +179,17 @@ def test_int8_takes_bytes_and_has_8_bit_weights(exported):
     assert sizes["litert_int8"] < sizes["saved_model"]
 
 
+def test_an_operation_that_8_bits_destroy_stays_in_float(digits, student, tmp_path):
+    spread, gather = keras.layers.Conv2D(2, 1), keras.layers.Conv2D(1, 1)
+    pixels = keras.Input((8, 8, 1))
+    model = keras.Model(pixels, student(gather(spread(pixels))))
+    # 1000 * 255 + 1 * x - 255000 is x. Beside a weight of 1000, an 8-bit weight of 1 is 0.
+    spread.set_weights([np.reshape([0.0, 1.0], (1, 1, 1, 2)), np.array([255.0, 0.0])])
+    gather.set_weights([np.reshape([1000.0, 1.0], (1, 1, 2, 1)), np.array([-255000.0])])
+    content = experiment.export(model, digits, ["litert_int8"], tmp_path)
+    assert content["formats"]["litert_int8"]["agreement"] >= 0.95
+
+
 def test_a_student_with_a_softmax_gets_no_second_one(digits, student):
     with_softmax = keras.Model(student.input, keras.layers.Softmax()(student.output))
     images = tf.constant(digits.test.images[:50], tf.float32)

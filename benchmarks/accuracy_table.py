@@ -25,7 +25,7 @@ _KEYS = (
     *("title", "gpu_hours", "flags", "data_seeds", "seeds", "measure", "split"),
     *("pairs", "rows", "differences"),
 )
-MEASURES = ("accuracy", "top5_accuracy", "nll", "ece")
+MEASURES = ("accuracy", "top5_accuracy", "nll", "ece", "calibrated_nll", "calibrated_ece")
 SPLITS = ("test", "validation")
 # Set by the runner itself.
 _RUNNERS_FLAGS = ("data_seed", "seed", "run_dir", "replay", "overwrite", "dry_run")

@@ -150,6 +150,10 @@ FLAGS = {
     "unknown teacher": Case("train.py --teacher=resnet21", "resnet20"),
     "unknown student of two lines": Case("train.py --student='a\nb\u2028c'", r"a\nb\u2028c"),
     "an unset shell variable": Case("train.py --teacher=", "--teacher is empty"),
+    "a flag without its value": Case(
+        "train.py --replay --run_dir=new",
+        "--replay takes a value, but is followed by '--run_dir=new'",
+    ),
     "a binary flag file": Case(
         "train.py --flagfile=file", "--flagfile", make=(write("file", b"--seed=\xff\xfe"),)),
     "no model": Case("evaluate.py", "--model is missing"),

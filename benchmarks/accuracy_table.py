@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from absl import flags
 
+from models.teachers.sources import TeacherSource
 from stkd_keras import recipes
 from stkd_keras.cli.app import command_flags
 from stkd_keras.cli.train_flags import GROUPS
@@ -179,8 +180,11 @@ def cost_key(flags: dict[str, Any]) -> dict[str, Any]:
 
 def teacher_key(flags: dict[str, Any]) -> tuple | None:
     """Returns everything that the teacher's training depends on, or None if there is none."""
-    needs_teacher = recipes.needs_teacher(flags["method"], _method_settings(flags))
-    if not needs_teacher or flags["teacher_weights"] not in (None, "imagenet"):
+    if not recipes.needs_teacher(flags["method"], _method_settings(flags)):
+        return None
+    # Without the flag, the teacher is one of the zoo.
+    sources = (flags["teacher"] or "").split(",")
+    if not any(TeacherSource(s, flags["teacher_weights"]).has_to_be_trained() for s in sources):
         return None
     names = (
         "dataset data_dir image_size flip augment teacher teacher_weights teacher_dir "

@@ -64,6 +64,7 @@ def test_runs_share_a_timing_or_a_teacher(tmp_path):
     assert teacher_key(kd) == teacher_key(run_of(tmp_path, method="stkd").flags)
     assert teacher_key(kd) != teacher_key(run_of(tmp_path, method="kd", teacher="resnet20").flags)
     assert teacher_key(run_of(tmp_path, method="ce").flags) is None
+    assert teacher_key(run_of(tmp_path, method="kd", teacher="t.keras").flags) is None
     assert teacher_key(run_of(tmp_path, method="kd", teacher_weights="t.keras").flags) is None
     assert teacher_key(run_of(tmp_path, method="kd", teacher_weights="imagenet").flags) is not None
 

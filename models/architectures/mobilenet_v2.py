@@ -1,8 +1,8 @@
-"""MobileNetV2 for images of 32 pixels, at half the width unless another is given.
+"""MobileNetV2 for images of 32 pixels or for photographs, at half the width by default.
 
 Inverted residuals: 1x1 convolutions around a depthwise one; Sandler et al., "MobileNetV2: Inverted
-Residuals and Linear Bottlenecks" (arXiv 1801.04381), table 2, with smaller strides, and ReLU in
-place of ReLU6.
+Residuals and Linear Bottlenecks" (arXiv 1801.04381), table 2, with a smaller stride unless
+`output_stride` is 32, and ReLU in place of ReLU6.
 
 Layers have the names of the modules in github.com/HobbitLong/RepDistiller's mobilenetv2.py, with
 "_" for ".".
@@ -42,8 +42,8 @@ def mobilenet_v2(
 ) -> keras.KerasTensor:
     """Returns the logits; `width` scales the channels, but never narrows the last convolution.
 
-    The last feature map is smaller than the images by `output_stride`: 32 as published, which needs
-    a quarter of the arithmetic, or 16.
+    The last feature map is smaller than the images by `output_stride`: 32 as published, or 16, which
+    needs three times the multiply-adds.
     """
     if output_stride not in (16, 32):
         raise InputError(f"output_stride is {output_stride!r}; expected 16, or 32 for photographs")

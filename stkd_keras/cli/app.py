@@ -92,11 +92,13 @@ def _define(
 def _check_texts(own_flags: Sequence[flags.Flag]) -> None:
     """Rejects empty values (of unset shell variables), the next flag, and invalid UTF-8."""
     for flag in own_flags:
-        if isinstance(flag.value, str) and not flag.value.strip():
+        if not isinstance(flag.value, str):
+            continue
+        if not flag.value.strip():
             raise InputError(f"--{flag.name} is empty; give it a value, or leave it out")
-        if isinstance(flag.value, str) and flag.value.startswith("--"):
+        if flag.value.startswith("--"):
             raise InputError(f"--{flag.name} takes a value, but is followed by {flag.value!r}")
-        if isinstance(flag.value, str) and not is_text(flag.value):
+        if not is_text(flag.value):
             raise InputError(f"--{flag.name}={flag.value!r} isn't UTF-8; rename the file")
 
 

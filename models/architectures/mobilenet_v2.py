@@ -42,8 +42,8 @@ def mobilenet_v2(
 ) -> keras.KerasTensor:
     """Returns the logits; `width` scales the channels, but never narrows the last convolution.
 
-    The last feature map is smaller than the images by `output_stride`: 32 as published, or 16, which
-    needs three times the multiply-adds.
+    The last feature map is smaller than the images by `output_stride`: 32 as published, or 16,
+    which needs three times the multiply-adds.
     """
     if output_stride not in (16, 32):
         raise InputError(f"output_stride is {output_stride!r}; expected 16, or 32 for photographs")
